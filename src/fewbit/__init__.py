@@ -1,0 +1,43 @@
+"""fewbit stores and computes trained neural networks in fewer bits and shows what that cost.
+
+    import fewbit as fb
+    result = fb.quantize(model, "w4a16")
+    result.report.save("report.html")
+    result.save("out/")
+"""
+
+from fewbit.errors import FewbitError
+from fewbit.formats.integer import Int
+from fewbit.formats.minifloat import Float
+from fewbit.algorithms.nearest import Nearest
+from fewbit.pipeline import Evaluation, Options, load, plan, quantize
+from fewbit.qtensor import QTensor
+from fewbit.recipe import Recipe, Rule, keep
+from fewbit.result import Result
+from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
+from fewbit.schemes.notation import parse_scheme
+from fewbit.schemes.scheme import Scheme
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Evaluation",
+    "FewbitError",
+    "Float",
+    "Int",
+    "Nearest",
+    "Options",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "QTensor",
+    "Recipe",
+    "Result",
+    "Rule",
+    "Scheme",
+    "keep",
+    "load",
+    "parse_scheme",
+    "plan",
+    "quantize",
+]

@@ -1,0 +1,71 @@
+"""How codes are found for a weight: one paper a file, a callable frozen dataclass each, and `solve`.
+
+An algorithm is `(weight (out, in), statistics, scheme) -> QTensor`; it never sees a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from fewbit.catalogue import lookup
+from fewbit.errors import NotYetError
+from fewbit.numerics.namespace import Array
+from fewbit.qtensor import QTensor
+from fewbit.schemes.scheme import Scheme
+
+#: Algorithms by name.
+ALGORITHMS = {"nearest": "fewbit.algorithms.nearest:Nearest"}
+#: Algorithms of the design that this version does not have.
+LATER = ("adaround", "autoround", "awq", "gptq", "hqq")
+
+
+class Algorithm(Protocol):
+    """How codes are found for one weight."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in recipes."""
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Which statistics of the layer's input it needs; empty: no calibration."""
+
+    def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> QTensor:
+        """Return the quantized `weight` (out, in)."""
+
+
+def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:
+    """Return the algorithm for a name, a table with `name` and options, or an algorithm.
+
+    >>> parse_algorithm("nearest")
+    Nearest()
+    """
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        return value
+    options = dict(value)
+    name = options.pop("name", None)
+    if name in LATER:
+        raise NotYetError(f"algorithm {name!r} is not in this version; use one of: {', '.join(ALGORITHMS)}")
+    factory = lookup(ALGORITHMS, str(name), what="algorithm")
+    return options_applied(factory, options, f"algorithm {name!r}")  # type: ignore[no-any-return]
+
+
+def options_applied(factory: Any, options: dict[str, Any], what: str) -> Any:
+    """Return `factory(**options)`, with an error that names an option that `factory` does not have."""
+    from dataclasses import fields
+
+    from fewbit.catalogue import unknown
+    from fewbit.errors import RecipeError
+
+    names = [field.name for field in fields(factory)]
+    for option in options:
+        if option not in names:
+            raise RecipeError(unknown(option, names, what=f"option of {what}:"))
+    return factory(**options)
+
+
+def solve(weight: Array, scheme: Scheme, algorithm: str | Algorithm = "nearest", statistics: Any = None) -> QTensor:
+    """Return `weight` (out, in), an array of any framework, quantized by `algorithm`, in the caller's framework."""
+    return parse_algorithm(algorithm)(weight, statistics, scheme)

@@ -1,0 +1,36 @@
+"""Catalogues: plain dicts `name -> "module:attribute"`, imported only when a name is asked for.
+
+A new format, algorithm, checkpoint or kernel is one file and one line in the dict of its package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fewbit.errors import FewbitError, RecipeError
+
+
+def lookup(catalogue: Mapping[str, str], name: str, *, what: str, error: type[FewbitError] = RecipeError) -> Any:
+    """Return the object that `catalogue` lists under `name`.
+
+    Raises `error` with the closest known name when there is no such entry.
+    """
+    if name not in catalogue:
+        raise error(unknown(name, catalogue, what=what))
+    module, _, attribute = catalogue[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def unknown(name: str, known: Iterable[str], *, what: str) -> str:
+    """Return the message for a name that is not known: what was meant, perhaps, and what there is.
+
+    >>> unknown("w4a61", ["w4a16", "w8a16"], what="preset")
+    "unknown preset 'w4a61'; did you mean 'w4a16'? known: w4a16, w8a16"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {what} {name!r}; {hint}known: {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""On-disk layouts, one a file; `fewbit.interfaces.CHECKPOINTS` lists them."""

@@ -1,0 +1,148 @@
+"""Safetensors files as NumPy arrays: sharded writing in manifest order, lazy reading.
+
+The safetensors library checks and writes the files; reading maps the bytes, because its NumPy reader knows no float8.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fewbit.errors import CheckpointError
+from fewbit.interfaces import StoredTensor
+
+#: Type names of the file format, with the names that fewbit and NumPy use.
+_TYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
+    "BOOL": "bool",
+}  # fmt: skip
+#: A shard is held in memory until it is full.
+SHARD_BYTES = 1 << 30
+INDEX = "model.safetensors.index.json"
+
+
+def numpy_type(name: str) -> np.dtype[Any]:
+    """Return the NumPy type called `name`, with the small floats of ml_dtypes."""
+    return np.dtype(getattr(ml_dtypes, name) if hasattr(ml_dtypes, name) else name)
+
+
+class ShardedWriter:
+    """Writes the tensors of a manifest, in its order, into one or more files of `folder`."""
+
+    def __init__(self, folder: Path, stored: Sequence[StoredTensor], *, shard_bytes: int = SHARD_BYTES) -> None:
+        self._folder = folder
+        self._shards = _shards(stored, shard_bytes)
+        self._expected = {tensor.name: tensor for tensor in stored}
+        if len(self._expected) != len(stored):
+            raise CheckpointError("the manifest names a tensor twice; this is a defect of fewbit")
+        self._pending: dict[str, np.ndarray[Any, Any]] = {}
+        self._finished = 0
+
+    def put(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        """Take the next tensor; it must be in the manifest with this shape and type."""
+        expected = self._expected.pop(name, None)
+        if expected is None:
+            raise CheckpointError(f"tensor {name} is not in the manifest, or came twice")
+        if tuple(array.shape) != expected.shape or array.dtype != numpy_type(expected.dtype):
+            raise CheckpointError(
+                f"tensor {name} is {array.dtype}{list(array.shape)}, the manifest says {expected.dtype}{list(expected.shape)}"
+            )
+        self._pending[name] = np.ascontiguousarray(array).reshape(array.shape)
+        while self._finished < len(self._shards) and self._pending.keys() >= self._shards[self._finished].keys():
+            self._flush()
+
+    def close(self) -> None:
+        """Write the index, if there are several files; every tensor of the manifest must have come."""
+        if self._expected:
+            raise CheckpointError(f"tensors of the manifest never came: {', '.join(list(self._expected)[:5])}")
+        if len(self._shards) > 1:
+            where = {name: self._name(i) for i, shard in enumerate(self._shards) for name in shard}
+            total = sum(size for shard in self._shards for size in shard.values())
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            (self._folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+    def _flush(self) -> None:
+        shard = {name: self._pending.pop(name) for name in self._shards[self._finished]}
+        # "format" tells transformers how to read the file.
+        save_file(shard, self._folder / self._name(self._finished), metadata={"format": "pt"})
+        self._finished += 1
+
+    def _name(self, number: int) -> str:
+        if len(self._shards) == 1:
+            return "model.safetensors"
+        return f"model-{number + 1:05}-of-{len(self._shards):05}.safetensors"
+
+
+def _shards(stored: Sequence[StoredTensor], shard_bytes: int) -> list[dict[str, int]]:
+    shards: list[dict[str, int]] = [{}]
+    for tensor in stored:
+        if shards[-1] and sum(shards[-1].values()) + tensor.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][tensor.name] = tensor.nbytes
+    return shards
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder, by its index where it has one.
+
+    Raises:
+        CheckpointError: no such files, or an index that names a file outside the folder.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{folder} holds no .safetensors file")
+        return files
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]+\.safetensors", name):
+            raise CheckpointError(f"{index} names the file {name!r}; only plain .safetensors names are read")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index} names {name}, which is not there; is the download complete?")
+    return [folder / name for name in names]
+
+
+def stored_tensors(path: Path) -> list[StoredTensor]:
+    """Return what the file holds; the library checks its header against its size."""
+    return [stored for stored, _ in _entries(path)]
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """Yield the tensors of one file as read-only arrays that map the file."""
+    entries = _entries(path)
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    for stored, (begin, end) in entries:
+        raw = data[start + begin : start + end]
+        yield stored.name, raw.view(numpy_type(stored.dtype)).reshape(stored.shape)
+
+
+def _entries(path: Path) -> list[tuple[StoredTensor, tuple[int, int]]]:
+    try:
+        with safe_open(path, framework="np"):
+            pass  # the library's own checks: header length, offsets, sizes, overlaps
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    header.pop("__metadata__", None)
+    entries = []
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in _TYPES:
+            raise CheckpointError(f"{path}: tensor {name} has type {entry['dtype']}, which fewbit does not read")
+        stored = StoredTensor(name, _TYPES[entry["dtype"]], tuple(entry["shape"]))
+        entries.append((stored, tuple(entry["data_offsets"])))
+    return entries

@@ -1,0 +1,69 @@
+"""What the command line prints: results to standard output, bars and errors to standard error.
+
+Three manners: normal, quiet (`-q`: nothing but errors), and JSON (`--json`: one object on standard output).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where a command reports; also a `fewbit.interfaces.Progress`."""
+
+    quiet: bool = False
+    as_json: bool = False
+
+    def say(self, text: str) -> None:
+        """Print a line for people."""
+        if not (self.quiet or self.as_json):
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    def result(self, text: str, data: dict[str, Any]) -> None:
+        """Print a command's result: text for people, or one JSON object."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(data, indent=2) + "\n")
+        else:
+            self.say(text)
+
+    def track(self, items: Sequence[Item], description: str) -> Iterator[Item]:
+        """Yield `items` under a bar with the time left."""
+        if self.quiet or self.as_json:
+            yield from items
+            return
+        with _bar() as bar:
+            yield from bar.track(items, description=description)
+
+    def wait(self, description: str) -> Progress:
+        """Return a context manager that shows `description` and the time it takes."""
+        bar = Progress(
+            TextColumn("{task.description:10}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True, quiet=self.quiet or self.as_json),
+            transient=True,
+        )
+        bar.add_task(description, total=None)
+        return bar
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

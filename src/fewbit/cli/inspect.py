@@ -1,0 +1,94 @@
+"""`fewbit inspect`: every tensor of a model with its format, bytes and range."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+
+from fewbit.cli.console import Terminal
+from fewbit.cli.words import AsJson, Model, Quiet
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    shape: tuple[int, ...]
+    #: Notation of the scheme, or the float type.
+    form: str
+    nbytes: int
+    lowest: float
+    highest: float
+
+
+def inspect(
+    model: Model,
+    match: Annotated[str, typer.Option(help="Only tensors whose name this regular expression finds.")] = "",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print every tensor of MODEL: shape, format, bytes, smallest and largest value, and what is left in float."""
+    import re
+
+    from fewbit.errors import RecipeError
+    from fewbit.sources import open_source
+    from fewbit.sources.checkpoint import CheckpointFolder
+
+    try:
+        pattern = re.compile(match)
+    except re.error as error:
+        raise RecipeError(f"--match {match!r} is not a regular expression: {error}") from error
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    with terminal.wait("read"):
+        source = open_source(model)
+        rows = _checkpoint_rows(source) if isinstance(source, CheckpointFolder) else _float_rows(source)
+        rows = [row for row in rows if pattern.search(row.name)]
+    quantized = [row for row in rows if " " in row.form]
+    total = sum(row.nbytes for row in rows)
+    width = max([len(row.name) for row in rows], default=10)
+    lines = [f"{'tensor':{width}}  {'shape':>14}  {'format':<18} {'bytes':>12} {'lowest':>12} {'highest':>12}"]
+    lines += [
+        f"{row.name:{width}}  {'x'.join(map(str, row.shape)):>14}  {row.form:<18} {row.nbytes:>12,} "
+        f"{row.lowest:>12.5g} {row.highest:>12.5g}"
+        for row in rows
+    ]
+    lines.append(f"{len(rows)} tensors, {len(quantized)} quantized, {len(rows) - len(quantized)} float; {total:,} bytes")
+    data = {"model": model, "bytes": total, "tensors": [asdict(row) for row in rows]}
+    terminal.result("\n".join(lines), data)
+
+
+def _checkpoint_rows(source: Any) -> list[_Row]:
+    import numpy as np
+
+    from fewbit.qtensor import QTensor
+
+    checkpoint = source.checkpoint
+    nbytes: dict[str, int] = {}
+    for stored in checkpoint.stored:
+        owner = stored.name.rpartition(".")[0]
+        key = owner if owner in checkpoint.schemes and not stored.name.endswith(".bias") else stored.name
+        nbytes[key] = nbytes.get(key, 0) + stored.nbytes
+    rows = []
+    for name, value in checkpoint.tensors():
+        scheme = str(value.scheme) if isinstance(value, QTensor) else value.dtype.name
+        numbers = value.dequantize() if isinstance(value, QTensor) else np.asarray(value, dtype=np.float32)
+        rows.append(_row(name, tuple(value.shape), scheme, nbytes[name], numbers))
+    return rows
+
+
+def _float_rows(source: Any) -> list[_Row]:
+    rows = []
+    seen = set()
+    for name, tensor in source.load().state_dict().items():
+        form = str(tensor.dtype).removeprefix("torch.")
+        if tensor.data_ptr() in seen and tensor.numel():
+            rows.append(_row(name, tuple(tensor.shape), f"{form}-tied", 0, tensor.numpy()))
+            continue
+        seen.add(tensor.data_ptr())
+        rows.append(_row(name, tuple(tensor.shape), form, tensor.nbytes, tensor.numpy()))
+    return rows
+
+
+def _row(name: str, shape: tuple[int, ...], form: str, nbytes: int, numbers: Any) -> _Row:
+    return _Row(name, shape, form, nbytes, float(numbers.min()), float(numbers.max()))

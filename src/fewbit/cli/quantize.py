@@ -1,0 +1,173 @@
+"""`fewbit quantize`: the main job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewbit.cli.console import Terminal
+from fewbit.cli.words import AsJson, Device, Model, Output, Overwrite, Quiet, SequenceLength, Sequences, Text
+from fewbit.errors import CheckpointError, NotYetError, RecipeError
+
+if TYPE_CHECKING:
+    from fewbit.recipe import Recipe
+    from fewbit.result import Result
+
+_LATER = "Not in this version."
+
+
+def quantize(  # noqa: PLR0913  # a command's options are its arguments
+    model: Model,
+    output: Output = None,
+    recipe: Annotated[str | None, typer.Option(help="A preset (w4a16, ...) or a .toml file. Default: w4a16.")] = None,
+    weight: Annotated[str | None, typer.Option(help='Scheme of all linear layers instead, e.g. "int4 g64".')] = None,
+    algorithm: Annotated[str | None, typer.Option(help="How codes are found, with --weight: nearest.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Layers that stay float; a regular expression.")] = None,
+    to: Annotated[str, typer.Option(help="Layout of the output.")] = "compressed-tensors",
+    dtype: Annotated[str, typer.Option(help="Type of floats and scales: auto, float32, float16, bfloat16.")] = "auto",
+    text: Text = None,
+    sequences: Sequences = 4,
+    length: SequenceLength = 512,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and every problem; do nothing.")] = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Recorded in the report.")] = 0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    input_scheme: Annotated[str | None, typer.Option("--input", help=_LATER)] = None,
+    calibration: Annotated[str | None, typer.Option(help=_LATER)] = None,
+    samples: Annotated[int | None, typer.Option(help=_LATER)] = None,
+    target_bits: Annotated[float | None, typer.Option(help=_LATER)] = None,
+    runtime: Annotated[str | None, typer.Option(help=_LATER)] = None,
+    memory: Annotated[str | None, typer.Option(help=_LATER)] = None,
+    executor: Annotated[str | None, typer.Option(help=_LATER)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help=_LATER)] = False,
+) -> None:
+    """Quantize MODEL, measure what it cost, and write a folder that other runtimes load."""
+    refuse_later(
+        {
+            "--input": input_scheme, "--calibration": calibration, "--samples": samples, "--target-bits": target_bits,
+            "--runtime": runtime, "--memory": memory, "--executor": executor, "--resume": resume,
+        }
+    )  # fmt: skip
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    chosen = choose_recipe(recipe, weight, algorithm, keep or [])
+    if dry_run:
+        show_plan(terminal, model, chosen, to=to, dtype=dtype)
+        return
+    if output is None:
+        raise RecipeError("nowhere to write: give -o OUT, or --dry-run to see the plan only")
+    run = Run(
+        model=model, recipe=chosen, output=output, to=to, dtype=dtype, text=text, sequences=sequences, length=length,
+        overwrite=overwrite, device=device, seed=seed,
+    )  # fmt: skip
+    result = run.carry_out(terminal)
+    terminal.result(f"{result.report}\nwritten                {output}", {**result.report.to_dict(), "output": str(output)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A quantization asked for on the command line."""
+
+    model: str
+    recipe: Recipe
+    output: Path
+    to: str = "compressed-tensors"
+    dtype: str = "auto"
+    text: str | None = None
+    sequences: int = 4
+    length: int = 512
+    overwrite: bool = False
+    device: str = "auto"
+    seed: int = 0
+
+    def carry_out(self, terminal: Terminal) -> Result:
+        """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
+        if self.output.exists() and not self.overwrite:
+            raise CheckpointError(f"{self.output} exists; choose another name or pass --overwrite")
+        with terminal.wait("plan"):
+            import fewbit as fb
+
+            made = fb.plan(self.model, self.recipe, to=self.to, dtype=self.dtype)
+        made.require_sound()
+        for adaptation in made.adaptations:
+            terminal.say(f"adapted: {adaptation}")
+        evaluation = self._evaluation()
+        options = fb.Options(
+            device=self.device, seed=self.seed, progress=terminal, command=shlex.join(["fewbit", *sys.argv[1:]])
+        )
+        result = fb.quantize(
+            self.model, self.recipe, to=self.to, dtype=self.dtype, evaluation=evaluation, options=options
+        )
+        with terminal.wait("write"):
+            result.save(self.output, self.to, overwrite=self.overwrite)
+        return result
+
+    def _evaluation(self) -> Any:
+        if self.text == "none":
+            return None
+        import fewbit as fb
+        from fewbit.evaluation.text import read_text, token_sequences
+        from fewbit.sources import open_source
+
+        text, name = read_text(self.text)
+        tokenizer = open_source(self.model).tokenizer()
+        batches = token_sequences(tokenizer, text, sequences=self.sequences, length=self.length)
+        if self.device != "auto":
+            batches = [batch.to(self.device) for batch in batches]
+        return fb.Evaluation(batches=batches, name=name)
+
+
+def choose_recipe(recipe: str | None, weight: str | None, algorithm: str | None, keep: list[str]) -> Recipe:
+    """Return the recipe that --recipe or --weight, --algorithm and --keep ask for."""
+    import fewbit as fb
+    from fewbit.presets import parse_recipe
+
+    if recipe is not None and (weight is not None or algorithm is not None):
+        raise RecipeError("--recipe and --weight (or --algorithm) exclude each other; write the scheme into the recipe")
+    kept = [fb.keep(pattern) for pattern in keep]
+    if weight is not None:
+        rules = [*kept, fb.Rule(kind="linear", weight=weight, algorithm=algorithm)]
+        return fb.Recipe(rules, name=weight)
+    if algorithm is not None:
+        raise RecipeError('--algorithm needs --weight, e.g. --weight "int4 g64"; presets bring their own')
+    base = parse_recipe(recipe or "w4a16")
+    if not kept:
+        return base
+    return fb.Recipe([*kept, *base.rules], name=base.name, adapts=base.adapts)
+
+
+def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype: str) -> None:
+    """Print the plan; raise its problems, so that the exit code tells."""
+    with terminal.wait("plan"):
+        import fewbit as fb
+
+        made = fb.plan(model, recipe, to=to, dtype=dtype)
+    data = {
+        "model": made.model,
+        "recipe": made.recipe.name,
+        "storage_type": made.storage_type,
+        "bytes_before": made.bytes_before,
+        "bytes_after": made.bytes_after,
+        "layers": [
+            {"name": row.layer.name, "becomes": row.becomes, "bytes_before": row.bytes_before,
+             "bytes_after": row.bytes_after, "notes": list(row.notes)}
+            for row in made.rows
+        ],
+        "adaptations": list(made.adaptations),
+        "problems": list(made.problems),
+    }  # fmt: skip
+    terminal.result(str(made), data)
+    made.require_sound()
+
+
+def refuse_later(options: dict[str, object]) -> None:
+    """Raise for an option that was given but is not in this version."""
+    for name, value in options.items():
+        if value not in (None, False):
+            raise NotYetError(f"{name} is not in this version; leave it out")

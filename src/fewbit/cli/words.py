@@ -1,0 +1,20 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="A Hugging Face folder, a .gguf file, or smollm2.", show_default=False)]
+Text = Annotated[
+    str | None, typer.Option(help="Text to measure quality on; `none` measures nothing. Default: Python's own topics.")
+]
+Sequences = Annotated[int, typer.Option(min=1, help="How many sequences of the text.")]
+SequenceLength = Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, ...")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")]

@@ -1,0 +1,26 @@
+"""Signal to quantization noise: SQNR = 10 log10(sum x^2 / sum (x - q)^2), in dB; infinite where nothing is lost."""
+
+from __future__ import annotations
+
+import math
+
+from fewbit.numerics.namespace import Array, array_namespace
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return the ratio of two powers in dB.
+
+    >>> decibels(100.0, 1.0)
+    20.0
+    """
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+
+
+def sqnr(original: Array, quantized: Array) -> float:
+    """Return the SQNR in dB of `quantized` against `original`, arrays of one shape; sums are float64."""
+    xp = array_namespace(original, quantized)
+    original = xp.astype(original, xp.float64)
+    noise = original - xp.astype(quantized, xp.float64)
+    return decibels(float(xp.sum(original * original)), float(xp.sum(noise * noise)))

@@ -1,0 +1,12 @@
+"""Bytes on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Return the bytes of a file, or of the weight files of a folder (what a runtime has to load)."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))

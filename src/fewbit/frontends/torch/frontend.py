@@ -1,0 +1,117 @@
+"""The PyTorch front end behind the `Frontend` contract."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewbit.errors import NonFiniteError
+from fewbit.frontends.torch.layers import canonical_weight, find_layers
+from fewbit.frontends.torch.probe import probe
+from fewbit.frontends.torch.quantized import QuantizedLayer
+from fewbit.frontends.torch.replacement import TorchReplacement
+from fewbit.interfaces import Layer, StoredTensor
+from fewbit.qtensor import QTensor
+from fewbit.schemes.scheme import ScaleType
+
+
+class TorchFrontend:
+    """Layers, data and replacements of any `nn.Module`."""
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """Return the quantizable layers in the order of the model."""
+        return find_layers(model)
+
+    def floats(self, model: nn.Module) -> list[StoredTensor]:
+        """Return every stored parameter and buffer, tied ones once under each name."""
+        return [
+            StoredTensor(name, _type_name(tensor.dtype), tuple(tensor.shape))
+            for name, tensor in model.state_dict(keep_vars=True).items()
+        ]
+
+    def weight(self, model: nn.Module, layer: Layer) -> Tensor:
+        """Return the weight of `layer` as (out, in).
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+        """
+        weight = canonical_weight(model.get_submodule(layer.name))
+        if not bool(torch.isfinite(weight).all()):
+            bad = int((~torch.isfinite(weight)).sum())
+            raise NonFiniteError(f"{layer.name}: {bad} of {weight.numel()} weights are NaN or infinite; repair or keep it")
+        return weight
+
+    def replacement(self, model: nn.Module, layer: Layer, qtensor: QTensor) -> TorchReplacement:
+        """Return the quantized form of `layer`, not yet installed."""
+        return TorchReplacement(model, layer, qtensor)
+
+    def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
+        """Yield NumPy arrays by full name, floats as `storage_type`, and QTensors by the name of their layer."""
+        quantized = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+        own = {f"{name}.{suffix}" for name in quantized for suffix in QuantizedLayer.CANONICAL}
+        for name, tensor in model.state_dict().items():
+            if name not in own:
+                yield name, to_stored(tensor, storage_type)
+        for name, module in quantized.items():
+            yield name, module.qtensor
+
+    def round_floats(self, model: nn.Module, names: Collection[str], storage_type: ScaleType) -> int:
+        """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed.
+
+        Raises:
+            NonFiniteError: a number overflows; the tensor is named and nothing has been rounded.
+        """
+        target = getattr(torch, storage_type)
+        rounded = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in names and tensor.dtype.is_floating_point and tensor.dtype != target:
+                rounded[name] = (tensor, tensor.detach().to(target).to(tensor.dtype))
+                if not bool(torch.isfinite(rounded[name][1]).all()):
+                    raise NonFiniteError(f"{name}: not all of its numbers are finite in {storage_type}; use another dtype")
+        changed = 0
+        with torch.no_grad():
+            for tensor, nearest in rounded.values():
+                changed += int((nearest != tensor).sum())
+                tensor.copy_(nearest)
+        return changed
+
+    @torch.no_grad()
+    def run(self, model: nn.Module, batch: Any) -> Any:
+        """Return the output of `model` for a batch: a tensor, a tuple of arguments or a dict of keyword arguments."""
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+    def probe(self, replacements: Sequence[Any]) -> AbstractContextManager[Mapping[str, float]]:
+        """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB."""
+        return probe(replacements)
+
+
+def to_stored(tensor: Tensor, storage_type: ScaleType) -> np.ndarray[Any, Any]:
+    """Return `tensor` as a NumPy array, floats as `storage_type` (bfloat16 through ml_dtypes)."""
+    import ml_dtypes
+
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype.is_floating_point:
+        tensor = tensor.to(getattr(torch, storage_type))
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def from_stored(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return a NumPy array, possibly of an ml_dtypes type, as a tensor of its own memory."""
+    array = np.array(array)  # a copy: files are mapped read-only
+    if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        raw = torch.from_numpy(array.view(f"u{array.dtype.itemsize}"))
+        return raw.view(getattr(torch, array.dtype.name))
+    return torch.from_numpy(array)
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

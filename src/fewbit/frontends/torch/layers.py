@@ -1,0 +1,83 @@
+"""Find the quantizable layers of a torch module: `nn.Linear`, transformers' `Conv1D`, `nn.Embedding`.
+
+Subclasses are left alone, since they may read their weight in ways of their own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from fewbit.interfaces import Layer, LayerKind
+
+
+def module_class(module: nn.Module) -> str | None:
+    """Return `Linear`, `Conv1D` or `Embedding`, or `None` for a module that is not quantized."""
+    if type(module) is nn.Linear:
+        return "Linear"
+    # An embedding with max_norm rewrites its weight while it runs.
+    if type(module) is nn.Embedding and module.max_norm is None:
+        return "Embedding"
+    kind = type(module)
+    return "Conv1D" if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils" else None
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """Return the quantizable layers of `model` in order; layers that share one weight name each other."""
+    modules = {name: module for name, module in model.named_modules() if name and module_class(module)}
+    owners = defaultdict(list)
+    for name, module in modules.items():
+        owners[id(module.weight)].append(name)
+    heads = set(_heads(model, modules))
+    layers = []
+    for name, module in modules.items():
+        kind = module_class(module)
+        weight = module.weight
+        assert kind is not None
+        assert isinstance(weight, Tensor)
+        shape = tuple(reversed(weight.shape)) if kind == "Conv1D" else tuple(weight.shape)
+        layers.append(
+            Layer(
+                name=name,
+                kind=_kind(kind, name in heads),
+                shape=(shape[0], shape[1]),
+                module_class=kind,
+                transposed=kind == "Conv1D",
+                tied=tuple(other for other in owners[id(weight)] if other != name),
+            )
+        )
+    return layers
+
+
+def canonical_weight(module: nn.Module) -> Tensor:
+    """Return the weight of a layer as (out, in)."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().T if module_class(module) == "Conv1D" else weight.detach()
+
+
+def _kind(kind: str, is_head: bool) -> LayerKind:
+    if kind == "Embedding":
+        return "embedding"
+    return "head" if is_head else "linear"
+
+
+def _heads(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[str]:
+    """Yield the linear layers that turn features into one score for each row of an embedding.
+
+    That is what the model itself calls its output embedding, what shares the weight of an embedding, and what has as
+    many outputs as an embedding has rows.
+    """
+    own = getattr(model, "get_output_embeddings", lambda: None)()
+    embeddings = [module for module in modules.values() if isinstance(module, nn.Embedding)]
+    rows = {module.num_embeddings for module in embeddings}
+    for name, module in modules.items():
+        if isinstance(module, nn.Embedding):
+            continue
+        shared = any(module.weight is embedding.weight for embedding in embeddings)
+        # A vocabulary has more rows than a feature has numbers; few classes or positions prove nothing.
+        looks_like = canonical_weight(module).shape[0] in rows and canonical_weight(module).shape[0] >= 256
+        if module is own or shared or looks_like:
+            yield name

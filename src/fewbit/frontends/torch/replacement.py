@@ -1,0 +1,51 @@
+"""Swap a layer of a live module between its float and its quantized form, at every place where it hangs."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fewbit.frontends.torch.layers import module_class
+from fewbit.frontends.torch.quantized import QuantizedEmbedding, QuantizedLayer, QuantizedLinear
+from fewbit.interfaces import Layer
+from fewbit.qtensor import QTensor
+
+
+class TorchReplacement:
+    """A layer in its two forms; the float one is installed at first."""
+
+    def __init__(self, model: nn.Module, layer: Layer, qtensor: QTensor) -> None:
+        self.layer = layer
+        self.original = model.get_submodule(layer.name)
+        self.quantized = _quantized(self.original, qtensor)
+        self._places = [
+            (parent, attribute)
+            for parent in model.modules()
+            for attribute, child in parent._modules.items()
+            if child is self.original
+        ]
+
+    @property
+    def qtensor(self) -> QTensor:
+        """The quantized weight."""
+        return self.quantized.qtensor
+
+    def install(self) -> None:
+        """Put the quantized form into the model."""
+        for parent, attribute in self._places:
+            setattr(parent, attribute, self.quantized)
+
+    def restore(self) -> None:
+        """Put the float form back."""
+        for parent, attribute in self._places:
+            setattr(parent, attribute, self.original)
+
+
+def _quantized(module: nn.Module, qtensor: QTensor) -> QuantizedLayer:
+    dtype = module.weight.dtype
+    form: QuantizedLayer
+    if module_class(module) == "Embedding":
+        form = QuantizedEmbedding(qtensor, dtype)  # type: ignore[arg-type]
+    else:
+        form = QuantizedLinear(qtensor, module.bias, dtype)  # type: ignore[arg-type]
+    form.train(module.training)
+    return form

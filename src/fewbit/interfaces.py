@@ -1,0 +1,239 @@
+"""The contracts between fewbit's core and what surrounds it: layers, sources, front ends, checkpoint formats.
+
+They are protocols and plain descriptions; implementations are found through the catalogues at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from fewbit.numerics.namespace import Array
+from fewbit.qtensor import QTensor
+from fewbit.schemes.scheme import ScaleType, Scheme
+
+#: What a quantizable operation does; rules select by it.
+LayerKind = Literal["linear", "embedding", "head"]
+LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "head")
+
+#: Bytes of one number of each stored type.
+BYTES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+FLOAT_TYPES = ("float64", "float32", "float16", "bfloat16")
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One quantizable operation as a front end sees it; its weight is (out, in) however the framework stores it."""
+
+    #: Dotted path inside the model, without `.weight`.
+    name: str
+    #: What it does.
+    kind: LayerKind
+    #: Shape of the weight as (out, in); of an embedding as (rows, width).
+    shape: tuple[int, int]
+    #: Class in the framework, for people and for checkpoint formats that match by class.
+    module_class: str
+    #: Whether the framework stores the weight as (in, out), as GPT-2's Conv1D does.
+    transposed: bool = False
+    #: Names of the other layers that own the very same weight.
+    tied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as a file will hold it, without its bytes."""
+
+    #: Name in the file.
+    name: str
+    #: Key of `BYTES`.
+    dtype: str
+    #: Shape in the file.
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) * BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLayer:
+    """A layer and the scheme that its weight gets, as a checkpoint format needs to know them."""
+
+    layer: Layer
+    scheme: Scheme
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything that a checkpoint will hold, known before its first byte is written."""
+
+    #: Layers with quantized weights, in the model's order.
+    quantized: tuple[QuantizedLayer, ...]
+    #: Layers that keep float weights.
+    kept: tuple[Layer, ...]
+    #: Float tensors and buffers, among them kept weights and biases.
+    floats: tuple[StoredTensor, ...]
+    #: Type in which floats and scales are stored.
+    storage_type: ScaleType
+    #: The model's `config.json` as a dictionary; empty for a module of one's own.
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    #: Further files by plain name: tokenizer, report.
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Progress(Protocol):
+    """Shows how far a phase has come."""
+
+    def track(self, items: Sequence[Item], description: str) -> Iterator[Item]:
+        """Yield `items`, showing the count done and the time left."""
+
+
+class Silent:
+    """The progress that shows nothing."""
+
+    def track(self, items: Sequence[Item], description: str) -> Iterator[Item]:  # noqa: ARG002
+        """Yield `items`."""
+        yield from items
+
+
+class Source(Protocol):
+    """Where a model comes from."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def storage_type(self) -> ScaleType:
+        """The type that the float numbers of its files have, or would have."""
+
+    def skeleton(self) -> Any:
+        """Return the model with shapes but, where that saves time, without numbers."""
+
+    def load(self) -> Any:
+        """Return the model, ready to run."""
+
+    def configuration(self) -> Mapping[str, Any]:
+        """Return the content of `config.json` without any `quantization_config`; empty if there is none."""
+
+    def companions(self) -> Mapping[str, bytes]:
+        """Return the files that belong beside the weights: tokenizer, generation settings."""
+
+    def tokenizer(self) -> Any | None:
+        """Return the tokenizer, or `None`."""
+
+
+class Replacement(Protocol):
+    """A layer of a live model in its two forms; exactly one of them is installed."""
+
+    @property
+    def layer(self) -> Layer:
+        """Which layer."""
+
+    @property
+    def qtensor(self) -> QTensor:
+        """The quantized weight."""
+
+    def install(self) -> None:
+        """Put the quantized form into the model."""
+
+    def restore(self) -> None:
+        """Put the float form back."""
+
+
+class Frontend(Protocol):
+    """What knows a framework."""
+
+    def layers(self, model: Any) -> list[Layer]:
+        """Return the quantizable layers in the order of the model."""
+
+    def floats(self, model: Any) -> list[StoredTensor]:
+        """Return every stored parameter and buffer, tied ones once under each name."""
+
+    def weight(self, model: Any, layer: Layer) -> Array:
+        """Return the weight of `layer` as (out, in) in the framework's own array type."""
+
+    def replacement(self, model: Any, layer: Layer, qtensor: QTensor) -> Replacement:
+        """Return the quantized form of `layer`, not yet installed."""
+
+    def tensors(self, model: Any, storage_type: ScaleType) -> Iterator[tuple[str, Array | QTensor]]:
+        """Yield what a checkpoint stores: NumPy arrays by full name, floats as `storage_type`; QTensors by layer."""
+
+    def round_floats(self, model: Any, names: Collection[str], storage_type: ScaleType) -> int:
+        """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed.
+
+        Raises `NonFiniteError` naming the tensor that does not fit.
+        """
+
+    def run(self, model: Any, batch: Any) -> Any:
+        """Return the output of `model` for a batch (an array, a tuple of arguments or a dict of them)."""
+
+    def probe(self, replacements: Sequence[Replacement]) -> AbstractContextManager[Mapping[str, float]]:
+        """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB on its float inputs."""
+
+
+class Writer(Protocol):
+    """A checkpoint being written; it appears under its name only when closed."""
+
+    def put(self, name: str, value: Array | QTensor) -> None:
+        """Write the next tensor: a float one by its full name, a QTensor by its layer's name."""
+
+    def close(self) -> Path:
+        """Finish, move into place, and return the path."""
+
+    def abort(self) -> None:
+        """Remove whatever was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was opened for reading."""
+
+    path: Path
+    #: `config.json` without `quantization_config`.
+    configuration: Mapping[str, Any]
+    #: Which layer has which scheme; shapes are the weights' own.
+    schemes: Mapping[str, Scheme]
+    #: What the file holds, by name in the file.
+    stored: tuple[StoredTensor, ...]
+    #: Reads the tensors: floats by full name, QTensors by layer name.
+    tensors: Callable[[], Iterable[tuple[str, Array | QTensor]]]
+
+
+class CheckpointFormat(Protocol):
+    """One on-disk layout."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in `to=`."""
+
+    def problem(self, layer: Layer, scheme: Scheme) -> str | None:
+        """Return why this layout cannot hold `layer` under `scheme`, with the remedy, or `None`."""
+
+    def scale_type(self, storage_type: ScaleType) -> ScaleType:
+        """Return the type in which this layout stores scales."""
+
+    def tensors(self, quantized: QuantizedLayer, storage_type: ScaleType) -> tuple[StoredTensor, ...]:
+        """Return what stands in the file for a quantized layer."""
+
+    def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> Writer:
+        """Start writing a checkpoint that will hold exactly what `manifest` says."""
+
+    def read(self, path: Path) -> Checkpoint:
+        """Open the checkpoint at `path`."""
+
+
+#: Front ends by framework.
+FRONTENDS = {"torch": "fewbit.frontends.torch.frontend:TorchFrontend"}
+#: Checkpoint formats by the word for them in `to=`.
+CHECKPOINTS = {"compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors"}

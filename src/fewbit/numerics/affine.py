@@ -1,0 +1,40 @@
+"""Affine quantization of float32 values.
+
+codes = clip(round(x * (1 / scale)) + zero_point, qmin, qmax) and decode = (codes - zero_point) * scale.
+Multiplying by the reciprocal, and adding the zero point after rounding, is what makes NumPy, PyTorch and XLA agree
+bit for bit: XLA rewrites divisions and fuses a product with a following sum (DESIGN section 4).
+"""
+
+from __future__ import annotations
+
+from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace
+
+
+def symmetric_scale(amax: Array, reach: float) -> Array:
+    """Return `amax * float32(1 / reach)`, and 1 where `amax` is 0; `reach` is the value that `amax` maps to."""
+    xp = array_namespace(amax)
+    scale = amax * _float32(1.0 / reach)
+    return xp.where(scale < SMALLEST_NORMAL, xp.ones_like(scale), scale)
+
+
+def asymmetric_scale(low: Array, high: Array, steps: int) -> Array:
+    """Return `(high - low) * float32(1 / steps)` with `low <= 0 <= high`, and 1 where the range is empty."""
+    return symmetric_scale(high - low, float(steps))
+
+
+def zero_point(low: Array, scale: Array, qmin: int, qmax: int) -> Array:
+    """Return the int8 code that stands for 0 when `low` maps to `qmin` (`low <= 0`)."""
+    xp = array_namespace(low)
+    return xp.astype(xp.clip(xp.round(-low * (1.0 / scale)) + qmin, qmin, qmax), xp.int8)
+
+
+def encode(values: Array, scale: Array, zero: Array, qmin: int, qmax: int) -> Array:
+    """Return float-valued codes `clip(round(values * (1 / scale)) + zero, qmin, qmax)`; ties to even."""
+    xp = array_namespace(values)
+    return xp.clip(xp.round(values * (1.0 / scale)) + xp.astype(zero, xp.float32), qmin, qmax)
+
+
+def _float32(value: float) -> float:
+    import numpy as np
+
+    return float(np.float32(value))

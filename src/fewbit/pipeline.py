@@ -1,0 +1,337 @@
+"""plan -> solve -> replace -> measure: the only place where the order of the work is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewbit.catalogue import lookup
+from fewbit.errors import NotYetError, RecipeError
+from fewbit.evaluation.fidelity import sqnr
+from fewbit.evaluation.quality import Quality, compare
+from fewbit.interfaces import CHECKPOINTS, FRONTENDS, CheckpointFormat, Frontend, Progress, Replacement, Silent, Source
+from fewbit.planning import Plan, PlanRow, resolve
+from fewbit.presets import parse_recipe
+from fewbit.qtensor import QTensor, scale_fits
+from fewbit.recipe import Recipe, Rule
+from fewbit.report.data import LayerReport, Report
+from fewbit.result import Result
+from fewbit.schemes.scheme import ScaleType
+from fewbit.sources import open_source
+
+_STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What quality is measured on.
+
+    Batches of token ids (sequences, length) for a language model; for any other module whatever it takes: a tensor, a
+    tuple of arguments or a dict of keyword arguments.
+    """
+
+    batches: Sequence[Any]
+    #: What to call it in the report.
+    name: str = "the given batches"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a run is carried out, as opposed to what becomes of the layers."""
+
+    #: `auto` is the model's own place; else a torch device such as `cuda`.
+    device: str = "auto"
+    #: Recorded; nearest rounding draws no random numbers.
+    seed: int = 0
+    progress: Progress = Silent()
+    #: The command line to put into the report.
+    command: str | None = None
+
+
+def plan(model: Any, recipe: str | Path | Recipe, *, to: str | None = None, dtype: str = "auto") -> Plan:
+    """Return what `quantize` would do, and every problem, without doing it.
+
+    Args:
+        model: a `torch.nn.Module`, a Hugging Face folder, a `.gguf` file, or `smollm2`.
+        recipe: a preset's name, the path of a TOML file, or a `Recipe`.
+        to: the checkpoint format that it is meant for; its limits then count as problems.
+        dtype: `float32`, `float16` or `bfloat16` for what stays float and for scales in files; `auto` is the model's own.
+
+    >>> from torch import nn
+    >>> print(plan(nn.Sequential(nn.Linear(64, 8), nn.ReLU()), "w8a16").rows[0].becomes)
+    int8 channel
+    """
+    source = open_source(model)
+    return _plan(source, source.skeleton(), parse_recipe(recipe), to=to, dtype=dtype)
+
+
+def quantize(
+    model: Any,
+    recipe: str | Path | Recipe,
+    *,
+    to: str | None = None,
+    dtype: str = "auto",
+    calibration: Any = None,
+    evaluation: Evaluation | Sequence[Any] | None = None,
+    options: Options | None = None,
+) -> Result:
+    """Quantize `model`; a module is changed in place and is also `Result.model`.
+
+    Args:
+        model: a `torch.nn.Module`, a Hugging Face folder, a `.gguf` file, or `smollm2`.
+        recipe: a preset's name, the path of a TOML file, or a `Recipe`.
+        to: the checkpoint format to check against and whose type of scale to round to.
+        dtype: type of floats and scales in files, see `plan`; float numbers of the model are rounded to it.
+        calibration: not in this version.
+        evaluation: batches to measure quality on; without them only weights are measured.
+        options: device, seed, progress.
+
+    Raises:
+        PlanError: the recipe cannot be carried out; every problem is in the message, the model is untouched.
+        NonFiniteError: NaN or infinity in a weight or an activation; the layer is named, its model left float.
+
+    >>> import torch
+    >>> result = quantize(torch.nn.Sequential(torch.nn.Linear(64, 8)), "w4a16")
+    >>> result.report.layers[0].becomes
+    'int4 g64'
+    """
+    if calibration is not None:
+        raise NotYetError("calibration: no algorithm of this version uses it; leave it out")
+    options = options or Options()
+    source, parsed = open_source(model), parse_recipe(recipe)
+    clock = _Clock()
+    with clock.phase("load"):
+        live = source.load()
+        if options.device != "auto":
+            live = live.to(options.device)
+    made = _plan(source, live, parsed, to=to, dtype=dtype)
+    made.require_sound()
+    frontend: Frontend = lookup(FRONTENDS, "torch", what="front end")()
+    with clock.phase("solve"):
+        solved = _solve(live, made, frontend, options.progress)
+        kept = {tensor.name for tensor in made.manifest({}, {}).floats}
+        changed = frontend.round_floats(live, kept, made.storage_type)
+    replacements = [replacement for replacement, _ in solved.values()]
+    measured = _Measured()
+    if evaluation is not None:
+        if not isinstance(evaluation, Evaluation):
+            evaluation = Evaluation(batches=evaluation)
+        with clock.phase("measure"):
+            measured = _measure(live, replacements, evaluation, frontend, options.progress)
+    for replacement in replacements:
+        replacement.install()
+    rows = tuple(_layer_report(row, solved, measured) for row in made.rows)
+    report = Report(
+        model=made.model,
+        recipe=parsed.name,
+        rules=tuple(str(rule) for rule in parsed.rules),
+        storage_type=made.storage_type,
+        bytes_before=made.bytes_before,
+        bytes_after=made.bytes_after,
+        layers=rows,
+        adaptations=made.adaptations,
+        remarks=_remarks(changed, solved, made),
+        text=evaluation.name if isinstance(evaluation, Evaluation) else None,
+        before=measured.before,
+        after=measured.after,
+        output_sqnr=measured.output_sqnr,
+        seconds=clock.seconds,
+        seed=options.seed,
+        command=options.command,
+    )
+    return Result(model=live, plan=made, report=report, source=source)
+
+
+def load(path: str | Path, *, into: Any = None) -> Result:
+    """Open a checkpoint that fewbit reads, with its quantized layers in place.
+
+    Args:
+        path: a compressed-tensors folder.
+        into: for a module of one's own, the float module to load into; it is changed in place.
+
+    Raises:
+        CheckpointError: no such checkpoint, or one that does not fit the module.
+    """
+    from fewbit.errors import CheckpointError
+    from fewbit.sources.checkpoint import CheckpointFolder
+
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint {str(path)!r}: no such folder")
+    source = CheckpointFolder(path, into)
+    schemes = source.checkpoint.schemes
+    rules = [
+        Rule("|".join(_literal(name) for name, own in schemes.items() if own == scheme), weight=scheme)
+        for scheme in dict.fromkeys(schemes.values())
+    ]
+    made = _plan(source, source.skeleton(), Recipe(rules, name=path.name), to=None, dtype="auto")
+    return Result(model=source.load(), plan=made, report=None, source=source)
+
+
+def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: str) -> Plan:
+    if dtype not in _STORAGE_TYPES:
+        raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
+    target: CheckpointFormat | None = lookup(CHECKPOINTS, to, what="checkpoint format")() if to is not None else None
+    frontend: Frontend = lookup(FRONTENDS, "torch", what="front end")()
+    storage_type: ScaleType = source.storage_type if dtype == "auto" else dtype  # type: ignore[assignment]
+    return resolve(
+        source.name,
+        frontend.layers(model),
+        frontend.floats(model),
+        recipe,
+        storage_type=storage_type,
+        target=target,
+    )
+
+
+def _solve(
+    model: Any, made: Plan, frontend: Frontend, progress: Progress
+) -> dict[str, tuple[Replacement, float]]:
+    """Return for each layer its quantized form, not yet installed, and the SQNR of its weight."""
+    solved = {}
+    todo = [row for row in made.rows if row.scheme]
+    for row in progress.track(todo, "quantize"):
+        assert row.scheme is not None
+        assert row.algorithm is not None
+        weight = frontend.weight(model, row.layer)
+        qtensor: QTensor = row.algorithm(weight, None, row.scheme)
+        solved[row.layer.name] = (
+            frontend.replacement(model, row.layer, qtensor),
+            sqnr(weight, qtensor.dequantize()),
+        )
+    return solved
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What running both forms of the model showed."""
+
+    before: Quality | None = None
+    after: Quality | None = None
+    output_sqnr: float | None = None
+    layers: dict[str, float] | None = None
+
+
+def _measure(
+    model: Any, replacements: list[Replacement], evaluation: Evaluation, frontend: Frontend, progress: Progress
+) -> _Measured:
+    def forward(batch: Any, *, quantized: bool) -> Any:
+        for replacement in replacements:
+            (replacement.install if quantized else replacement.restore)()
+        try:
+            return _main_output(frontend.run(model, batch))
+        finally:
+            for replacement in replacements:
+                replacement.restore()
+
+    batches = list(evaluation.batches)
+    if not batches:
+        raise RecipeError("evaluation holds no batch; leave it out, or give some")
+    measured = _Measured()
+    with frontend.probe(replacements) as layers:
+        first = frontend.run(model, batches[0])  # layer by layer on one batch; it costs two forwards
+    measured.layers = dict(layers)
+    tracked = progress.track(batches, "measure")
+    if _is_language_model(batches[0], _main_output(first)):
+        measured.before, measured.after = compare(
+            lambda tokens: forward(tokens, quantized=False),
+            lambda tokens: forward(tokens, quantized=True),
+            (_tokens(batch) for batch in tracked),
+        )
+        return measured
+    signal = noise = 0.0
+    for batch in tracked:
+        expected, actual = forward(batch, quantized=False), forward(batch, quantized=True)
+        signal += float(expected.double().square().sum())
+        noise += float((expected.double() - actual.double()).square().sum())
+    from fewbit.evaluation.fidelity import decibels
+
+    measured.output_sqnr = decibels(signal, noise)
+    return measured
+
+
+def _main_output(output: Any) -> Any:
+    """Return the tensor that counts: the logits, or the first tensor, of what a model returned."""
+    for attribute in ("logits", "last_hidden_state"):
+        if hasattr(output, attribute):
+            return getattr(output, attribute)
+    while isinstance(output, (tuple, list, dict)):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    if not hasattr(output, "square"):
+        raise RecipeError(f"the model returned {type(output).__name__}, which has no tensor to compare")
+    return output
+
+
+def _tokens(batch: Any) -> Any:
+    return batch["input_ids"] if isinstance(batch, dict) else batch
+
+
+def _is_language_model(batch: Any, output: Any) -> bool:
+    """Whether the batch is token ids (sequences, length) and the output a score for each next token."""
+    if isinstance(batch, dict) and set(batch) != {"input_ids"}:
+        return False
+    tokens = _tokens(batch)
+    whole_numbers = hasattr(tokens, "dtype") and not tokens.dtype.is_floating_point
+    return whole_numbers and output.ndim == 3 and tuple(output.shape[:2]) == tuple(tokens.shape)
+
+
+def _layer_report(row: PlanRow, solved: dict[str, tuple[Replacement, float]], measured: _Measured) -> LayerReport:
+    return LayerReport(
+        name=row.layer.name,
+        kind=row.layer.kind,
+        shape=row.layer.shape,
+        becomes=row.becomes,
+        algorithm=row.algorithm.name if row.algorithm else None,
+        bytes_before=row.bytes_before,
+        bytes_after=row.bytes_after,
+        weight_sqnr=solved[row.layer.name][1] if row.layer.name in solved else None,
+        output_sqnr=(measured.layers or {}).get(row.layer.name),
+        notes=row.notes,
+    )
+
+
+def _remarks(changed: int, solved: dict[str, tuple[Replacement, float]], made: Plan) -> tuple[str, ...]:
+    remarks = []
+    if changed:
+        remarks.append(f"{changed:,} float numbers were rounded to {made.storage_type}, the type they are stored in")
+    for name, (replacement, _) in solved.items():
+        qtensor = replacement.qtensor
+        kind = qtensor.scheme.scale_type
+        wide = int((~scale_fits(qtensor.scale, kind)).sum()) if kind else 0
+        if wide:
+            remarks.append(f"{name}: {wide} scales are too small or large for {kind} and stay float32")
+    if made.unties:
+        tied = [row.layer.name for row in made.rows if row.scheme and row.layer.tied]
+        remarks.append(f"no longer tied: {', '.join(tied)}")
+    return tuple(remarks)
+
+
+def _literal(name: str) -> str:
+    import re
+
+    return re.escape(name)
+
+
+class _Clock:
+    """Wall-clock seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def phase(self, name: str) -> _Phase:
+        """Return a context manager that adds to `name`."""
+        return _Phase(self.seconds, name)
+
+
+class _Phase:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds[self._name] = time.perf_counter() - self._started

@@ -1,0 +1,334 @@
+"""The plan: a recipe resolved against a model and a target before any work, with every problem found at once.
+
+Each layer becomes a row with its scheme and its bytes before and after; nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+from fewbit.algorithms import Algorithm
+from fewbit.errors import GroupSizeError, PlanError
+from fewbit.interfaces import (
+    BYTES,
+    FLOAT_TYPES,
+    CheckpointFormat,
+    Layer,
+    Manifest,
+    QuantizedLayer,
+    StoredTensor,
+)
+from fewbit.numerics.packing import packed_length
+from fewbit.qtensor import scale_shape
+from fewbit.recipe import Recipe, Rule
+from fewbit.schemes.granularity import PerChannel, PerGroup
+from fewbit.schemes.scheme import ScaleType, Scheme
+
+#: Group sizes that a preset tries, largest first.
+_ADAPTED_SIZES = (128, 64, 32, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRow:
+    """What one layer becomes."""
+
+    layer: Layer
+    #: `None`: the weight stays float.
+    scheme: Scheme | None
+    #: How codes are found; `None` for a kept layer.
+    algorithm: Algorithm | None
+    #: Bytes of the weight stored as float; 0 where a tied weight is counted at another layer.
+    bytes_before: int
+    #: Bytes of what the file will hold for it.
+    bytes_after: int
+    #: Why it is kept, what was adapted, what it is tied to.
+    notes: tuple[str, ...] = ()
+
+    @property
+    def becomes(self) -> str:
+        """The scheme's notation, or `float`."""
+        return str(self.scheme) if self.scheme else "float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A recipe resolved against a model; `str(plan)` is a table."""
+
+    #: What the user calls the model.
+    model: str
+    recipe: Recipe
+    #: The checkpoint format it was checked against, or `None`.
+    target: str | None
+    #: Type of float numbers and scales in files.
+    storage_type: ScaleType
+    rows: tuple[PlanRow, ...]
+    #: Stored tensors that are no layer's weight: norms, biases, buffers.
+    rest: tuple[StoredTensor, ...]
+    #: What was changed to make the recipe fit; empty for explicit rules.
+    adaptations: tuple[str, ...] = ()
+    #: What keeps the recipe from being carried out.
+    problems: tuple[str, ...] = ()
+
+    @property
+    def rest_bytes(self) -> int:
+        """Bytes of everything that is no layer's weight."""
+        return sum(tensor.nbytes for tensor in self.rest)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the whole model stored as `storage_type`."""
+        return self.rest_bytes + sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the tensors of the checkpoint, without its headers and its tokenizer."""
+        return self.rest_bytes + sum(row.bytes_after for row in self.rows)
+
+    @property
+    def quantized(self) -> tuple[QuantizedLayer, ...]:
+        """The layers that get codes."""
+        return tuple(QuantizedLayer(row.layer, row.scheme) for row in self.rows if row.scheme)
+
+    @property
+    def unties(self) -> bool:
+        """Whether a weight that layers shared is stored more than once, or no longer shared, afterwards."""
+        return any(row.scheme and row.layer.tied for row in self.rows)
+
+    def require_sound(self) -> None:
+        """Raise `PlanError` with every problem, if there is one."""
+        if self.problems:
+            raise PlanError("\n".join(self.problems))
+
+    def manifest(self, configuration: Mapping[str, Any], files: Mapping[str, bytes]) -> Manifest:
+        """Return what a checkpoint of this plan will hold."""
+        configuration = dict(configuration)
+        if configuration:
+            configuration["dtype"] = self.storage_type
+            if self.unties and configuration.get("tie_word_embeddings"):
+                configuration["tie_word_embeddings"] = False
+        kept = [row for row in self.rows if not row.scheme]
+        weights = [
+            StoredTensor(f"{row.layer.name}.weight", self.storage_type, _as_stored(row.layer))
+            for row in kept
+            if row.bytes_after
+        ]
+        return Manifest(
+            quantized=self.quantized,
+            kept=tuple(row.layer for row in kept),
+            floats=(*weights, *self.rest),
+            storage_type=self.storage_type,
+            configuration=configuration,
+            files=files,
+        )
+
+    def __str__(self) -> str:
+        width = max([len(row.layer.name) for row in self.rows] + [len("everything else")])
+        lines = [f"{'layer':{width}}  {'shape':>14}  {'becomes':<18} {'before':>11}  {'after':>11}  notes"]
+        for row in self.rows:
+            shape = "x".join(str(size) for size in row.layer.shape)
+            lines.append(
+                f"{row.layer.name:{width}}  {shape:>14}  {row.becomes:<18} {row.bytes_before:>11,}  "
+                f"{row.bytes_after:>11,}  {'; '.join(row.notes)}".rstrip()
+            )
+        rest = self.rest_bytes
+        lines.append(f"{'everything else':{width}}  {'':>14}  {'float':<18} {rest:>11,}  {rest:>11,}")
+        ratio = self.bytes_before / max(self.bytes_after, 1)
+        lines.append(
+            f"{'whole model':{width}}  {'':>14}  {'':<18} {self.bytes_before:>11,}  {self.bytes_after:>11,}  "
+            f"bytes as {self.storage_type}, {ratio:.2f} times smaller"
+        )
+        lines += [f"adapted: {text}" for text in self.adaptations]
+        lines += [f"problem: {text}" for text in self.problems]
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A layer's row while it is worked out."""
+
+    layer: Layer
+    rule: Rule | None
+    scheme: Scheme | None
+    notes: list[str] = field(default_factory=list)
+
+
+def resolve(
+    model: str,
+    layers: Sequence[Layer],
+    floats: Sequence[StoredTensor],
+    recipe: Recipe,
+    *,
+    storage_type: ScaleType,
+    target: CheckpointFormat | None = None,
+) -> Plan:
+    """Return the plan of `recipe` for a model with these layers and stored float tensors.
+
+    Problems are collected in the plan, not raised; `Plan.require_sound` raises them all.
+    """
+    drafts = [_draft(layer, recipe) for layer in layers]
+    problems = [] if recipe.adapts else _idle_rules(recipe, layers, drafts)
+    if not any(draft.scheme for draft in drafts):
+        problems.append(_nothing_quantized(layers))
+    adaptations = _adapt(drafts) if recipe.adapts else []
+    scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
+    for draft in drafts:
+        if draft.scheme is not None:
+            draft.scheme = draft.scheme.stored_as(scale_type)
+            problems += _layer_problems(draft.layer, draft.scheme, target)
+    weights = {f"{layer.name}.weight" for layer in layers}
+    return Plan(
+        model=model,
+        recipe=recipe,
+        target=target.name if target else None,
+        storage_type=storage_type,
+        rows=_rows(drafts, storage_type, target),
+        rest=tuple(_stored(tensor, storage_type) for tensor in floats if tensor.name not in weights),
+        adaptations=tuple(adaptations),
+        problems=tuple(problems),
+    )
+
+
+def _draft(layer: Layer, recipe: Recipe) -> _Draft:
+    for rule in recipe.rules:
+        if rule.matches(layer):
+            kept = [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else []
+            return _Draft(layer, rule, rule.weight, kept)
+    return _Draft(layer, None, None, ["no rule matches"])
+
+
+def _idle_rules(recipe: Recipe, layers: Sequence[Layer], drafts: list[_Draft]) -> list[str]:
+    problems = []
+    for rule in recipe.rules:
+        if any(draft.rule is rule for draft in drafts):
+            continue
+        if any(rule.matches(layer) for layer in layers):
+            problems.append(f"rule [{rule}] has no effect: earlier rules take every layer it matches; move it up")
+        else:
+            names = ", ".join(f"{layer.name} ({layer.kind})" for layer in layers[:6])
+            more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
+            problems.append(f"rule [{rule}] matches no layer; the layers are: {names or 'none'}{more}")
+    return problems
+
+
+def _nothing_quantized(layers: Sequence[Layer]) -> str:
+    if not layers:
+        return "the model has no layer that fewbit can quantize: no linear layer, Conv1D or embedding"
+    kinds = ", ".join(sorted({layer.kind for layer in layers}))
+    return f"the recipe quantizes none of the {len(layers)} layers (kinds: {kinds}); add a rule that matches some"
+
+
+def _adapt(drafts: list[_Draft]) -> list[str]:
+    """Give every grouped layer of a preset one group size that divides all widths, or channels to the odd ones."""
+    adaptations = []
+    grouped = [draft for draft in drafts if draft.scheme and isinstance(draft.scheme.granularity, PerGroup)]
+    for draft in [d for d in grouped if d.layer.shape[1] % _ADAPTED_SIZES[-1]]:
+        assert draft.scheme is not None
+        draft.scheme = replace(draft.scheme, granularity=PerChannel())
+        draft.notes.append(f"width {draft.layer.shape[1]} has no usual group size: per channel")
+        adaptations.append(f"{draft.layer.name}: width {draft.layer.shape[1]} is no multiple of 16, so per channel")
+        grouped.remove(draft)
+    wanted = {draft.scheme.granularity.size for draft in grouped}  # type: ignore[union-attr]
+    for size in sorted(wanted):
+        same = [d for d in grouped if d.scheme.granularity.size == size]  # type: ignore[union-attr]
+        fitting = next(s for s in _ADAPTED_SIZES if s <= size and all(d.layer.shape[1] % s == 0 for d in same))
+        if fitting == size:
+            continue
+        odd = next(d.layer for d in same if d.layer.shape[1] % size)
+        adaptations.append(
+            f"group size {size} -> {fitting} for {len(same)} layers: {odd.name} has width {odd.shape[1]}, "
+            f"which {size} does not divide"
+        )
+        for draft in same:
+            assert draft.scheme is not None
+            draft.scheme = replace(draft.scheme, granularity=PerGroup(fitting))
+    return adaptations
+
+
+def _layer_problems(layer: Layer, scheme: Scheme, target: CheckpointFormat | None) -> list[str]:
+    problems = []
+    try:
+        require_divisible(layer.shape[1], scheme)
+    except GroupSizeError as error:
+        problems.append(f"{layer.name}: {error}")
+    if target and (problem := target.problem(layer, scheme)):
+        problems.append(f"{layer.name}: {problem}")
+    return problems
+
+
+def require_divisible(width: int, scheme: Scheme) -> None:
+    """Raise `GroupSizeError` when the group size of `scheme` does not divide `width`.
+
+    >>> from fewbit.schemes.notation import parse_scheme
+    >>> require_divisible(576, parse_scheme("int4 g128"))
+    Traceback (most recent call last):
+    fewbit.errors.GroupSizeError: in_features 576 is not a multiple of group size 128; use g64, or a preset, which adapts
+    """
+    if not isinstance(scheme.granularity, PerGroup) or width % scheme.granularity.size == 0:
+        return
+    size = scheme.granularity.size
+    divisor = next((s for s in _ADAPTED_SIZES if s < size and width % s == 0), None)
+    remedy = f"g{divisor}" if divisor else "channel"
+    raise GroupSizeError(
+        f"in_features {width} is not a multiple of group size {size}; use {remedy}, or a preset, which adapts"
+    )
+
+
+def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointFormat | None) -> tuple[PlanRow, ...]:
+    counted_before: set[str] = set()
+    counted_after: set[str] = set()
+    rows = []
+    for draft in drafts:
+        layer, scheme = draft.layer, draft.scheme
+        whole = prod(layer.shape) * BYTES[storage_type]
+        before = 0 if counted_before & set(layer.tied) else whole
+        counted_before.add(layer.name)
+        notes = list(draft.notes)
+        if layer.tied:
+            notes.append(f"tied to {', '.join(layer.tied)}")
+        if scheme is not None:
+            after = sum(t.nbytes for t in _quantized_tensors(QuantizedLayer(layer, scheme), storage_type, target))
+            notes += ["untied: stored on its own"] if layer.tied else []
+        else:
+            after = 0 if counted_after & set(layer.tied) else whole
+            counted_after.add(layer.name)
+        rows.append(
+            PlanRow(
+                layer=layer,
+                scheme=scheme,
+                algorithm=draft.rule.algorithm if draft.rule and scheme else None,
+                bytes_before=before,
+                bytes_after=after,
+                notes=tuple(notes),
+            )
+        )
+    return tuple(rows)
+
+
+def _quantized_tensors(
+    quantized: QuantizedLayer, storage_type: ScaleType, target: CheckpointFormat | None
+) -> tuple[StoredTensor, ...]:
+    if target:
+        return target.tensors(quantized, storage_type)
+    scheme, (rows, width) = quantized.scheme, quantized.layer.shape
+    scales = scale_shape((rows, width), scheme)
+    stored = [
+        StoredTensor("codes", "uint8", (rows, packed_length(width, scheme.format.bits))),
+        StoredTensor("scale", scheme.scale_type or "float32", scales),
+    ]
+    return tuple(stored) if scheme.symmetric else (*stored, StoredTensor("zero_point", "int8", scales))
+
+
+def _as_stored(layer: Layer) -> tuple[int, int]:
+    rows, columns = layer.shape
+    return (columns, rows) if layer.transposed else (rows, columns)
+
+
+def _stored(tensor: StoredTensor, storage_type: ScaleType) -> StoredTensor:
+    return replace(tensor, dtype=storage_type) if tensor.dtype in FLOAT_TYPES else tensor
+
+
+def _sixteen_bit(storage_type: ScaleType) -> ScaleType:
+    return "float16" if storage_type == "float32" else storage_type

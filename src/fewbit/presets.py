@@ -1,0 +1,50 @@
+"""Presets: recipes by name for language models. Head and embedding stay float; group sizes adapt to the model.
+
+`wNa16` means N-bit weights and 16-bit activations; every preset of this version rounds to nearest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewbit.catalogue import unknown
+from fewbit.errors import NotYetError, RecipeError
+from fewbit.recipe import Recipe, Rule, keep
+
+#: Scheme of the linear layers, by preset.
+PRESETS = {
+    "w8a16": "int8 channel",
+    "w4a16": "int4 g128",
+    "w4a16-asym": "int4 g128 asym",
+    "w3a16": "int3 g128",
+    "w2a16": "int2 g128",
+    "fp8a16": "e4m3 channel",
+}
+#: Presets of the design that this version does not have.
+LATER = (
+    "bf16 fp16 fp8 fp8-static iq4_xs mxfp4 mxfp4a16 mxfp8 nf4 nvfp4 nvfp4a16 q2_k q3_k_m q4_0 q4_k_m q5_k_m q8_0 "
+    "w4a8 w8a8 w8a8-static"
+).split()
+
+
+def preset(name: str) -> Recipe:
+    """Return the preset called `name`.
+
+    >>> [str(rule) for rule in preset("w4a16").rules]
+    ["kind 'head': keep", "kind 'embedding': keep", "kind 'linear': int4 g128 by nearest"]
+    """
+    if name in LATER:
+        raise NotYetError(f"preset {name!r} is not in this version; there are: {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise RecipeError(unknown(name, PRESETS, what="preset"))
+    rules = [keep(kind="head"), keep(kind="embedding"), Rule(kind="linear", weight=PRESETS[name])]
+    return Recipe(rules, name=name, adapts=True)
+
+
+def parse_recipe(value: str | Path | Recipe) -> Recipe:
+    """Return the recipe for a preset's name, the path of a TOML file, or a recipe."""
+    if isinstance(value, Recipe):
+        return value
+    if isinstance(value, Path) or value.endswith(".toml"):
+        return Recipe.from_toml(value)
+    return preset(value)

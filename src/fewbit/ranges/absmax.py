@@ -1,0 +1,23 @@
+"""The largest magnitude, both ways: low = -max|x|, high = max|x|."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewbit.numerics.namespace import Array, array_namespace
+
+
+@dataclass(frozen=True, slots=True)
+class AbsMax:
+    """Cover the largest magnitude of each group on both sides of 0."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in notation."""
+        return "absmax"
+
+    def __call__(self, boxes: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+        """Return `-max|x|` and `max|x|` over `axes`."""
+        xp = array_namespace(boxes)
+        high = xp.max(xp.abs(boxes), axis=axes)
+        return -high, high

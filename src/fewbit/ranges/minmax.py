@@ -1,0 +1,23 @@
+"""The extremes, widened to hold 0: low = min(0, min x), high = max(0, max x)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewbit.numerics.namespace import Array, array_namespace
+
+
+@dataclass(frozen=True, slots=True)
+class MinMax:
+    """Cover the extremes of each group, and 0, so that 0 stays exact."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in notation."""
+        return "minmax"
+
+    def __call__(self, boxes: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+        """Return `min(0, min x)` and `max(0, max x)` over `axes`."""
+        xp = array_namespace(boxes)
+        low, high = xp.min(boxes, axis=axes), xp.max(boxes, axis=axes)
+        return xp.clip(low, None, 0.0), xp.clip(high, 0.0, None)

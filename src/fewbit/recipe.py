@@ -1,0 +1,195 @@
+"""Rules and recipes: which layer gets which scheme and algorithm. The first rule that matches a layer wins.
+
+Recipes are Python values or TOML; strings in them are parsed here, once, and only values live inside.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fewbit.algorithms import Algorithm, parse_algorithm
+from fewbit.algorithms.nearest import Nearest
+from fewbit.catalogue import unknown
+from fewbit.errors import NotYetError, RecipeError, SchemeError
+from fewbit.interfaces import LAYER_KINDS, Layer, LayerKind
+from fewbit.schemes.notation import parse_scheme
+from fewbit.schemes.scheme import Scheme
+
+
+@dataclass(frozen=True, init=False)
+class Rule:
+    """What the layers that it matches get.
+
+    >>> Rule(r".*\\.mlp\\..*", weight="int4 g64 asym").weight.symmetric
+    False
+    """
+
+    #: Regular expression that the whole name of a layer must match; `None` matches every name.
+    match: str | None
+    #: Kind of layer; `None` matches every kind.
+    kind: LayerKind | None
+    #: Scheme of the weight; `None` together with `keep`.
+    weight: Scheme | None
+    #: How codes are found.
+    algorithm: Algorithm
+    #: The layer stays float.
+    keep: bool
+
+    def __init__(
+        self,
+        match: str | None = None,
+        *,
+        kind: str | None = None,
+        weight: str | Scheme | None = None,
+        input: str | Scheme | None = None,  # noqa: A002
+        algorithm: str | dict[str, Any] | Algorithm | None = None,
+        keep: bool = False,
+    ) -> None:
+        if input is not None:
+            raise NotYetError(f"input={str(input)!r}: this version quantizes weights only; leave out `input`")
+        _check_pattern(match)
+        _check_strings(kind=kind, match=match)
+        if kind is not None and kind not in LAYER_KINDS:
+            raise RecipeError(unknown(kind, LAYER_KINDS, what="kind of layer"))
+        if match is None and kind is None:
+            raise RecipeError("a rule needs `match` (a regular expression) or `kind`; '.*' matches every layer")
+        if keep and (weight is not None or algorithm is not None):
+            raise RecipeError(f"rule {match or kind!r} says `keep` and also names a weight or an algorithm; drop one")
+        if not keep and weight is None:
+            raise RecipeError(f"rule {match or kind!r} says neither `weight` nor `keep`; add one")
+        values = {
+            "match": match,
+            "kind": kind,
+            "weight": parse_scheme(weight) if isinstance(weight, str) else weight,
+            "algorithm": parse_algorithm(algorithm) if algorithm is not None else Nearest(),
+            "keep": keep,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def matches(self, layer: Layer) -> bool:
+        """Whether this rule speaks of `layer`."""
+        if self.kind is not None and self.kind != layer.kind:
+            return False
+        return self.match is None or re.fullmatch(self.match, layer.name) is not None
+
+    def __str__(self) -> str:
+        where = [f"match {self.match!r}"] if self.match is not None else []
+        where += [f"kind {self.kind!r}"] if self.kind is not None else []
+        return f"{' and '.join(where)}: {'keep' if self.keep else f'{self.weight} by {self.algorithm.name}'}"
+
+
+def keep(match: str | None = None, *, kind: str | None = None) -> Rule:
+    """Return a rule under which layers stay float.
+
+    >>> str(keep(kind="head"))
+    "kind 'head': keep"
+    """
+    return Rule(match, kind=kind, keep=True)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules in order.
+
+    >>> recipe = Recipe([keep(kind="head"), Rule(kind="linear", weight="int8")])
+    >>> [str(rule) for rule in recipe.rules][1]
+    "kind 'linear': int8 channel by nearest"
+    """
+
+    #: The first that matches a layer wins.
+    rules: tuple[Rule, ...]
+    #: What the user calls it.
+    name: str = "custom"
+    #: A preset: its rules may match nothing, and group sizes adapt to the model.
+    adapts: bool = False
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        *,
+        transforms: Sequence[str] = (),
+        name: str = "custom",
+        adapts: bool = False,
+    ) -> None:
+        if transforms:
+            raise NotYetError(f"transforms {list(transforms)}: this version has none; leave out `transforms`")
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                raise RecipeError(f"a recipe holds rules, not {type(rule).__name__}; use fewbit.Rule or fewbit.keep")
+        if not any(not rule.keep for rule in rules):
+            raise RecipeError("the recipe quantizes nothing: no rule names a weight scheme; add one")
+        for key, value in {"rules": tuple(rules), "name": name, "adapts": adapts}.items():
+            object.__setattr__(self, key, value)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file; see `from_text`."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot read recipe {path}: {error}") from error
+        return cls.from_text(text, name=path.name)
+
+    @classmethod
+    def from_text(cls, text: str, *, name: str = "custom") -> Recipe:
+        """Read a recipe in TOML: `[[rules]]` tables with the fields of `Rule`.
+
+        >>> Recipe.from_text('[[rules]]\\nkind = "linear"\\nweight = "int4 g64"').rules[0].kind
+        'linear'
+
+        Raises:
+            RecipeError: text that is not TOML, or a key that recipes or rules do not have.
+        """
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"recipe {name} is not valid TOML: {error}") from error
+        _check_keys(table, ["rules", "transforms"], f"recipe {name}")
+        rules = table.get("rules", [])
+        if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+            raise RecipeError(f"recipe {name}: `rules` must be [[rules]] tables")
+        return cls(
+            [_rule_from_table(rule, f"rule {number} of recipe {name}") for number, rule in enumerate(rules, 1)],
+            transforms=table.get("transforms", ()),
+            name=name,
+        )
+
+
+def _rule_from_table(table: dict[str, Any], where: str) -> Rule:
+    _check_keys(table, [*(field.name for field in fields(Rule)), "input"], where)
+    if not isinstance(table.get("keep", False), bool):
+        raise RecipeError(f"{where}: keep = {table['keep']!r} is not true or false")
+    if not isinstance(table.get("weight", ""), str):
+        raise RecipeError(f"{where}: weight = {table['weight']!r} is not text; write weight = \"int4 g64\"")
+    try:
+        return Rule(**table)
+    except (RecipeError, SchemeError, NotYetError) as error:
+        error.add_note(f"in {where}")
+        raise
+
+
+def _check_keys(table: dict[str, Any], known: list[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise RecipeError(unknown(key, known, what=f"key in {where}:"))
+
+
+def _check_strings(**values: object) -> None:
+    for key, value in values.items():
+        if value is not None and not isinstance(value, str):
+            raise RecipeError(f"{key} = {value!r} is not text")
+
+
+def _check_pattern(match: object) -> None:
+    if isinstance(match, str):
+        try:
+            re.compile(match)
+        except re.error as error:
+            raise RecipeError(f"match = {match!r} is not a regular expression: {error}") from error

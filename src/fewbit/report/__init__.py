@@ -1,0 +1,1 @@
+"""What was measured: data first (`report.json`), page second (`report.html`)."""

@@ -1,0 +1,151 @@
+"""The report as data: what every layer became and what it lost; `report.json` carries a schema version."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fewbit.evaluation.quality import Quality
+
+#: Version of the schema of `report.json`; raised when a field changes its meaning or goes away.
+SCHEMA = 1
+_PACKAGES = ("fewbit", "numpy", "torch", "transformers", "compressed-tensors", "safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReport:
+    """What one layer became and lost."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    #: Notation of the scheme, or `float`.
+    becomes: str
+    algorithm: str | None
+    bytes_before: int
+    bytes_after: int
+    #: SQNR in dB of the weight; `None` for a kept layer.
+    weight_sqnr: float | None = None
+    #: SQNR in dB of the layer's output on the float model's inputs; `None` where not measured.
+    output_sqnr: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run did and what it cost."""
+
+    model: str
+    recipe: str
+    rules: tuple[str, ...]
+    #: Type of float numbers and scales in files.
+    storage_type: str
+    #: Tensor bytes of the model stored as `storage_type`, and of the checkpoint.
+    bytes_before: int
+    bytes_after: int
+    layers: tuple[LayerReport, ...]
+    #: What was changed to make the recipe fit.
+    adaptations: tuple[str, ...] = ()
+    #: What fell back, what was rounded besides the layers.
+    remarks: tuple[str, ...] = ()
+    #: What quality was measured on, and the results; `None` where nothing was.
+    text: str | None = None
+    before: Quality | None = None
+    after: Quality | None = None
+    #: SQNR in dB of the whole model's output, for models that are no language models.
+    output_sqnr: float | None = None
+    #: Wall-clock seconds by phase.
+    seconds: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+    #: The command that repeats the run; `None` from Python.
+    command: str | None = None
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    machine: str = field(default_factory=lambda: machine())
+
+    @property
+    def quantized(self) -> Sequence[LayerReport]:
+        """The layers that got codes."""
+        return [layer for layer in self.layers if layer.becomes != "float"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; an infinite SQNR becomes the string `inf`."""
+        return {"schema": SCHEMA, **_plain(asdict(self))}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as `.json` or `.html`, by the ending of `path`, and return the path."""
+        from fewbit.errors import RecipeError
+
+        path = Path(path)
+        if path.suffix not in (".json", ".html"):
+            raise RecipeError(f"a report is written as .json or .html, not {path.suffix!r}")
+        path.write_bytes(self.files()[f"report{path.suffix}"])
+        return path
+
+    def files(self) -> dict[str, bytes]:
+        """Return `report.json` and `report.html` as bytes."""
+        from fewbit.report.page import render
+
+        data = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        return {"report.json": data.encode(), "report.html": render(self).encode()}
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:22} {value}" for name, value in self.summary())
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Return what a person wants to know first, as (name, value) pairs."""
+        ratio = self.bytes_before / max(self.bytes_after, 1)
+        size = f"{_megabytes(self.bytes_before)} as {self.storage_type} -> {_megabytes(self.bytes_after)}"
+        rows = [
+            ("model", self.model),
+            ("recipe", self.recipe),
+            ("layers", f"{len(self.quantized)} quantized, {len(self.layers) - len(self.quantized)} float"),
+            ("tensors", f"{size}, {ratio:.2f} times smaller"),
+        ]
+        if self.before and self.after:
+            rows += [
+                ("perplexity", f"{self.before.perplexity:.3f} -> {self.after.perplexity:.3f}"),
+                ("mean KL divergence", f"{self.after.kl_divergence:.4f} nats"),
+                ("top-1 agreement", f"{self.after.top1_agreement:.1%}"),
+                ("measured on", f"{self.after.predictions} predictions, {self.text}"),
+            ]
+        if self.output_sqnr is not None:
+            rows.append(("output SQNR", f"{self.output_sqnr:.2f} dB"))
+        return rows
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape the result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """Return system, processor architecture and number of cores."""
+    import os
+
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,105 @@
+"""The text notation of schemes, parsed and printed here and nowhere else.
+
+text = FORMAT [narrow] [tensor | channel | gN] [asym] [absmax | minmax]; words in any order after the format.
+A granularity left out is the field's usual one: int8 to int5 and floats `channel`, int4 and below `g128`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from fewbit.catalogue import lookup, unknown
+from fewbit.errors import SchemeError
+from fewbit.formats import FORMATS
+from fewbit.formats.integer import Int
+from fewbit.formats.number_format import NumberFormat
+from fewbit.ranges import RANGES, RangeMethod
+from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
+from fewbit.schemes.scheme import Scheme
+
+#: Words of the design that this version does not know yet.
+_LATER = {"token", "static", "percentile", "mse", "entropy", "nf4", "mxfp4", "mxfp8", "nvfp4", "q4_k", "q8_0"}
+_FLAGS = ("narrow", "asym", "sym", "tensor", "channel", "gN")
+
+
+def parse_scheme(text: str) -> Scheme:
+    """Return the scheme that `text` spells.
+
+    >>> parse_scheme("int4 g64 asym").granularity
+    PerGroup(size=64)
+
+    Raises:
+        SchemeError: a word that is unknown, given twice, or that does not fit the format.
+    """
+    words = text.split()
+    if not words:
+        raise SchemeError("an empty scheme; write for example 'int4 g64' or 'int8 channel'")
+    head, *rest = words
+    _refuse_later(head)
+    number_format: NumberFormat = lookup(FORMATS, head, what="number format", error=SchemeError)
+    granularity: Granularity | None = None
+    range_method: RangeMethod | None = None
+    if len(set(rest)) != len(rest):
+        raise SchemeError(f"scheme {text!r} says a word twice")
+    if {"asym", "sym"} <= set(rest):
+        raise SchemeError(f"scheme {text!r} says both sym and asym")
+    for word in rest:
+        _refuse_later(word)
+        if (found := _granularity(word)) is not None:
+            if granularity is not None:
+                raise SchemeError(f"scheme {text!r} names two granularities, {granularity.name} and {word}")
+            granularity = found
+        elif word in RANGES:
+            if range_method is not None:
+                raise SchemeError(f"scheme {text!r} names two range methods, {range_method.name} and {word}")
+            range_method = lookup(RANGES, word, what="range method", error=SchemeError)()
+        elif word == "narrow":
+            number_format = _narrow(number_format)
+        elif word not in ("asym", "sym"):
+            raise SchemeError(unknown(word, [*_FLAGS, *RANGES], what=f"word in scheme {text!r}:"))
+    return Scheme(
+        format=number_format,
+        granularity=granularity or _usual_granularity(number_format),
+        symmetric="asym" not in rest,
+        range_method=range_method,
+    )
+
+
+def scheme_to_text(scheme: Scheme) -> str:
+    """Return the notation of `scheme`; `parse_scheme` reads it back to an equal one, but for the scale's type.
+
+    >>> scheme_to_text(parse_scheme("int4"))
+    'int4 g128'
+    """
+    words = [scheme.format.name]
+    if getattr(scheme.format, "narrow", False):
+        words.append("narrow")
+    words.append(scheme.granularity.name)
+    if not scheme.symmetric:
+        words.append("asym")
+    if scheme.ranging != replace(scheme, range_method=None).ranging:
+        words.append(scheme.ranging.name)
+    return " ".join(words)
+
+
+def _granularity(word: str) -> Granularity | None:
+    if match := re.fullmatch(r"g([0-9]{1,6})", word):
+        return PerGroup(int(match[1]))
+    simple: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
+    return simple.get(word)
+
+
+def _usual_granularity(number_format: NumberFormat) -> Granularity:
+    return PerGroup(128) if number_format.bits <= 4 else PerChannel()
+
+
+def _narrow(number_format: NumberFormat) -> NumberFormat:
+    if not isinstance(number_format, Int):
+        raise SchemeError(f"{number_format.name} has no narrow range; only integers do")
+    return replace(number_format, narrow=True)
+
+
+def _refuse_later(word: str) -> None:
+    if word in _LATER:
+        raise SchemeError(f"{word!r} is part of the design but not of this version; known formats: {', '.join(sorted(FORMATS))}")

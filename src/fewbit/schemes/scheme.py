@@ -1,0 +1,71 @@
+"""Scheme: how one tensor is quantized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from fewbit.errors import SchemeError
+from fewbit.formats.number_format import NumberFormat
+from fewbit.ranges import RangeMethod
+from fewbit.ranges.absmax import AbsMax
+from fewbit.ranges.minmax import MinMax
+from fewbit.schemes.granularity import Granularity, PerTensor
+
+#: Types in which a scale can be stored.
+ScaleType = Literal["float16", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """Number format x granularity x symmetry x range method x type of the stored scale.
+
+    >>> from fewbit.formats.integer import Int
+    >>> Scheme(format=Int(4), symmetric=False).bits_per_weight((8, 64))
+    4.078125
+    """
+
+    #: What one stored number can be.
+    format: NumberFormat
+    #: Which numbers share a scale.
+    granularity: Granularity = field(default_factory=PerTensor)
+    #: Zero point fixed at the middle; otherwise an integer code stands for 0.
+    symmetric: bool = True
+    #: How the bounds of a group are chosen; left out: absmax when symmetric, else minmax.
+    range_method: RangeMethod | None = None
+    #: The type a scale is rounded to before codes are computed with it; `None`: the weight's own 16-bit type.
+    scale_type: ScaleType | None = None
+
+    def __post_init__(self) -> None:
+        if not self.symmetric and not self.format.takes_zero_point:
+            raise SchemeError(f"{self.format.name} takes no zero point; leave out 'asym'")
+        if self.symmetric and self.format.bits == 1:
+            raise SchemeError("int1 symmetric has the levels -1 and 0 only; use 'int1 asym'")
+        if self.range_method is None:
+            object.__setattr__(self, "range_method", AbsMax() if self.symmetric else MinMax())
+
+    @property
+    def ranging(self) -> RangeMethod:
+        """The range method in force."""
+        assert self.range_method is not None  # set by __post_init__
+        return self.range_method
+
+    def stored_as(self, scale_type: ScaleType) -> Scheme:
+        """Return this scheme with the type of its scale settled, unless it was settled before."""
+        return self if self.scale_type else replace(self, scale_type=scale_type)
+
+    def bits_per_weight(self, shape: tuple[int, ...]) -> float:
+        """Return the mean bits of a number in an array of `shape`: codes, 16-bit scales and zero points."""
+        from math import prod
+
+        from fewbit.numerics.groups import counts
+
+        scales = prod(counts(shape, self.granularity.box(shape)))
+        scale_bits = 32 if self.scale_type == "float32" else 16
+        extra = scales * (scale_bits + (0 if self.symmetric else self.format.bits))
+        return self.format.bits + extra / prod(shape)
+
+    def __str__(self) -> str:
+        from fewbit.schemes.notation import scheme_to_text
+
+        return scheme_to_text(self)

@@ -1,0 +1,59 @@
+"""Where a model comes from; `open_source` tells by looking at what the user named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fewbit.errors import NotYetError, SourceError
+from fewbit.interfaces import Source
+
+
+def open_source(model: Any) -> Source:
+    """Return the source for a module in memory, a Hugging Face folder, a `.gguf` file, or `smollm2`.
+
+    Raises:
+        SourceError: nothing that can be read.
+        NotYetError: an ONNX file.
+    """
+    if not isinstance(model, (str, Path)):
+        from fewbit.sources.memory import Memory
+
+        return Memory(model)
+    if str(model) == "smollm2":
+        from fewbit.sources.demo import smollm2
+
+        return smollm2()
+    path = Path(model)
+    if path.suffix == ".onnx":
+        raise NotYetError(f"{path}: this version does not read ONNX files")
+    if path.is_file():
+        from fewbit.sources.gguf import gguf_file
+
+        return gguf_file(path)
+    if path.is_dir():
+        return _folder(path)
+    raise SourceError(f"no model {str(model)!r}: no such folder or file; the demo model is called smollm2")
+
+
+def _folder(path: Path) -> Source:
+    file = path / "config.json"
+    try:
+        configuration = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SourceError(f"{path} is not a model folder: config.json cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise SourceError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(configuration, dict):
+        raise SourceError(f"{file} does not hold a JSON object")
+    method = (configuration.get("quantization_config") or {}).get("quant_method")
+    if method == "compressed-tensors":
+        from fewbit.sources.checkpoint import CheckpointFolder
+
+        return CheckpointFolder(path)
+    if method is not None:
+        raise NotYetError(f"{path} is quantized by {method!r}, which this version does not read")
+    from fewbit.sources.huggingface import TransformersModel
+
+    return TransformersModel(path)

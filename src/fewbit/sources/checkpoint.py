@@ -1,0 +1,124 @@
+"""A checkpoint that fewbit reads: the quantized layers go straight into the model, float numbers into the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fewbit.catalogue import lookup
+from fewbit.errors import CheckpointError
+from fewbit.interfaces import CHECKPOINTS, FRONTENDS, Checkpoint
+from fewbit.qtensor import QTensor
+from fewbit.schemes.scheme import ScaleType
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A quantized model folder; without a `config.json` of a transformers model it needs the module it belongs to."""
+
+    path: Path
+    #: The float module to load into; `None`: built from the configuration.
+    into: Any = None
+
+    @property
+    def name(self) -> str:
+        """Path as the user gave it."""
+        return str(self.path)
+
+    @property
+    def storage_type(self) -> ScaleType:
+        """The type of the scales, which is that of the model's float numbers."""
+        return next(iter(self.checkpoint.schemes.values())).scale_type or "float32"
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The opened checkpoint."""
+        opened: Checkpoint = lookup(CHECKPOINTS, "compressed-tensors", what="checkpoint format")().read(self.path)
+        if not opened.schemes:
+            raise CheckpointError(f"{self.path} holds no quantized layer, though its config.json says so")
+        return opened
+
+    def skeleton(self) -> Any:
+        """Return the float model, without numbers unless `into` brought them."""
+        if self.into is not None:
+            return self.into
+        if "model_type" not in self.checkpoint.configuration:
+            raise CheckpointError(
+                f"{self.path} was saved from a module of your own; build it and call fewbit.load(path, into=module)"
+            )
+        from fewbit.sources.huggingface import skeleton, transformers
+
+        config = transformers().AutoConfig.for_model(**self.checkpoint.configuration)
+        return skeleton(config, self.name)
+
+    def load(self) -> Any:
+        """Return the model with its quantized layers in place."""
+        import torch
+
+        from fewbit.frontends.torch.frontend import from_stored
+
+        model = self.skeleton()
+        frontend = lookup(FRONTENDS, "torch", what="front end")()
+        layers = {layer.name: layer for layer in frontend.layers(model)}
+        floats = {}
+        for name, value in self.checkpoint.tensors():
+            if not isinstance(value, QTensor):
+                floats[name] = from_stored(value)
+            elif name not in layers or layers[name].shape != value.shape:
+                there = layers[name].shape if name in layers else "no such layer"
+                raise CheckpointError(f"{self.path} holds {name} of shape {value.shape}; the model has {there}")
+            else:
+                frontend.replacement(model, layers[name], value.map(from_stored)).install()
+        self._fill(model, floats)
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
+        empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if empty:
+            raise CheckpointError(f"{self.path} lacks {', '.join(empty[:5])}; the folder is incomplete")
+        return model.to(torch.float32).eval() if self.into is None else model
+
+    def configuration(self) -> Mapping[str, Any]:
+        """Return `config.json` without `quantization_config`."""
+        return self.checkpoint.configuration
+
+    def companions(self) -> Mapping[str, bytes]:
+        """Return tokenizer files and generation settings."""
+        from fewbit.sources.huggingface import companion_files
+
+        return companion_files(self.path)
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer."""
+        from fewbit.sources.huggingface import load_tokenizer
+
+        return load_tokenizer(self.path)
+
+    def _fill(self, model: Any, floats: dict[str, Any]) -> None:
+        from fewbit.frontends.torch.quantized import QuantizedLayer
+
+        own = {
+            f"{name}.{suffix}"
+            for name, module in model.named_modules()
+            if isinstance(module, QuantizedLayer)
+            for suffix in QuantizedLayer.CANONICAL
+        }
+        current = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in own}
+        for name, tensor in floats.items():
+            if name not in current or current[name].shape != tensor.shape:
+                there = list(current[name].shape) if name in current else "no such tensor"
+                raise CheckpointError(f"{self.path} holds {name} {list(tensor.shape)}; the model has {there}")
+            if not current[name].is_meta:
+                floats[name] = tensor.to(current[name].device, current[name].dtype)
+        absent = current.keys() - floats.keys() - _twins(current, floats.keys())
+        if absent:
+            raise CheckpointError(f"{self.path} lacks {', '.join(sorted(absent)[:5])}; the folder is incomplete")
+        model.load_state_dict(floats, strict=False, assign=True)
+
+
+def _twins(tensors: Mapping[str, Any], present: Any) -> set[str]:
+    """Return the names that share their tensor with one that is present."""
+    owners = {id(tensors[name]) for name in present}
+    return {name for name, tensor in tensors.items() if id(tensor) in owners}
