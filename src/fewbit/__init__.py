@@ -1,15 +1,15 @@
 """fewbit stores and computes trained neural networks in fewer bits and shows what that cost.
 
-    import fewbit as fb
-    result = fb.quantize(model, "w4a16")
-    result.report.save("report.html")
-    result.save("out/")
+import fewbit as fb
+result = fb.quantize(model, "w4a16")
+result.report.save("report.html")
+result.save("out/")
 """
 
+from fewbit.algorithms.nearest import Nearest
 from fewbit.errors import FewbitError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import Float
-from fewbit.algorithms.nearest import Nearest
 from fewbit.pipeline import Evaluation, Options, load, plan, quantize
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe, Rule, keep

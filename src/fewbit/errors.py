@@ -1,15 +1,15 @@
 """Every error that fewbit raises on purpose: the fact, the value and the remedy in one message.
 
-    FewbitError
-    ├── SchemeError          a scheme or its notation makes no sense
-    │   └── GroupSizeError   a group size does not divide a layer's width
-    ├── RecipeError          a rule, preset or option that does not exist or matches nothing
-    ├── PlanError            the plan holds problems; nothing was done
-    ├── SourceError          a model or text cannot be read
-    ├── NonFiniteError       NaN or infinity where numbers were expected
-    ├── CheckpointError      a file cannot be written or read, or would not hold the numbers exactly
-    ├── NotYetError          designed, but not in this version
-    └── MissingExtraError    an optional dependency is not installed
+FewbitError
+├── SchemeError          a scheme or its notation makes no sense
+│   └── GroupSizeError   a group size does not divide a layer's width
+├── RecipeError          a rule, preset or option that does not exist or matches nothing
+├── PlanError            the plan holds problems; nothing was done
+├── SourceError          a model or text cannot be read
+├── NonFiniteError       NaN or infinity where numbers were expected
+├── CheckpointError      a file cannot be written or read, or would not hold the numbers exactly
+├── NotYetError          designed, but not in this version
+└── MissingExtraError    an optional dependency is not installed
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError, RecipeError
 from fewbit.evaluation.fidelity import sqnr
 from fewbit.evaluation.quality import Quality, compare
-from fewbit.interfaces import CHECKPOINTS, FRONTENDS, CheckpointFormat, Frontend, Progress, Replacement, Silent, Source
+from fewbit.interfaces import (
+    CHECKPOINTS,
+    FRONTENDS,
+    CheckpointFormat,
+    Frontend,
+    Progress,
+    Replacement,
+    Silent,
+    Source,
+)
 from fewbit.planning import Plan, PlanRow, resolve
 from fewbit.presets import parse_recipe
 from fewbit.qtensor import QTensor, scale_fits
@@ -46,7 +55,7 @@ class Options:
     device: str = "auto"
     #: Recorded; nearest rounding draws no random numbers.
     seed: int = 0
-    progress: Progress = Silent()
+    progress: Progress = field(default_factory=Silent)
     #: The command line to put into the report.
     command: str | None = None
 
@@ -58,11 +67,12 @@ def plan(model: Any, recipe: str | Path | Recipe, *, to: str | None = None, dtyp
         model: a `torch.nn.Module`, a Hugging Face folder, a `.gguf` file, or `smollm2`.
         recipe: a preset's name, the path of a TOML file, or a `Recipe`.
         to: the checkpoint format that it is meant for; its limits then count as problems.
-        dtype: `float32`, `float16` or `bfloat16` for what stays float and for scales in files; `auto` is the model's own.
+        dtype: `float32`, `float16` or `bfloat16` for what stays float and for scales; `auto` is the model's.
 
     >>> from torch import nn
     >>> print(plan(nn.Sequential(nn.Linear(64, 8), nn.ReLU()), "w8a16").rows[0].becomes)
     int8 channel
+
     """
     source = open_source(model)
     return _plan(source, source.skeleton(), parse_recipe(recipe), to=to, dtype=dtype)
@@ -97,6 +107,7 @@ def quantize(
     >>> result = quantize(torch.nn.Sequential(torch.nn.Linear(64, 8)), "w4a16")
     >>> result.report.layers[0].becomes
     'int4 g64'
+
     """
     if calibration is not None:
         raise NotYetError("calibration: no algorithm of this version uses it; leave it out")
@@ -154,6 +165,7 @@ def load(path: str | Path, *, into: Any = None) -> Result:
 
     Raises:
         CheckpointError: no such checkpoint, or one that does not fit the module.
+
     """
     from fewbit.errors import CheckpointError
     from fewbit.sources.checkpoint import CheckpointFolder
@@ -187,9 +199,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     )
 
 
-def _solve(
-    model: Any, made: Plan, frontend: Frontend, progress: Progress
-) -> dict[str, tuple[Replacement, float]]:
+def _solve(model: Any, made: Plan, frontend: Frontend, progress: Progress) -> dict[str, tuple[Replacement, float]]:
     """Return for each layer its quantized form, not yet installed, and the SQNR of its weight."""
     solved = {}
     todo = [row for row in made.rows if row.scheme]
@@ -216,7 +226,11 @@ class _Measured:
 
 
 def _measure(
-    model: Any, replacements: list[Replacement], evaluation: Evaluation, frontend: Frontend, progress: Progress
+    model: Any,
+    replacements: list[Replacement],
+    evaluation: Evaluation,
+    frontend: Frontend,
+    progress: Progress,
 ) -> _Measured:
     def forward(batch: Any, *, quantized: bool) -> Any:
         for replacement in replacements:

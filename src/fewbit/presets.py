@@ -21,10 +21,28 @@ PRESETS = {
     "fp8a16": "e4m3 channel",
 }
 #: Presets of the design that this version does not have.
-LATER = (
-    "bf16 fp16 fp8 fp8-static iq4_xs mxfp4 mxfp4a16 mxfp8 nf4 nvfp4 nvfp4a16 q2_k q3_k_m q4_0 q4_k_m q5_k_m q8_0 "
-    "w4a8 w8a8 w8a8-static"
-).split()
+LATER = [
+    "bf16",
+    "fp16",
+    "fp8",
+    "fp8-static",
+    "iq4_xs",
+    "mxfp4",
+    "mxfp4a16",
+    "mxfp8",
+    "nf4",
+    "nvfp4",
+    "nvfp4a16",
+    "q2_k",
+    "q3_k_m",
+    "q4_0",
+    "q4_k_m",
+    "q5_k_m",
+    "q8_0",
+    "w4a8",
+    "w8a8",
+    "w8a8-static",
+]
 
 
 def preset(name: str) -> Recipe:

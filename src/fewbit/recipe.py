@@ -23,9 +23,9 @@ from fewbit.schemes.scheme import Scheme
 
 @dataclass(frozen=True, init=False)
 class Rule:
-    """What the layers that it matches get.
+    r"""What the layers that it matches get.
 
-    >>> Rule(r".*\\.mlp\\..*", weight="int4 g64 asym").weight.symmetric
+    >>> Rule(r".*\.mlp\..*", weight="int4 g64 asym").weight.symmetric
     False
     """
 
@@ -139,13 +139,14 @@ class Recipe:
 
     @classmethod
     def from_text(cls, text: str, *, name: str = "custom") -> Recipe:
-        """Read a recipe in TOML: `[[rules]]` tables with the fields of `Rule`.
+        r"""Read a recipe in TOML: `[[rules]]` tables with the fields of `Rule`.
 
-        >>> Recipe.from_text('[[rules]]\\nkind = "linear"\\nweight = "int4 g64"').rules[0].kind
+        >>> Recipe.from_text('[[rules]]\nkind = "linear"\nweight = "int4 g64"').rules[0].kind
         'linear'
 
         Raises:
             RecipeError: text that is not TOML, or a key that recipes or rules do not have.
+
         """
         try:
             table = tomllib.loads(text)
@@ -167,7 +168,7 @@ def _rule_from_table(table: dict[str, Any], where: str) -> Rule:
     if not isinstance(table.get("keep", False), bool):
         raise RecipeError(f"{where}: keep = {table['keep']!r} is not true or false")
     if not isinstance(table.get("weight", ""), str):
-        raise RecipeError(f"{where}: weight = {table['weight']!r} is not text; write weight = \"int4 g64\"")
+        raise RecipeError(f'{where}: weight = {table["weight"]!r} is not text; write weight = "int4 g64"')
     try:
         return Rule(**table)
     except (RecipeError, SchemeError, NotYetError) as error:

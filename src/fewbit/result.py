@@ -38,6 +38,7 @@ class Result:
         Raises:
             PlanError: the layout cannot hold a layer under its scheme.
             CheckpointError: `path` exists, cannot be written, or scales would not be stored exactly.
+
         """
         target: CheckpointFormat = lookup(CHECKPOINTS, to, what="checkpoint format")()
         problems = [target.problem(q.layer, q.scheme) for q in self.plan.quantized]
@@ -49,7 +50,9 @@ class Result:
         wanted = {tensor.name for tensor in manifest.floats} | {q.layer.name for q in manifest.quantized}
         writer = target.open(Path(path), manifest, overwrite=overwrite)
         try:
-            for name, value in lookup(FRONTENDS, "torch", what="front end")().tensors(self.model, manifest.storage_type):
+            for name, value in lookup(FRONTENDS, "torch", what="front end")().tensors(
+                self.model, manifest.storage_type
+            ):
                 if name in wanted:
                     writer.put(name, value)
             return writer.close()

@@ -17,7 +17,13 @@ from typing import Any, Self
 import numpy as np
 
 from fewbit.checkpoints.folder import NewFolder
-from fewbit.checkpoints.safetensors_file import ShardedWriter, files_of, numpy_type, read_tensors, stored_tensors
+from fewbit.checkpoints.safetensors_file import (
+    ShardedWriter,
+    files_of,
+    numpy_type,
+    read_tensors,
+    stored_tensors,
+)
 from fewbit.errors import CheckpointError, NotYetError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
@@ -85,6 +91,7 @@ class CompressedTensors:
         Raises:
             CheckpointError: no such folder, or files that do not fit together.
             NotYetError: quantized activations or caches.
+
         """
         path = Path(path)
         configuration = _configuration(path)
@@ -120,7 +127,10 @@ class FolderWriter:
     def close(self) -> Path:
         """Write configuration and companions, move the folder to its name, and return it."""
         self._weights.close()
-        configuration = {**self._manifest.configuration, "quantization_config": _quantization_config(self._manifest)}
+        configuration = {
+            **self._manifest.configuration,
+            "quantization_config": _quantization_config(self._manifest),
+        }
         files = {**self._manifest.files, "config.json": (json.dumps(configuration, indent=2) + "\n").encode()}
         for name, content in files.items():
             self._folder.write(name, content)
@@ -322,7 +332,7 @@ def _scheme(group: Mapping[str, Any], name: str) -> Scheme:
     if strategy not in granularities or not (known or (kind, bits) == ("float", 8)):
         raise NotYetError(f"{name}: weights of {bits}-bit {kind} by {strategy} are not read by this version")
     return Scheme(
-        format=Int(bits) if kind == "int" else E4M3,
+        format=Int(int(bits or 8)) if kind == "int" else E4M3,
         granularity=granularities[strategy],
         symmetric=bool(weights.get("symmetric", True)),
     )

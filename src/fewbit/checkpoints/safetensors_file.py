@@ -54,7 +54,8 @@ class ShardedWriter:
             raise CheckpointError(f"tensor {name} is not in the manifest, or came twice")
         if tuple(array.shape) != expected.shape or array.dtype != numpy_type(expected.dtype):
             raise CheckpointError(
-                f"tensor {name} is {array.dtype}{list(array.shape)}, the manifest says {expected.dtype}{list(expected.shape)}"
+                f"tensor {name} is {array.dtype}{list(array.shape)}, "
+                f"the manifest says {expected.dtype}{list(expected.shape)}"
             )
         self._pending[name] = np.ascontiguousarray(array).reshape(array.shape)
         while self._finished < len(self._shards) and self._pending.keys() >= self._shards[self._finished].keys():
@@ -96,6 +97,7 @@ def files_of(folder: Path) -> list[Path]:
 
     Raises:
         CheckpointError: no such files, or an index that names a file outside the folder.
+
     """
     index = folder / INDEX
     if not index.is_file():

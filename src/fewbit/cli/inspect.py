@@ -53,7 +53,9 @@ def inspect(
         f"{row.lowest:>12.5g} {row.highest:>12.5g}"
         for row in rows
     ]
-    lines.append(f"{len(rows)} tensors, {len(quantized)} quantized, {len(rows) - len(quantized)} float; {total:,} bytes")
+    lines.append(
+        f"{len(rows)} tensors, {len(quantized)} quantized, {len(rows) - len(quantized)} float; {total:,} bytes"
+    )
     data = {"model": model, "bytes": total, "tensors": [asdict(row) for row in rows]}
     terminal.result("\n".join(lines), data)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LATER = "Not in this version."
 
 
-def quantize(  # noqa: PLR0913  # a command's options are its arguments
+def quantize(  # a command's options are its arguments
     model: Model,
     output: Output = None,
     recipe: Annotated[str | None, typer.Option(help="A preset (w4a16, ...) or a .toml file. Default: w4a16.")] = None,
@@ -67,7 +67,10 @@ def quantize(  # noqa: PLR0913  # a command's options are its arguments
         overwrite=overwrite, device=device, seed=seed,
     )  # fmt: skip
     result = run.carry_out(terminal)
-    terminal.result(f"{result.report}\nwritten                {output}", {**result.report.to_dict(), "output": str(output)})
+    terminal.result(
+        f"{result.report}\nwritten                {output}",
+        {**result.report.to_dict(), "output": str(output)},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,10 @@ class Run:
             terminal.say(f"adapted: {adaptation}")
         evaluation = self._evaluation()
         options = fb.Options(
-            device=self.device, seed=self.seed, progress=terminal, command=shlex.join(["fewbit", *sys.argv[1:]])
+            device=self.device,
+            seed=self.seed,
+            progress=terminal,
+            command=shlex.join(["fewbit", *sys.argv[1:]]),
         )
         result = fb.quantize(
             self.model, self.recipe, to=self.to, dtype=self.dtype, evaluation=evaluation, options=options

@@ -9,7 +9,8 @@ import typer
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face folder, a .gguf file, or smollm2.", show_default=False)]
 Text = Annotated[
-    str | None, typer.Option(help="Text to measure quality on; `none` measures nothing. Default: Python's own topics.")
+    str | None,
+    typer.Option(help="Text to measure quality on; `none` measures nothing. Default: Python's own topics."),
 ]
 Sequences = Annotated[int, typer.Option(min=1, help="How many sequences of the text.")]
 SequenceLength = Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")]

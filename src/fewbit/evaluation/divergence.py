@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def kl_divergence(reference: Tensor, model: Tensor) -> float:
-    """Return the summed KL divergence in nats of `model` from `reference`, log-probabilities (positions, vocabulary)."""
+    """Return the summed KL divergence in nats of `model` from `reference`, log-probabilities (positions, tokens)."""
     return float((reference.exp() * (reference - model)).double().sum())
 
 

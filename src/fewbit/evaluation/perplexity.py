@@ -14,5 +14,6 @@ def negative_log_likelihood(log_probabilities: Tensor, tokens: Tensor) -> float:
     Args:
         log_probabilities: (positions, vocabulary), of the token that follows each position.
         tokens: (positions,), the tokens that did follow.
+
     """
     return -float(log_probabilities.gather(-1, tokens[:, None]).double().sum())

@@ -58,6 +58,7 @@ def compare(reference: Logits, model: Logits | None, batches: Iterable[Tensor]) 
     Raises:
         SourceError: no batch, or sequences too short to predict anything.
         NonFiniteError: logits that are NaN or infinite.
+
     """
     sums = (_Sums(), _Sums())
     predictions = 0
@@ -72,7 +73,9 @@ def compare(reference: Logits, model: Logits | None, batches: Iterable[Tensor]) 
     if not predictions:
         raise SourceError("no tokens to evaluate on; give a longer text")
     before = Quality(
-        predictions=predictions, perplexity=math.exp(sums[0].likelihood / predictions), seconds=sums[0].seconds
+        predictions=predictions,
+        perplexity=math.exp(sums[0].likelihood / predictions),
+        seconds=sums[0].seconds,
     )
     if model is None:
         return before, None

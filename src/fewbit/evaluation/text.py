@@ -17,6 +17,7 @@ def read_text(path: str | Path | None) -> tuple[str, str]:
 
     Raises:
         SourceError: a file that cannot be read, is not UTF-8, or is empty.
+
     """
     if path is None:
         from pydoc_data.topics import topics
@@ -39,6 +40,7 @@ def token_sequences(tokenizer: Any, text: str, *, sequences: int, length: int) -
 
     Raises:
         SourceError: a text shorter than one piece.
+
     """
     import torch
 
@@ -47,5 +49,7 @@ def token_sequences(tokenizer: Any, text: str, *, sequences: int, length: int) -
     pieces = [ids[start : start + length] for start in range(0, sequences * length, length)]
     whole = [torch.tensor([piece]) for piece in pieces if len(piece) == length]
     if not whole:
-        raise SourceError(f"the text has {len(ids)} tokens, fewer than one sequence of {length}; use a smaller --length")
+        raise SourceError(
+            f"the text has {len(ids)} tokens, fewer than one sequence of {length}; use a smaller --length"
+        )
     return whole

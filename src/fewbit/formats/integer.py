@@ -41,12 +41,12 @@ class Int:
     @property
     def qmin(self) -> int:
         """Lowest code."""
-        return -(2 ** (self.bits - 1)) + int(self.narrow)
+        return -(1 << (self.bits - 1)) + int(self.narrow)
 
     @property
     def qmax(self) -> int:
         """Highest code."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def levels(self) -> tuple[float, ...]:

@@ -48,7 +48,7 @@ class Float:
     @property
     def smallest_normal(self) -> float:
         """The least positive value with a full mantissa."""
-        return 2.0 ** (2 - 2 ** (self.exponent - 1))
+        return 2.0 ** (2 - (1 << (self.exponent - 1)))
 
     @property
     def maximum(self) -> float:

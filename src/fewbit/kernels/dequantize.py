@@ -47,4 +47,5 @@ class Dequantize:
             scale=whole.scale if shared else whole.scale[rows],
             zero_point=whole.zero_point if shared or whole.zero_point is None else whole.zero_point[rows],
         )
-        return picked.dequantize().to(dtype).reshape(*indices.shape, -1)
+        values: Tensor = picked.dequantize()
+        return values.to(dtype).reshape(*indices.shape, -1)

@@ -18,6 +18,24 @@ SCHEMA = 1
 _PACKAGES = ("fewbit", "numpy", "torch", "transformers", "compressed-tensors", "safetensors")
 
 
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape the result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def this_machine() -> str:
+    """Return system, processor architecture and number of cores."""
+    import os
+
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport:
     """What one layer became and lost."""
@@ -65,8 +83,8 @@ class Report:
     seed: int = 0
     #: The command that repeats the run; `None` from Python.
     command: str | None = None
-    versions: dict[str, str] = field(default_factory=lambda: versions())
-    machine: str = field(default_factory=lambda: machine())
+    versions: dict[str, str] = field(default_factory=installed_versions)
+    machine: str = field(default_factory=this_machine)
 
     @property
     def quantized(self) -> Sequence[LayerReport]:
@@ -117,24 +135,6 @@ class Report:
         if self.output_sqnr is not None:
             rows.append(("output SQNR", f"{self.output_sqnr:.2f} dB"))
         return rows
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that shape the result."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> str:
-    """Return system, processor architecture and number of cores."""
-    import os
-
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def _megabytes(size: int) -> str:

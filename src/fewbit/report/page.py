@@ -15,5 +15,7 @@ def render(report: Report) -> str:
     """Return the page; every value is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(resources.files("fewbit.report").joinpath("page.html").read_text("utf-8"))
-    loudest = max([layer.weight_sqnr or 0.0 for layer in report.quantized if layer.weight_sqnr != float("inf")] or [1.0])
+    loudest = max(
+        [layer.weight_sqnr or 0.0 for layer in report.quantized if layer.weight_sqnr != float("inf")] or [1.0]
+    )
     return template.render(report=report, scale=max(loudest, 1.0))

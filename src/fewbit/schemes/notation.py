@@ -14,7 +14,7 @@ from fewbit.errors import SchemeError
 from fewbit.formats import FORMATS
 from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
-from fewbit.ranges import RANGES, RangeMethod
+from fewbit.ranges import RANGES
 from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from fewbit.schemes.scheme import Scheme
 
@@ -31,38 +31,29 @@ def parse_scheme(text: str) -> Scheme:
 
     Raises:
         SchemeError: a word that is unknown, given twice, or that does not fit the format.
+
     """
     words = text.split()
     if not words:
         raise SchemeError("an empty scheme; write for example 'int4 g64' or 'int8 channel'")
-    head, *rest = words
-    _refuse_later(head)
-    number_format: NumberFormat = lookup(FORMATS, head, what="number format", error=SchemeError)
-    granularity: Granularity | None = None
-    range_method: RangeMethod | None = None
-    if len(set(rest)) != len(rest):
-        raise SchemeError(f"scheme {text!r} says a word twice")
-    if {"asym", "sym"} <= set(rest):
-        raise SchemeError(f"scheme {text!r} says both sym and asym")
-    for word in rest:
+    for word in words:
         _refuse_later(word)
-        if (found := _granularity(word)) is not None:
-            if granularity is not None:
-                raise SchemeError(f"scheme {text!r} names two granularities, {granularity.name} and {word}")
-            granularity = found
-        elif word in RANGES:
-            if range_method is not None:
-                raise SchemeError(f"scheme {text!r} names two range methods, {range_method.name} and {word}")
-            range_method = lookup(RANGES, word, what="range method", error=SchemeError)()
-        elif word == "narrow":
-            number_format = _narrow(number_format)
-        elif word not in ("asym", "sym"):
+    head, *rest = words
+    number_format: NumberFormat = lookup(FORMATS, head, what="number format", error=SchemeError)
+    granularities = [found for word in rest if (found := _granularity(word))]
+    methods = [word for word in rest if word in RANGES]
+    _at_most_one(text, "granularities", [granularity.name for granularity in granularities])
+    _at_most_one(text, "range methods", methods)
+    _at_most_one(text, "symmetries", [word for word in rest if word in ("sym", "asym")])
+    _at_most_one(text, "times narrow", [word for word in rest if word == "narrow"])
+    for word in rest:
+        if not (word in RANGES or word in ("narrow", "sym", "asym") or _granularity(word)):
             raise SchemeError(unknown(word, [*_FLAGS, *RANGES], what=f"word in scheme {text!r}:"))
     return Scheme(
-        format=number_format,
-        granularity=granularity or _usual_granularity(number_format),
+        format=_narrow(number_format) if "narrow" in rest else number_format,
+        granularity=granularities[0] if granularities else _usual_granularity(number_format),
         symmetric="asym" not in rest,
-        range_method=range_method,
+        range_method=lookup(RANGES, methods[0], what="range method")() if methods else None,
     )
 
 
@@ -81,6 +72,11 @@ def scheme_to_text(scheme: Scheme) -> str:
     if scheme.ranging != replace(scheme, range_method=None).ranging:
         words.append(scheme.ranging.name)
     return " ".join(words)
+
+
+def _at_most_one(text: str, what: str, words: list[str]) -> None:
+    if len(words) > 1:
+        raise SchemeError(f"scheme {text!r} names two {what}, {words[0]} and {words[1]}; drop one")
 
 
 def _granularity(word: str) -> Granularity | None:
@@ -102,4 +98,6 @@ def _narrow(number_format: NumberFormat) -> NumberFormat:
 
 def _refuse_later(word: str) -> None:
     if word in _LATER:
-        raise SchemeError(f"{word!r} is part of the design but not of this version; known formats: {', '.join(sorted(FORMATS))}")
+        raise SchemeError(
+            f"{word!r} is part of the design but not of this version; known formats: {', '.join(sorted(FORMATS))}"
+        )

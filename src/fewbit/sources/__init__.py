@@ -16,6 +16,7 @@ def open_source(model: Any) -> Source:
     Raises:
         SourceError: nothing that can be read.
         NotYetError: an ONNX file.
+
     """
     if not isinstance(model, (str, Path)):
         from fewbit.sources.memory import Memory

@@ -28,6 +28,7 @@ def smollm2() -> Demo:
 
     Raises:
         MissingExtraError: the package is not installed.
+
     """
     try:
         files = metadata.files(_PACKAGE) or []

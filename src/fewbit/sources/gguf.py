@@ -15,6 +15,7 @@ def gguf_file(path: Path) -> TransformersModel:
 
     Raises:
         SourceError: not a GGUF file of version 2 or 3.
+
     """
     try:
         with path.open("rb") as file:

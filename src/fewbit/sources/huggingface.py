@@ -73,7 +73,11 @@ class TransformersModel:
             # transformers draws a bar for GGUF files that no setting turns off; errors come as exceptions.
             with contextlib.redirect_stderr(io.StringIO()):
                 model = model_class.from_pretrained(
-                    self.folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **arguments
+                    self.folder,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    **arguments,
                 )
         except (OSError, ValueError, RuntimeError) as error:
             raise SourceError(f"transformers cannot load {self.name}: {error}") from error
@@ -113,6 +117,7 @@ def model_class_of(config: Any, name: str) -> Any:
 
     Raises:
         SourceError: no such class; code inside the folder is never run.
+
     """
     module = transformers()
     architecture = (getattr(config, "architectures", None) or [None])[0]
@@ -143,6 +148,7 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Any:
 
     Raises:
         SourceError: there is none.
+
     """
     arguments = {"gguf_file": gguf_file} if gguf_file else {}
     try:

@@ -53,15 +53,18 @@ class Memory:
 
     def configuration(self) -> Mapping[str, Any]:
         """Return the configuration of a transformers model, else nothing."""
-        config = getattr(self.module, "config", None)
+        config = self._attribute("config")
         return plain_configuration(config.to_dict(), type(self.module).__name__) if hasattr(config, "to_dict") else {}
 
     def companions(self) -> Mapping[str, bytes]:
         """Return the generation settings of a transformers model, else nothing."""
-        generation = getattr(self.module, "generation_config", None)
+        generation = self._attribute("generation_config")
         if not hasattr(generation, "to_diff_dict"):
             return {}
         return {"generation_config.json": (json.dumps(generation.to_diff_dict(), indent=2) + "\n").encode()}
+
+    def _attribute(self, name: str) -> Any:
+        return getattr(self.module, name, None)
 
     def tokenizer(self) -> Any | None:
         """There is none."""

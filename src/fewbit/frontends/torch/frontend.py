@@ -39,11 +39,14 @@ class TorchFrontend:
 
         Raises:
             NonFiniteError: it holds NaN or infinity.
+
         """
         weight = canonical_weight(model.get_submodule(layer.name))
         if not bool(torch.isfinite(weight).all()):
             bad = int((~torch.isfinite(weight)).sum())
-            raise NonFiniteError(f"{layer.name}: {bad} of {weight.numel()} weights are NaN or infinite; repair or keep it")
+            raise NonFiniteError(
+                f"{layer.name}: {bad} of {weight.numel()} weights are NaN or infinite; repair or keep it"
+            )
         return weight
 
     def replacement(self, model: nn.Module, layer: Layer, qtensor: QTensor) -> TorchReplacement:
@@ -65,6 +68,7 @@ class TorchFrontend:
 
         Raises:
             NonFiniteError: a number overflows; the tensor is named and nothing has been rounded.
+
         """
         target = getattr(torch, storage_type)
         rounded = {}
@@ -72,7 +76,9 @@ class TorchFrontend:
             if name in names and tensor.dtype.is_floating_point and tensor.dtype != target:
                 rounded[name] = (tensor, tensor.detach().to(target).to(tensor.dtype))
                 if not bool(torch.isfinite(rounded[name][1]).all()):
-                    raise NonFiniteError(f"{name}: not all of its numbers are finite in {storage_type}; use another dtype")
+                    raise NonFiniteError(
+                        f"{name}: not all of its numbers are finite in {storage_type}; use another dtype"
+                    )
         changed = 0
         with torch.no_grad():
             for tensor, nearest in rounded.values():

@@ -21,7 +21,12 @@ class QuantizedLayer(nn.Module):
     """A layer whose weight is a QTensor; base of the concrete layers below."""
 
     #: Names of the canonical tensors, in their order.
-    CANONICAL: ClassVar[tuple[str, ...]] = ("weight_codes", "weight_scale", "weight_zero_point", "weight_scheme")
+    CANONICAL: ClassVar[tuple[str, ...]] = (
+        "weight_codes",
+        "weight_scale",
+        "weight_zero_point",
+        "weight_scheme",
+    )
 
     def __init__(self, qtensor: QTensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -75,7 +80,7 @@ class QuantizedLayer(nn.Module):
             self.register_buffer(f"packed_{name}", tensor, persistent=False)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in self.canonical().items():
             destination[prefix + name] = tensor
 
@@ -91,7 +96,7 @@ class QuantizedLayer(nn.Module):
     ) -> None:
         found = {name: state_dict[prefix + name] for name in self.CANONICAL if prefix + name in state_dict}
         others = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in self.CANONICAL}
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(
             others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         expected = self.canonical()
@@ -106,7 +111,9 @@ class QuantizedLayer(nn.Module):
             return
         for name in expected:
             if name != "weight_scheme" and found[name].shape != expected[name].shape:
-                error_msgs.append(f"{prefix}{name} has shape {list(found[name].shape)}, not {list(expected[name].shape)}")
+                error_msgs.append(
+                    f"{prefix}{name} has shape {list(found[name].shape)}, not {list(expected[name].shape)}"
+                )
                 return
         self._pack(self._from_canonical(found))
 
@@ -127,6 +134,7 @@ class QuantizedLinear(QuantizedLayer):
 
     def __init__(self, qtensor: QTensor, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
         super().__init__(qtensor, dtype)
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
         self.out_features, self.in_features = qtensor.shape
 
