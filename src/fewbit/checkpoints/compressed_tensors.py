@@ -37,7 +37,6 @@ from fewbit.schemes.scheme import ScaleType, Scheme
 
 #: Version of the layout that is written into `config.json`.
 VERSION = "0.19.0"
-_CLASSES = ("Linear", "Embedding")
 _SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight")
 
 
@@ -52,10 +51,10 @@ class CompressedTensors:
 
     def problem(self, layer: Layer, scheme: Scheme) -> str | None:
         """Return why this layout cannot hold `layer` under `scheme`, or `None`."""
-        if layer.module_class not in _CLASSES:
+        if layer.module_class != "Linear":
             return (
-                f"compressed-tensors loads quantized weights of {' and '.join(_CLASSES)} modules only, "
-                f"and this is a {layer.module_class}; keep it, or save the module's state_dict instead"
+                f"transformers runs compressed-tensors weights of Linear modules only, and this one is "
+                f"of class {layer.module_class}; keep it, or save the module's state_dict instead"
             )
         if not isinstance(scheme.format, Int) and scheme.format != E4M3:
             return f"compressed-tensors has no layout for {scheme.format.name}; use an integer or e4m3"
@@ -311,7 +310,7 @@ def _group_of(name: str, groups: Mapping[str, Any]) -> Mapping[str, Any]:
                 return dict(group)
             if target.startswith("re:") and re.match(target[3:], name):
                 by_pattern = by_pattern or group
-            elif target in _CLASSES:
+            elif target == "Linear":
                 by_class = by_class or group
     found = by_pattern or by_class
     if found is None:

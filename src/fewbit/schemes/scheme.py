@@ -22,7 +22,7 @@ class Scheme:
 
     >>> from fewbit.formats.integer import Int
     >>> Scheme(format=Int(4), symmetric=False).bits_per_weight((8, 64))
-    4.078125
+    4.0390625
     """
 
     #: What one stored number can be.

@@ -1,0 +1,52 @@
+"""What the package promises as a whole: its public names, and an import that stays light."""
+
+import subprocess
+import sys
+import time
+
+import fewbit as fb
+
+HEAVY = ("torch", "transformers", "jax", "onnx", "onnxruntime", "ray", "typer", "jinja2")
+
+
+def test_the_public_names_are_these():
+    # A new name comes with an entry in CHANGELOG.md and in docs.
+    assert fb.__all__ == [
+        "Evaluation",
+        "FewbitError",
+        "Float",
+        "Int",
+        "Nearest",
+        "Options",
+        "PerChannel",
+        "PerGroup",
+        "PerTensor",
+        "QTensor",
+        "Recipe",
+        "Result",
+        "Rule",
+        "Scheme",
+        "keep",
+        "load",
+        "parse_scheme",
+        "plan",
+        "quantize",
+    ]
+    assert all(hasattr(fb, name) for name in fb.__all__)
+
+
+def test_importing_fewbit_takes_under_a_second_and_imports_no_heavy_package():
+    code = f"import sys, fewbit; print([name for name in {HEAVY!r} if name in sys.modules])"
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        started = time.perf_counter()
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+        assert run.stdout.strip() == "[]"
+    assert min(seconds) < 1.0
+
+
+def test_the_version_is_the_packages():
+    from importlib.metadata import version
+
+    assert fb.__version__ == version("fewbit")
