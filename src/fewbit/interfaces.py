@@ -6,7 +6,7 @@ They are protocols and plain descriptions; implementations are found through the
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -97,6 +97,9 @@ class Progress(Protocol):
     def track(self, items: Sequence[Item], description: str) -> Iterator[Item]:
         """Yield `items`, showing the count done and the time left."""
 
+    def phase(self, description: str) -> AbstractContextManager[object]:
+        """Show `description` and the time it takes while the block runs: work whose length nobody knows."""
+
 
 class Silent:
     """The progress that shows nothing."""
@@ -104,6 +107,10 @@ class Silent:
     def track(self, items: Sequence[Item], description: str) -> Iterator[Item]:  # noqa: ARG002
         """Yield `items`."""
         yield from items
+
+    def phase(self, description: str) -> AbstractContextManager[object]:  # noqa: ARG002
+        """Show nothing."""
+        return nullcontext()
 
 
 class Source(Protocol):

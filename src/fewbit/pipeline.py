@@ -11,7 +11,7 @@ from typing import Any
 from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError, RecipeError
 from fewbit.evaluation.fidelity import sqnr
-from fewbit.evaluation.quality import Quality, compare
+from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.interfaces import (
     CHECKPOINTS,
     FRONTENDS,
@@ -114,7 +114,7 @@ def quantize(
     options = options or Options()
     source, parsed = open_source(model), parse_recipe(recipe)
     clock = _Clock()
-    with clock.phase("load"):
+    with clock.phase("load"), options.progress.phase("load"):
         live = source.load()
         if options.device != "auto":
             live = live.to(options.device)
@@ -126,12 +126,12 @@ def quantize(
         kept = {tensor.name for tensor in made.manifest({}, {}).floats}
         changed = frontend.round_floats(live, kept, made.storage_type)
     replacements = [replacement for replacement, _ in solved.values()]
-    measured = _Measured()
+    measured = Measured()
     if evaluation is not None:
         if not isinstance(evaluation, Evaluation):
             evaluation = Evaluation(batches=evaluation)
         with clock.phase("measure"):
-            measured = _measure(live, replacements, evaluation, frontend, options.progress)
+            measured = measure(live, replacements, list(evaluation.batches), frontend, options.progress)
     for replacement in replacements:
         replacement.install()
     rows = tuple(_layer_report(row, solved, measured) for row in made.rows)
@@ -215,84 +215,7 @@ def _solve(model: Any, made: Plan, frontend: Frontend, progress: Progress) -> di
     return solved
 
 
-@dataclass(slots=True)
-class _Measured:
-    """What running both forms of the model showed."""
-
-    before: Quality | None = None
-    after: Quality | None = None
-    output_sqnr: float | None = None
-    layers: dict[str, float] | None = None
-
-
-def _measure(
-    model: Any,
-    replacements: list[Replacement],
-    evaluation: Evaluation,
-    frontend: Frontend,
-    progress: Progress,
-) -> _Measured:
-    def forward(batch: Any, *, quantized: bool) -> Any:
-        for replacement in replacements:
-            (replacement.install if quantized else replacement.restore)()
-        try:
-            return _main_output(frontend.run(model, batch))
-        finally:
-            for replacement in replacements:
-                replacement.restore()
-
-    batches = list(evaluation.batches)
-    if not batches:
-        raise RecipeError("evaluation holds no batch; leave it out, or give some")
-    measured = _Measured()
-    with frontend.probe(replacements) as layers:
-        first = frontend.run(model, batches[0])  # layer by layer on one batch; it costs two forwards
-    measured.layers = dict(layers)
-    tracked = progress.track(batches, "measure")
-    if _is_language_model(batches[0], _main_output(first)):
-        measured.before, measured.after = compare(
-            lambda tokens: forward(tokens, quantized=False),
-            lambda tokens: forward(tokens, quantized=True),
-            (_tokens(batch) for batch in tracked),
-        )
-        return measured
-    signal = noise = 0.0
-    for batch in tracked:
-        expected, actual = forward(batch, quantized=False), forward(batch, quantized=True)
-        signal += float(expected.double().square().sum())
-        noise += float((expected.double() - actual.double()).square().sum())
-    from fewbit.evaluation.fidelity import decibels
-
-    measured.output_sqnr = decibels(signal, noise)
-    return measured
-
-
-def _main_output(output: Any) -> Any:
-    """Return the tensor that counts: the logits, or the first tensor, of what a model returned."""
-    for attribute in ("logits", "last_hidden_state"):
-        if hasattr(output, attribute):
-            return getattr(output, attribute)
-    while isinstance(output, (tuple, list, dict)):
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    if not hasattr(output, "square"):
-        raise RecipeError(f"the model returned {type(output).__name__}, which has no tensor to compare")
-    return output
-
-
-def _tokens(batch: Any) -> Any:
-    return batch["input_ids"] if isinstance(batch, dict) else batch
-
-
-def _is_language_model(batch: Any, output: Any) -> bool:
-    """Whether the batch is token ids (sequences, length) and the output a score for each next token."""
-    if isinstance(batch, dict) and set(batch) != {"input_ids"}:
-        return False
-    tokens = _tokens(batch)
-    whole_numbers = hasattr(tokens, "dtype") and not tokens.dtype.is_floating_point
-    return whole_numbers and output.ndim == 3 and tuple(output.shape[:2]) == tuple(tokens.shape)
-
-
-def _layer_report(row: PlanRow, solved: dict[str, tuple[Replacement, float]], measured: _Measured) -> LayerReport:
+def _layer_report(row: PlanRow, solved: dict[str, tuple[Replacement, float]], measured: Measured) -> LayerReport:
     return LayerReport(
         name=row.layer.name,
         kind=row.layer.kind,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+from fewbit.adaptation import adapt, require_divisible
 from fewbit.algorithms import Algorithm
 from fewbit.errors import GroupSizeError, PlanError
 from fewbit.interfaces import (
@@ -24,11 +25,7 @@ from fewbit.interfaces import (
 from fewbit.numerics.packing import packed_length
 from fewbit.qtensor import scale_shape
 from fewbit.recipe import Recipe, Rule
-from fewbit.schemes.granularity import PerChannel, PerGroup
 from fewbit.schemes.scheme import ScaleType, Scheme
-
-#: Group sizes that a preset tries, largest first.
-_ADAPTED_SIZES = (128, 64, 32, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,30 +218,11 @@ def _nothing_quantized(layers: Sequence[Layer]) -> str:
 
 
 def _adapt(drafts: list[_Draft]) -> list[str]:
-    """Give every grouped layer of a preset one group size that divides all widths, or channels to the odd ones."""
-    adaptations = []
-    grouped = [draft for draft in drafts if draft.scheme and isinstance(draft.scheme.granularity, PerGroup)]
-    for draft in [d for d in grouped if d.layer.shape[1] % _ADAPTED_SIZES[-1]]:
-        assert draft.scheme is not None
-        draft.scheme = replace(draft.scheme, granularity=PerChannel())
-        draft.notes.append(f"width {draft.layer.shape[1]} has no usual group size: per channel")
-        adaptations.append(f"{draft.layer.name}: width {draft.layer.shape[1]} is no multiple of 16, so per channel")
-        grouped.remove(draft)
-    wanted = {draft.scheme.granularity.size for draft in grouped}  # type: ignore[union-attr]
-    for size in sorted(wanted):
-        same = [d for d in grouped if d.scheme.granularity.size == size]  # type: ignore[union-attr]
-        fitting = next(s for s in _ADAPTED_SIZES if s <= size and all(d.layer.shape[1] % s == 0 for d in same))
-        if fitting == size:
-            continue
-        odd = next(d.layer for d in same if d.layer.shape[1] % size)
-        adaptations.append(
-            f"group size {size} -> {fitting} for {len(same)} layers: {odd.name} has width {odd.shape[1]}, "
-            f"which {size} does not divide"
-        )
-        for draft in same:
-            assert draft.scheme is not None
-            draft.scheme = replace(draft.scheme, granularity=PerGroup(fitting))
-    return adaptations
+    changing = [draft for draft in drafts if draft.scheme]
+    schemes, sentences = adapt([QuantizedLayer(draft.layer, draft.scheme) for draft in changing if draft.scheme])
+    for draft, scheme in zip(changing, schemes, strict=True):
+        draft.scheme = scheme
+    return sentences
 
 
 def _layer_problems(layer: Layer, scheme: Scheme, target: CheckpointFormat | None) -> list[str]:
@@ -256,24 +234,6 @@ def _layer_problems(layer: Layer, scheme: Scheme, target: CheckpointFormat | Non
     if target and (problem := target.problem(layer, scheme)):
         problems.append(f"{layer.name}: {problem}")
     return problems
-
-
-def require_divisible(width: int, scheme: Scheme) -> None:
-    """Raise `GroupSizeError` when the group size of `scheme` does not divide `width`.
-
-    >>> from fewbit.schemes.notation import parse_scheme
-    >>> require_divisible(576, parse_scheme("int4 g128"))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    fewbit.errors.GroupSizeError: in_features 576 is not a multiple of group size 128; use g64, or a preset...
-    """
-    if not isinstance(scheme.granularity, PerGroup) or width % scheme.granularity.size == 0:
-        return
-    size = scheme.granularity.size
-    divisor = next((s for s in _ADAPTED_SIZES if s < size and width % s == 0), None)
-    remedy = f"g{divisor}" if divisor else "channel"
-    raise GroupSizeError(
-        f"in_features {width} is not a multiple of group size {size}; use {remedy}, or a preset, which adapts"
-    )
 
 
 def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointFormat | None) -> tuple[PlanRow, ...]:

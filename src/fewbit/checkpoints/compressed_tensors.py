@@ -7,7 +7,6 @@ output axis; e4m3 goes to `naive-quantized`. Source: compressed-tensors 0.20, `Q
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from fewbit.checkpoints.compressed_tensors_config import read_schemes, write_config
 from fewbit.checkpoints.folder import NewFolder
 from fewbit.checkpoints.safetensors_file import (
     ShardedWriter,
@@ -24,19 +24,16 @@ from fewbit.checkpoints.safetensors_file import (
     read_tensors,
     stored_tensors,
 )
-from fewbit.errors import CheckpointError, NotYetError
+from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
-from fewbit.formats.number_format import NumberFormat
 from fewbit.interfaces import Checkpoint, Layer, Manifest, QuantizedLayer, StoredTensor
 from fewbit.numerics.namespace import Array, to_numpy
 from fewbit.numerics.packing import pack, unpack
 from fewbit.qtensor import QTensor, scale_fits, scale_shape
-from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
+from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
 
-#: Version of the layout that is written into `config.json`.
-VERSION = "0.19.0"
 _SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight")
 
 
@@ -97,7 +94,7 @@ class CompressedTensors:
         quantization = configuration.pop("quantization_config")
         files = files_of(path)
         stored = tuple(tensor for file in files for tensor in stored_tensors(file))
-        schemes = _schemes(quantization, {tensor.name: tensor for tensor in stored})
+        schemes = read_schemes(quantization, {tensor.name: tensor for tensor in stored})
         return Checkpoint(
             path=path,
             configuration=configuration,
@@ -128,7 +125,7 @@ class FolderWriter:
         self._weights.close()
         configuration = {
             **self._manifest.configuration,
-            "quantization_config": _quantization_config(self._manifest),
+            "quantization_config": write_config(self._manifest),
         }
         files = {**self._manifest.files, "config.json": (json.dumps(configuration, indent=2) + "\n").encode()}
         for name, content in files.items():
@@ -224,52 +221,6 @@ def _zero_point_as_stored(name: str, shape: tuple[int, int], scheme: Scheme) -> 
     return StoredTensor(f"{name}.weight_zero_point", "int32", (_words(shape[0], scheme.format.bits), groups))
 
 
-def _quantization_config(manifest: Manifest) -> dict[str, Any]:
-    """Return the `quantization_config` of `config.json`: a group for each scheme, layers by class or by name."""
-    by_scheme: dict[Scheme, list[Layer]] = {}
-    for quantized in manifest.quantized:
-        by_scheme.setdefault(quantized.scheme, []).append(quantized.layer)
-    simple = len(by_scheme) == 1 and all(q.layer.module_class == "Linear" for q in manifest.quantized)
-    groups = {}
-    for number, (scheme, layers) in enumerate(by_scheme.items()):
-        groups[f"group_{number}"] = {
-            "targets": ["Linear"] if simple else [layer.name for layer in layers],
-            "format": _format_word(scheme.format),
-            "weights": _weights_entry(scheme),
-            "input_activations": None,
-            "output_activations": None,
-        }
-    words = {group["format"] for group in groups.values()}
-    return {
-        "quant_method": "compressed-tensors",
-        "version": VERSION,
-        "format": words.pop() if len(words) == 1 else "mixed-precision",
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": [layer.name for layer in manifest.kept if layer.module_class == "Linear"],
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
-    }
-
-
-def _format_word(number_format: NumberFormat) -> str:
-    return "pack-quantized" if isinstance(number_format, Int) else "naive-quantized"
-
-
-def _weights_entry(scheme: Scheme) -> dict[str, Any]:
-    granularity = scheme.granularity
-    return {
-        "num_bits": scheme.format.bits,
-        "type": "int" if isinstance(scheme.format, Int) else "float",
-        "symmetric": scheme.symmetric,
-        "strategy": "group" if isinstance(granularity, PerGroup) else granularity.name,
-        "group_size": granularity.size if isinstance(granularity, PerGroup) else None,
-        "dynamic": False,
-        "observer": "memoryless_minmax",
-        "observer_kwargs": {},
-    }
-
-
 def _configuration(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     try:
@@ -282,67 +233,6 @@ def _configuration(path: Path) -> dict[str, Any]:
     if not isinstance(quantization, dict) or quantization.get("quant_method") != "compressed-tensors":
         raise CheckpointError(f"{file} does not describe a compressed-tensors checkpoint")
     return dict(configuration)
-
-
-def _schemes(quantization: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> dict[str, Scheme]:
-    if quantization.get("kv_cache_scheme"):
-        raise NotYetError("the checkpoint quantizes its key/value cache, which this version does not read")
-    groups = quantization.get("config_groups")
-    if not isinstance(groups, dict) or not groups:
-        raise CheckpointError("quantization_config has no config_groups")
-    scaled = [name.removesuffix(".weight_scale") for name in stored if name.endswith(".weight_scale")]
-    schemes = {}
-    for name in scaled:
-        group = _group_of(name, groups)
-        scheme = _scheme(group, name)
-        schemes[name] = scheme.stored_as(stored[f"{name}.weight_scale"].dtype)  # type: ignore[arg-type]
-        _require_complete(name, schemes[name], stored)
-    return schemes
-
-
-def _group_of(name: str, groups: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the group whose targets name the layer exactly, else by `re:` pattern, else by class."""
-    by_class = None
-    by_pattern = None
-    for group in groups.values():
-        for target in group.get("targets", []):
-            if target == name:
-                return dict(group)
-            if target.startswith("re:") and re.match(target[3:], name):
-                by_pattern = by_pattern or group
-            elif target == "Linear":
-                by_class = by_class or group
-    found = by_pattern or by_class
-    if found is None:
-        raise CheckpointError(f"{name} has a weight_scale, but no config group targets it")
-    return dict(found)
-
-
-def _scheme(group: Mapping[str, Any], name: str) -> Scheme:
-    for key in ("input_activations", "output_activations"):
-        if group.get(key):
-            raise NotYetError(f"{name} has quantized {key}, which this version does not read")
-    weights = group.get("weights") or {}
-    bits, kind, strategy = weights.get("num_bits"), weights.get("type"), weights.get("strategy")
-    granularities: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
-    if strategy == "group" and isinstance(weights.get("group_size"), int):
-        granularities["group"] = PerGroup(weights["group_size"])
-    known = kind == "int" and isinstance(bits, int) and 1 <= bits <= 8
-    if strategy not in granularities or not (known or (kind, bits) == ("float", 8)):
-        raise NotYetError(f"{name}: weights of {bits}-bit {kind} by {strategy} are not read by this version")
-    return Scheme(
-        format=Int(int(bits or 8)) if kind == "int" else E4M3,
-        granularity=granularities[strategy],
-        symmetric=bool(weights.get("symmetric", True)),
-    )
-
-
-def _require_complete(name: str, scheme: Scheme, stored: Mapping[str, StoredTensor]) -> None:
-    needed = ["weight"] if not isinstance(scheme.format, Int) else ["weight_packed", "weight_shape"]
-    needed += [] if scheme.symmetric else ["weight_zero_point"]
-    for suffix in needed:
-        if f"{name}.{suffix}" not in stored:
-            raise CheckpointError(f"{name}.{suffix} is missing; {scheme} needs it")
 
 
 def _read(files: list[Path], schemes: Mapping[str, Scheme]) -> Iterator[tuple[str, Array | QTensor]]:

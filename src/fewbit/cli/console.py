@@ -52,7 +52,7 @@ class Terminal:
         with _bar() as bar:
             yield from bar.track(items, description=description)
 
-    def wait(self, description: str) -> Progress:
+    def phase(self, description: str) -> Progress:
         """Return a context manager that shows `description` and the time it takes."""
         bar = Progress(
             TextColumn("{task.description:10}"),

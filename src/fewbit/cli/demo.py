@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +28,7 @@ def demo(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     run = Run(model="smollm2", recipe=choose_recipe(recipe, None, None, []), output=output, overwrite=overwrite)
     result = run.carry_out(terminal)
-    with terminal.wait("reload"):
+    with terminal.phase("reload"):
         sentence = continuation(output, _PROMPT)
     lines = [
         str(result.report),
@@ -47,7 +49,10 @@ def continuation(folder: Path, prompt: str, *, tokens: int = 16) -> str:
     except ImportError as error:
         raise MissingExtraError("reloading with transformers needs: pip install 'fewbit[demo]'") from error
     tokenizer = load_tokenizer(folder)
-    model: Any = transformers().AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
     inputs = tokenizer(prompt, return_tensors="pt")
-    written = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    # compressed-tensors draws bars of its own; errors come as exceptions.
+    with contextlib.redirect_stderr(io.StringIO()):
+        auto: Any = transformers().AutoModelForCausalLM
+        model = auto.from_pretrained(folder, dtype="float32", local_files_only=True)
+        written = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
     return str(tokenizer.decode(written[0], skip_special_tokens=True))

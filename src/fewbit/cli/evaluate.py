@@ -32,7 +32,7 @@ def evaluate(
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     content, name = read_text(text)
-    with terminal.wait("load"):
+    with terminal.phase("load"):
         source = open_source(model)
         own = _logits(source.load(), device)
         other = _logits(open_source(reference).load(), device) if reference else None

@@ -40,7 +40,7 @@ def inspect(
     except re.error as error:
         raise RecipeError(f"--match {match!r} is not a regular expression: {error}") from error
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    with terminal.wait("read"):
+    with terminal.phase("read"):
         source = open_source(model)
         rows = _checkpoint_rows(source) if isinstance(source, CheckpointFolder) else _float_rows(source)
         rows = [row for row in rows if pattern.search(row.name)]

@@ -93,7 +93,7 @@ class Run:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
         if self.output.exists() and not self.overwrite:
             raise CheckpointError(f"{self.output} exists; choose another name or pass --overwrite")
-        with terminal.wait("plan"):
+        with terminal.phase("plan"):
             import fewbit as fb
 
             made = fb.plan(self.model, self.recipe, to=self.to, dtype=self.dtype)
@@ -110,7 +110,7 @@ class Run:
         result = fb.quantize(
             self.model, self.recipe, to=self.to, dtype=self.dtype, evaluation=evaluation, options=options
         )
-        with terminal.wait("write"):
+        with terminal.phase("write"):
             result.save(self.output, self.to, overwrite=self.overwrite)
         return result
 
@@ -150,7 +150,7 @@ def choose_recipe(recipe: str | None, weight: str | None, algorithm: str | None,
 
 def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype: str) -> None:
     """Print the plan; raise its problems, so that the exit code tells."""
-    with terminal.wait("plan"):
+    with terminal.phase("plan"):
         import fewbit as fb
 
         made = fb.plan(model, recipe, to=to, dtype=dtype)

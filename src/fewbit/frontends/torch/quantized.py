@@ -96,9 +96,7 @@ class QuantizedLayer(nn.Module):
     ) -> None:
         found = {name: state_dict[prefix + name] for name in self.CANONICAL if prefix + name in state_dict}
         others = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in self.CANONICAL}
-        super()._load_from_state_dict(
-            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         expected = self.canonical()
         missing = [prefix + name for name in expected if name not in found]
         missing_keys += missing

@@ -1,0 +1,93 @@
+"""Measure a model in its float and in its quantized form, batch by batch, while both are in memory.
+
+Language models are scored by `quality.compare`; any other module by the SQNR of its output. Each layer's own output is
+watched on the first batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fewbit.errors import RecipeError
+from fewbit.evaluation.fidelity import decibels
+from fewbit.evaluation.quality import Quality, compare
+from fewbit.interfaces import Frontend, Progress, Replacement
+
+
+@dataclass(slots=True)
+class Measured:
+    """What running both forms of the model showed."""
+
+    before: Quality | None = None
+    after: Quality | None = None
+    output_sqnr: float | None = None
+    layers: dict[str, float] | None = None
+
+
+def measure(
+    model: Any, replacements: Sequence[Replacement], batches: Sequence[Any], frontend: Frontend, progress: Progress
+) -> Measured:
+    """Run every batch through both forms of `model`; the float form is installed before and after.
+
+    Raises:
+        RecipeError: no batch, or a model whose output holds no tensor.
+        NonFiniteError: activations that are NaN or infinite; the layer is named.
+
+    """
+
+    def forward(batch: Any, *, quantized: bool) -> Any:
+        for replacement in replacements:
+            (replacement.install if quantized else replacement.restore)()
+        try:
+            return _main_output(frontend.run(model, batch))
+        finally:
+            for replacement in replacements:
+                replacement.restore()
+
+    if not batches:
+        raise RecipeError("evaluation holds no batch; leave it out, or give some")
+    measured = Measured()
+    with frontend.probe(replacements) as layers:
+        first = frontend.run(model, batches[0])  # layer by layer on one batch; it costs two forwards
+    measured.layers = dict(layers)
+    tracked = progress.track(batches, "measure")
+    if _is_language_model(batches[0], _main_output(first)):
+        measured.before, measured.after = compare(
+            lambda tokens: forward(tokens, quantized=False),
+            lambda tokens: forward(tokens, quantized=True),
+            (_tokens(batch) for batch in tracked),
+        )
+        return measured
+    signal = noise = 0.0
+    for batch in tracked:
+        expected, actual = forward(batch, quantized=False), forward(batch, quantized=True)
+        signal += float(expected.double().square().sum())
+        noise += float((expected.double() - actual.double()).square().sum())
+    measured.output_sqnr = decibels(signal, noise)
+    return measured
+
+
+def _main_output(output: Any) -> Any:
+    """Return the tensor that counts: the logits, or the first tensor, of what a model returned."""
+    for attribute in ("logits", "last_hidden_state"):
+        if hasattr(output, attribute):
+            return getattr(output, attribute)
+    while isinstance(output, (tuple, list, dict)):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    if not hasattr(output, "square"):
+        raise RecipeError(f"the model returned {type(output).__name__}, which has no tensor to compare")
+    return output
+
+
+def _tokens(batch: Any) -> Any:
+    return batch["input_ids"] if isinstance(batch, dict) else batch
+
+
+def _is_language_model(batch: Any, output: Any) -> bool:
+    """Whether the batch is token ids (sequences, length) and the output a score for each next token."""
+    if isinstance(batch, dict) and set(batch) != {"input_ids"}:
+        return False
+    tokens = _tokens(batch)
+    whole_numbers = hasattr(tokens, "dtype") and not tokens.dtype.is_floating_point
+    return whole_numbers and output.ndim == 3 and tuple(output.shape[:2]) == tuple(tokens.shape)

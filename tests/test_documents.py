@@ -1,0 +1,64 @@
+"""The code blocks of README and docs run, their commands exist, and their links lead somewhere."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language):
+    for document in DOCUMENTS:
+        for number, (kind, code) in enumerate(FENCE.findall(document.read_text(encoding="utf-8")), 1):
+            if kind == language:
+                yield pytest.param(code, id=f"{document.name}-{number}")
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "block", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("code", blocks("toml"))
+def test_recipe_blocks_parse(code):
+    from fewbit import Recipe
+
+    assert Recipe.from_text(code).rules
+
+
+@pytest.mark.parametrize("code", blocks("sh"))
+def test_commands_name_targets_and_options_that_exist(code):
+    import click
+    import typer
+
+    from fewbit.cli.application import application
+
+    command = typer.main.get_command(application)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in code.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert f"\n{words[1]}:" in makefile, line
+        elif words[:1] == ["fewbit"]:
+            found = command.commands[words[1]]
+            options = {name for parameter in found.params for name in parameter.opts}
+            given = [word for word in words[2:] if word.startswith("-")]
+            assert set(given) <= options, line
+            assert isinstance(found, click.Command | typer.core.TyperCommand)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_lead_to_files(document):
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+def test_no_document_names_a_path_of_a_machine():
+    for document in DOCUMENTS:
+        assert os.sep + "work" + os.sep not in document.read_text(encoding="utf-8")
