@@ -7,6 +7,7 @@ The head and the embedding stay float. Text: pydoc_data.topics of the running Py
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 import time
@@ -53,8 +54,8 @@ def measure(scheme: str, evaluation: fb.Evaluation) -> tuple[list[str], list[str
         seconds = result.report.seconds["solve"] + time.perf_counter() - started
         size = bytes_on_disk(Path(folder) / "model")
     before, after = result.report.before, result.report.after
-    quantized = result.plan.quantized[0]
-    bits = quantized.scheme.bits_per_weight(quantized.layer.shape)
+    rows = [row for row in result.plan.rows if row.scheme]
+    bits = 8 * sum(row.bytes_after for row in rows) / sum(math.prod(row.layer.shape) for row in rows)
     cells = [
         scheme, f"{bits:.2f}", f"{after.kl_divergence:.4f}", f"{after.top1_agreement:.3f}", f"{after.perplexity:.2f}",
         f"{size / 1e6:.1f}", f"{seconds:.1f}",

@@ -166,15 +166,18 @@ def resolve(
     Problems are collected in the plan, not raised; `Plan.require_sound` raises them all.
     """
     drafts = [_draft(layer, recipe) for layer in layers]
-    problems = [] if recipe.adapts else _idle_rules(recipe, layers, drafts)
+    problems = _idle_rules(recipe, layers, drafts)
     if not any(draft.scheme for draft in drafts):
         problems.append(_nothing_quantized(layers))
     adaptations = _adapt(drafts) if recipe.adapts else []
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
+    alike: dict[str, list[str]] = {}
     for draft in drafts:
         if draft.scheme is not None:
             draft.scheme = draft.scheme.stored_as(scale_type)
-            problems += _layer_problems(draft.layer, draft.scheme, target)
+            for text in _layer_problems(draft.layer, draft.scheme, target):
+                alike.setdefault(text, []).append(draft.layer.name)
+    problems += [f"{_several(names)}: {text}" for text, names in alike.items()]
     weights = {f"{layer.name}.weight" for layer in layers}
     return Plan(
         model=model,
@@ -199,7 +202,7 @@ def _draft(layer: Layer, recipe: Recipe) -> _Draft:
 def _idle_rules(recipe: Recipe, layers: Sequence[Layer], drafts: list[_Draft]) -> list[str]:
     problems = []
     for rule in recipe.rules:
-        if any(draft.rule is rule for draft in drafts):
+        if rule.optional or any(draft.rule is rule for draft in drafts):
             continue
         if any(rule.matches(layer) for layer in layers):
             problems.append(f"rule [{rule}] has no effect: earlier rules take every layer it matches; move it up")
@@ -230,10 +233,14 @@ def _layer_problems(layer: Layer, scheme: Scheme, target: CheckpointFormat | Non
     try:
         require_divisible(layer.shape[1], scheme)
     except GroupSizeError as error:
-        problems.append(f"{layer.name}: {error}")
+        problems.append(str(error))
     if target and (problem := target.problem(layer, scheme)):
-        problems.append(f"{layer.name}: {problem}")
+        problems.append(problem)
     return problems
+
+
+def _several(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointFormat | None) -> tuple[PlanRow, ...]:

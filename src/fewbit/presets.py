@@ -55,7 +55,11 @@ def preset(name: str) -> Recipe:
         raise NotYetError(f"preset {name!r} is not in this version; there are: {', '.join(PRESETS)}")
     if name not in PRESETS:
         raise RecipeError(unknown(name, PRESETS, what="preset"))
-    rules = [keep(kind="head"), keep(kind="embedding"), Rule(kind="linear", weight=PRESETS[name])]
+    rules = [
+        keep(kind="head", optional=True),
+        keep(kind="embedding", optional=True),
+        Rule(kind="linear", weight=PRESETS[name], optional=True),
+    ]
     return Recipe(rules, name=name, adapts=True)
 
 

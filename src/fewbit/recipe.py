@@ -39,6 +39,8 @@ class Rule:
     algorithm: Algorithm
     #: The layer stays float.
     keep: bool
+    #: Matching nothing is no error.
+    optional: bool
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class Rule:
         input: str | Scheme | None = None,  # noqa: A002
         algorithm: str | dict[str, Any] | Algorithm | None = None,
         keep: bool = False,
+        optional: bool = False,
     ) -> None:
         if input is not None:
             raise NotYetError(f"input={str(input)!r}: this version quantizes weights only; leave out `input`")
@@ -68,6 +71,7 @@ class Rule:
             "weight": parse_scheme(weight) if isinstance(weight, str) else weight,
             "algorithm": parse_algorithm(algorithm) if algorithm is not None else Nearest(),
             "keep": keep,
+            "optional": optional,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -84,13 +88,13 @@ class Rule:
         return f"{' and '.join(where)}: {'keep' if self.keep else f'{self.weight} by {self.algorithm.name}'}"
 
 
-def keep(match: str | None = None, *, kind: str | None = None) -> Rule:
+def keep(match: str | None = None, *, kind: str | None = None, optional: bool = False) -> Rule:
     """Return a rule under which layers stay float.
 
     >>> str(keep(kind="head"))
     "kind 'head': keep"
     """
-    return Rule(match, kind=kind, keep=True)
+    return Rule(match, kind=kind, keep=True, optional=optional)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     #: What the user calls it.
     name: str = "custom"
-    #: A preset: its rules may match nothing, and group sizes adapt to the model.
+    #: Group sizes adapt to the widths of the model, as those of presets do.
     adapts: bool = False
 
     def __init__(
@@ -165,8 +169,9 @@ class Recipe:
 
 def _rule_from_table(table: dict[str, Any], where: str) -> Rule:
     _check_keys(table, [*(field.name for field in fields(Rule)), "input"], where)
-    if not isinstance(table.get("keep", False), bool):
-        raise RecipeError(f"{where}: keep = {table['keep']!r} is not true or false")
+    for key in ("keep", "optional"):
+        if not isinstance(table.get(key, False), bool):
+            raise RecipeError(f"{where}: {key} = {table[key]!r} is not true or false")
     if not isinstance(table.get("weight", ""), str):
         raise RecipeError(f'{where}: weight = {table["weight"]!r} is not text; write weight = "int4 g64"')
     try:

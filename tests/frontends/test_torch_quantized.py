@@ -115,3 +115,16 @@ def test_training_mode_and_bias_are_kept():
     fb.quantize(model, "w8a16")
     assert model[0].training
     assert model[0].bias is bias
+
+
+def test_measuring_leaves_dropout_out_and_batch_statistics_and_modes_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).train()
+    model[1].eval()
+    mean = model[1].running_mean.clone()
+    batch = torch.randn(4, 16) + 3.0
+    first = fb.quantize(model, "w8a16", evaluation=[batch]).report
+    assert torch.equal(model[1].running_mean, mean)
+    assert [module.training for module in model] == [True, False, True]
+    # With dropout the two forms would differ by half of their outputs, some 3 dB.
+    assert first.output_sqnr > 30.0

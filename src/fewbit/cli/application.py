@@ -6,7 +6,6 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
 
 from fewbit.cli.demo import demo
@@ -14,6 +13,9 @@ from fewbit.cli.evaluate import evaluate
 from fewbit.cli.inspect import inspect
 from fewbit.cli.quantize import quantize
 from fewbit.errors import FewbitError, NotYetError
+
+# typer carries a click of its own, older ones used the installed one; BadParameter hangs below this class in both.
+_UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 application = typer.Typer(
     name="fewbit",
@@ -64,10 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = [argument for argument in given if argument != "--debug"]
     try:
         code = application(args=given, standalone_mode=False)
-    except click.exceptions.Exit as leave:
+    except typer.Exit as leave:
         code = leave.exit_code
-    except click.ClickException as error:
-        error.show()
+    except _UsageProblem as error:
+        error.show()  # type: ignore[attr-defined]
         code = 2
     except FewbitError as error:
         if debug:
@@ -76,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
             sys.stderr.write(f"fewbit: {error}{notes}\n")
         code = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("fewbit: interrupted; nothing was written\n")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

@@ -54,12 +54,10 @@ class Terminal:
 
     def phase(self, description: str) -> Progress:
         """Return a context manager that shows `description` and the time it takes."""
-        bar = Progress(
-            TextColumn("{task.description:10}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True, quiet=self.quiet or self.as_json),
-            transient=True,
-        )
+        console = Console(stderr=True)
+        hidden = self.quiet or self.as_json or not console.is_terminal
+        columns = (TextColumn("{task.description:10}"), TimeElapsedColumn())
+        bar = Progress(*columns, console=console, transient=True, disable=hidden)
         bar.add_task(description, total=None)
         return bar
 

@@ -1,4 +1,4 @@
-"""Bytes on disk."""
+"""Sizes in bytes: on disk, and in words."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def bytes_on_disk(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def megabytes(size: int) -> str:
+    """Return a size for people, in MB or kB of 1000."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

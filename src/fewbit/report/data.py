@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.evaluation.quality import Quality
+from fewbit.evaluation.size import megabytes
 
 #: Version of the schema of `report.json`; raised when a field changes its meaning or goes away.
 SCHEMA = 1
@@ -118,7 +119,7 @@ class Report:
     def summary(self) -> list[tuple[str, str]]:
         """Return what a person wants to know first, as (name, value) pairs."""
         ratio = self.bytes_before / max(self.bytes_after, 1)
-        size = f"{_megabytes(self.bytes_before)} as {self.storage_type} -> {_megabytes(self.bytes_after)}"
+        size = f"{megabytes(self.bytes_before)} as {self.storage_type} -> {megabytes(self.bytes_after)}"
         rows = [
             ("model", self.model),
             ("recipe", self.recipe),
@@ -135,10 +136,6 @@ class Report:
         if self.output_sqnr is not None:
             rows.append(("output SQNR", f"{self.output_sqnr:.2f} dB"))
         return rows
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _plain(value: Any) -> Any:

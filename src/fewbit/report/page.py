@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
+from fewbit.evaluation.size import megabytes
+
 if TYPE_CHECKING:
     from fewbit.report.data import Report
 
@@ -18,4 +20,4 @@ def render(report: Report) -> str:
     loudest = max(
         [layer.weight_sqnr or 0.0 for layer in report.quantized if layer.weight_sqnr != float("inf")] or [1.0]
     )
-    return template.render(report=report, scale=max(loudest, 1.0))
+    return template.render(report=report, scale=max(loudest, 1.0), size=megabytes)

@@ -88,10 +88,19 @@ class TorchFrontend:
 
     @torch.no_grad()
     def run(self, model: nn.Module, batch: Any) -> Any:
-        """Return the output of `model` for a batch: a tensor, a tuple of arguments or a dict of keyword arguments."""
-        if isinstance(batch, Mapping):
-            return model(**batch)
-        return model(*batch) if isinstance(batch, tuple) else model(batch)
+        """Return the output of `model` for a batch: a tensor, a tuple of arguments or a dict of keyword arguments.
+
+        The model runs in evaluation mode, and keeps the mode that it had.
+        """
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            if isinstance(batch, Mapping):
+                return model(**batch)
+            return model(*batch) if isinstance(batch, tuple) else model(batch)
+        finally:
+            for module in training:
+                module.training = True
 
     def probe(self, replacements: Sequence[Any]) -> AbstractContextManager[Mapping[str, float]]:
         """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB."""

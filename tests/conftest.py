@@ -1,0 +1,64 @@
+"""What every test may use: array frameworks, and one hypothesis profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_strict
+import hypothesis
+import numpy as np
+import pytest
+
+# Same examples in every run and on every machine; no deadline, since how long an example takes is not the claim.
+hypothesis.settings.register_profile("fewbit", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.load_profile("fewbit")
+
+
+@dataclass(frozen=True)
+class Framework:
+    """An array framework, as two functions that tests need of it."""
+
+    name: str
+    from_numpy: Callable[[np.ndarray], Any]
+    to_numpy: Callable[[Any], np.ndarray]
+
+
+def _numpy() -> Framework:
+    return Framework("numpy", np.array, np.asarray)
+
+
+def _read_only() -> Framework:
+    def from_numpy(values: np.ndarray) -> np.ndarray:
+        values = np.array(values)
+        values.flags.writeable = False
+        return values
+
+    return Framework("read-only", from_numpy, np.asarray)
+
+
+def _strict() -> Framework:
+    # Not on the default device: mixing in an array that was made without `device=` is then an error.
+    there, here = array_api_strict.Device("device1"), array_api_strict.Device("CPU_DEVICE")
+    return Framework(
+        "strict",
+        lambda values: array_api_strict.asarray(values, device=there),
+        lambda array: np.from_dlpack(array.to_device(here)),
+    )
+
+
+def _torch() -> Framework:
+    import torch
+
+    return Framework("torch", lambda values: torch.from_numpy(np.array(values)), lambda array: array.detach().numpy())
+
+
+_FRAMEWORKS = {"numpy": _numpy, "read-only": _read_only, "strict": _strict, "torch": _torch}
+
+
+@pytest.fixture(params=_FRAMEWORKS)
+def xp(request: pytest.FixtureRequest) -> Iterator[Framework]:
+    """Each array framework in turn; the strict one without boolean indexing and data-dependent shapes."""
+    with array_api_strict.ArrayAPIStrictFlags(boolean_indexing=False, data_dependent_shapes=False):
+        yield _FRAMEWORKS[request.param]()
