@@ -19,20 +19,20 @@ def blocks(language):
                 yield pytest.param(code, id=f"{document.name}-{number}")
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", list(blocks("python")))
 def test_python_blocks_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "block", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("code", blocks("toml"))
+@pytest.mark.parametrize("code", list(blocks("toml")))
 def test_recipe_blocks_parse(code):
     from fewbit import Recipe
 
     assert Recipe.from_text(code).rules
 
 
-@pytest.mark.parametrize("code", blocks("sh"))
+@pytest.mark.parametrize("code", list(blocks("sh")))
 def test_commands_name_targets_and_options_that_exist(code):
     import typer
 
