@@ -32,7 +32,7 @@ class QTensor:
     codes: Array
     #: float32 values, each exact in `scheme.scale_type` (or normal in float32 only, see `quantize`).
     scale: Array
-    #: int8 codes that stand for 0; `None` when symmetric.
+    #: Codes that stand for 0, of the type of `codes`; `None` when symmetric.
     zero_point: Array | None
     #: How the codes came about.
     scheme: Scheme
@@ -81,8 +81,12 @@ def quantize(weight: Array, scheme: Scheme) -> QTensor:
     scale = round_scale(scale, scheme.scale_type)
     zero = affine.zero_point(low, scale, integer.qmin, integer.qmax)
     codes = affine.encode(boxes, beside_boxes(scale), beside_boxes(zero), integer.qmin, integer.qmax)
-    codes = array_namespace(codes).astype(codes, zero.dtype)
-    return QTensor(codes=merge(codes, tuple(weight.shape)), scale=scale, zero_point=zero, scheme=scheme)
+    return QTensor(
+        codes=merge(integer.to_codes(codes), tuple(weight.shape)),
+        scale=scale,
+        zero_point=integer.to_codes(zero),
+        scheme=scheme,
+    )
 
 
 def round_scale(scale: Array, scale_type: ScaleType | None) -> Array:

@@ -11,34 +11,52 @@ from functools import lru_cache
 from typing import Literal
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace, constants_like
+from fewbit.numerics.lookup import look_up, rank
+from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace
 
-Specials = Literal["fn", "ieee"]
+#: Which codes are not numbers. `fn`: the highest magnitude is NaN. `fnuz`: the code of -0 is NaN. `ieee`: the top
+#: binade holds infinity and NaN. `none`: every code is a number.
+Specials = Literal["fn", "fnuz", "ieee", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Float:
-    """A float of 1 + `exponent` + `mantissa` bits with the IEEE bias; too large values saturate.
+    """A float of 1 + `exponent` + `mantissa` bits; too large values saturate.
 
-    >>> Float(4, 3).maximum, Float(5, 10, specials="ieee").maximum
-    (448.0, 65504.0)
+    >>> Float(4, 3).maximum, Float(4, 3, specials="fnuz").maximum, Float(2, 1, specials="none").maximum
+    (448.0, 240.0, 6.0)
     """
 
     #: Bits of the exponent field, 2 to 8.
     exponent: int
     #: Bits of the mantissa field, 1 to 10.
     mantissa: int
-    #: Which codes are not numbers: `fn` only the highest magnitude (NaN), `ieee` the whole top binade.
+    #: Subtracted from the exponent field; `None`: 2^(exponent - 1) - 1, and one more for `fnuz`.
+    bias: int | None = None
+    #: Which codes are not numbers.
     specials: Specials = "fn"
 
     def __post_init__(self) -> None:
         if not (2 <= self.exponent <= 8 and 1 <= self.mantissa <= 10):
             raise SchemeError(f"e{self.exponent}m{self.mantissa} is outside e2..8 and m1..10")
+        if self.specials not in ("fn", "fnuz", "ieee", "none"):
+            raise SchemeError(f"specials {self.specials!r} is none of fn, fnuz, ieee, none")
+        usual = (1 << (self.exponent - 1)) - (self.specials != "fnuz")
+        object.__setattr__(self, "bias", usual if self.bias is None else self.bias)
+        if not (self.smallest_normal >= SMALLEST_NORMAL and self.maximum < float("inf")):
+            raise SchemeError(
+                f"{self.name} with bias {self.bias} leaves the range of float32; use a bias nearer {usual}"
+            )
 
     @property
     def name(self) -> str:
-        """The word for it in notation."""
-        return f"e{self.exponent}m{self.mantissa}"
+        """The word for it in notation: `e4m3`, `e4m3fnuz`, `e4m3b11fnuz`."""
+        usual = (1 << (self.exponent - 1)) - (self.specials != "fnuz")
+        plain = "none" if self.bits < 8 else "fn" if (self.exponent, self.mantissa) == (4, 3) else "ieee"
+        return (
+            f"e{self.exponent}m{self.mantissa}{'' if self.bias == usual else f'b{self.bias}'}"
+            f"{'' if self.specials == plain else self.specials}"
+        )
 
     @property
     def bits(self) -> int:
@@ -48,7 +66,7 @@ class Float:
     @property
     def smallest_normal(self) -> float:
         """The least positive value with a full mantissa."""
-        return 2.0 ** (2 - (1 << (self.exponent - 1)))
+        return 2.0 ** (1 - self._bias)
 
     @property
     def maximum(self) -> float:
@@ -71,6 +89,11 @@ class Float:
         """Floats are symmetric."""
         return False
 
+    @property
+    def _bias(self) -> int:
+        assert self.bias is not None  # set by __post_init__
+        return self.bias
+
     def encode(self, values: Array) -> Array:
         """Return uint8 codes of the nearest levels (formats of up to 8 bits); ties to the even bit pattern."""
         if self.bits > 8:
@@ -78,17 +101,17 @@ class Float:
         xp = array_namespace(values)
         binade, units, _ = self._position(values)
         codes = binade * 2**self.mantissa + xp.astype(units, xp.int32)
-        sign = xp.astype(values < 0, xp.int32) * 2 ** (self.bits - 1)
+        # Where the code of -0 means NaN, a negative value that rounds to 0 becomes +0.
+        negative = (values < 0) & (codes > 0) if self.specials == "fnuz" else values < 0
+        sign = xp.astype(negative, xp.int32) * 2 ** (self.bits - 1)
         return xp.astype(codes + sign, xp.uint8)
 
     def decode(self, codes: Array) -> Array:
         """Return the float32 values of `codes`, each below 2^bits and none of them special."""
-        xp = array_namespace(codes)
         positive = _magnitudes(self)
         half = [*positive, *[float("nan")] * (2 ** (self.bits - 1) - len(positive))]
-        table = constants_like([*half, *[-value for value in half]], "float32", codes)
-        flat = xp.take(table, xp.reshape(xp.astype(codes, xp.int64), (-1,)), axis=0)
-        return xp.reshape(flat, codes.shape)
+        minus_zero = float("nan") if self.specials == "fnuz" else -0.0
+        return look_up([*half, minus_zero, *[-value for value in half[1:]]], codes)
 
     def round(self, values: Array) -> Array:
         """Return the nearest level of each of `values` as float32."""
@@ -110,25 +133,22 @@ class Float:
         xp = array_namespace(values)
         magnitude = xp.clip(xp.abs(values), 0.0, self.maximum)
         borders, steps, inverse_steps = _binades(self)
-        flat = xp.reshape(magnitude, (-1,))
-        binade = xp.searchsorted(constants_like(borders, "float32", values), flat, side="right")
-        binade = xp.reshape(binade, magnitude.shape)
-        step = _pick(steps, binade, values)
-        units = xp.round(magnitude * _pick(inverse_steps, binade, values))
-        return xp.astype(binade, xp.int32), units, step
+        binade = rank(borders, magnitude)
+        units = xp.round(magnitude * look_up(inverse_steps, binade))
+        return binade, units, look_up(steps, binade)
 
 
 @lru_cache
 def _magnitudes(form: Float) -> tuple[float, ...]:
     """Return the finite magnitudes by code, ascending from 0."""
     per_binade = 2**form.mantissa
-    bias = 2 ** (form.exponent - 1) - 1
     values = [
-        (per_binade * (field > 0) + unit) * 2.0 ** (max(field, 1) - bias - form.mantissa)
+        (per_binade * (field > 0) + unit) * 2.0 ** (max(field, 1) - form._bias - form.mantissa)
         for field in range(2**form.exponent)
         for unit in range(per_binade)
     ]
-    return tuple(values[:-1] if form.specials == "fn" else values[:-per_binade])
+    left_out = {"fn": 1, "ieee": per_binade, "fnuz": 0, "none": 0}[form.specials]
+    return tuple(values[: len(values) - left_out])
 
 
 @lru_cache
@@ -144,14 +164,19 @@ def _binades(form: Float) -> tuple[list[float], list[float], list[float]]:
     return borders, steps, [1.0 / step for step in steps]
 
 
-def _pick(table: list[float], index: Array, like: Array) -> Array:
-    xp = array_namespace(index)
-    flat = xp.take(constants_like(table, "float32", like), xp.reshape(index, (-1,)), axis=0)
-    return xp.reshape(flat, index.shape)
-
-
-#: OCP FP8 E4M3: no infinity, largest value 448.
-E4M3 = Float(4, 3, "fn")
+#: OCP FP8: E4M3 has no infinity and reaches 448, E5M2 is IEEE-like and reaches 57344.
+E4M3 = Float(4, 3)
+E5M2 = Float(5, 2, specials="ieee")
+#: OCP microscaling element types: every code is a number.
+E2M1 = Float(2, 1, specials="none")
+E2M3 = Float(2, 3, specials="none")
+E3M2 = Float(3, 2, specials="none")
+#: More mantissa and less range, IEEE-like.
+E3M4 = Float(3, 4, specials="ieee")
+#: Types of other accelerators: one NaN in place of -0.
+E4M3FNUZ = Float(4, 3, specials="fnuz")
+E5M2FNUZ = Float(5, 2, specials="fnuz")
+E4M3B11FNUZ = Float(4, 3, bias=11, specials="fnuz")
 #: The 16-bit types that scales are stored in; used through `round` only.
-FLOAT16 = Float(5, 10, "ieee")
-BFLOAT16 = Float(8, 7, "ieee")
+FLOAT16 = Float(5, 10, specials="ieee")
+BFLOAT16 = Float(8, 7, specials="ieee")

@@ -23,15 +23,15 @@ def asymmetric_scale(low: Array, high: Array, steps: int) -> Array:
 
 
 def zero_point(low: Array, scale: Array, qmin: int, qmax: int) -> Array:
-    """Return the int8 code that stands for 0 when `low` maps to `qmin` (`low <= 0`)."""
+    """Return the code, as a float, that stands for 0 when `low` maps to `qmin` (`low <= 0`)."""
     xp = array_namespace(low)
-    return xp.astype(xp.clip(xp.round(-low * (1.0 / scale)) + qmin, qmin, qmax), xp.int8)
+    return xp.clip(xp.round(-low * (1.0 / scale)) + qmin, qmin, qmax)
 
 
 def encode(values: Array, scale: Array, zero: Array, qmin: int, qmax: int) -> Array:
     """Return float-valued codes `clip(round(values * (1 / scale)) + zero, qmin, qmax)`; ties to even."""
     xp = array_namespace(values)
-    return xp.clip(xp.round(values * (1.0 / scale)) + xp.astype(zero, xp.float32), qmin, qmax)
+    return xp.clip(xp.round(values * (1.0 / scale)) + zero, qmin, qmax)
 
 
 def _float32(value: float) -> float:

@@ -1,0 +1,79 @@
+"""Powers of two: E8M0, the scale type of the OCP microscaling formats 1.0.
+
+value = 2^(code - 127). Code 255 is NaN; code 0 is 2^-127, which float32 holds only as a subnormal, so it is never made.
+A value 2^k * f with 1 <= f < 2 becomes 2^k, or 2^(k+1) when f >= `up_from`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewbit.errors import SchemeError
+from fewbit.numerics.lookup import look_up, rank
+from fewbit.numerics.namespace import Array, array_namespace
+
+_BIAS = 127
+_LARGEST = 254
+
+
+@dataclass(frozen=True, slots=True)
+class PowerOfTwo:
+    """An unsigned power of two in 8 bits; for scales.
+
+    >>> PowerOfTwo().levels[0] == 2.0**-126, PowerOfTwo().levels[-1] == 2.0**127
+    (True, True)
+    """
+
+    #: Fractions from here on go to the next power; 2 truncates, as the specification's example does.
+    up_from: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not 1.0 < self.up_from <= 2.0:
+            raise SchemeError(f"up_from {self.up_from} is outside (1, 2]")
+
+    @property
+    def name(self) -> str:
+        """The word for it."""
+        return "e8m0"
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code."""
+        return 8
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Every value that is made, sorted."""
+        return tuple(2.0 ** (code - _BIAS) for code in range(1, _LARGEST + 1))
+
+    @property
+    def reach(self) -> float:
+        """A scale of 1 leaves scales as they are."""
+        return 1.0
+
+    @property
+    def takes_zero_point(self) -> bool:
+        """There is nothing to shift."""
+        return False
+
+    def encode(self, values: Array) -> Array:
+        """Return uint8 codes 1 to 254 of positive `values`; 0 and below become the least power."""
+        xp = array_namespace(values)
+        starts = [self.up_from * 2.0 ** (code - 1 - _BIAS) for code in range(2, _LARGEST + 1)]
+        return xp.astype(rank(starts, values) + 1, xp.uint8)
+
+    def decode(self, codes: Array) -> Array:
+        """Return `2^(codes - 127)` as float32; the codes 0 and 255 give NaN."""
+        return look_up([float("nan"), *self.levels, float("nan")], codes)
+
+    def to_unsigned(self, codes: Array) -> Array:
+        """Codes are bit patterns already."""
+        return codes
+
+    def from_unsigned(self, patterns: Array) -> Array:
+        """Codes are bit patterns already."""
+        return patterns
+
+
+#: The usual rounding to the nearer power on a linear scale, ties up.
+E8M0 = PowerOfTwo()

@@ -1,0 +1,23 @@
+"""Read a short table at many indices, in the framework and on the device of the indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fewbit.numerics.namespace import Array, array_namespace, constants_like
+
+
+def look_up(table: Sequence[float], index: Array) -> Array:
+    """Return the float32 `table[index]`, in the shape of `index`."""
+    xp = array_namespace(index)
+    values = constants_like(list(table), "float32", index)
+    flat = xp.take(values, xp.reshape(xp.astype(index, xp.int64), (-1,)), axis=0)
+    return xp.reshape(flat, index.shape)
+
+
+def rank(thresholds: Sequence[float], values: Array) -> Array:
+    """Return how many of the ascending `thresholds` are at or below each of `values`, as int32."""
+    xp = array_namespace(values)
+    table = constants_like(list(thresholds), "float32", values)
+    flat = xp.searchsorted(table, xp.reshape(values, (-1,)), side="right")
+    return xp.astype(xp.reshape(flat, values.shape), xp.int32)
