@@ -25,9 +25,9 @@ def adapt(quantized: Sequence[QuantizedLayer]) -> tuple[list[Scheme], list[str]]
     schemes, sentences = [], [_shrunk(size, fitting[size], quantized) for size in wanted if fitting[size] != size]
     for layer in quantized:
         size, width = _group_size(layer.scheme), layer.layer.shape[1]
-        if not size:
+        if not size or width % size == 0 == fitting[size] - size:
             schemes.append(layer.scheme)
-        elif width % USUAL_SIZES[-1]:
+        elif width % fitting[size]:
             schemes.append(replace(layer.scheme, granularity=PerChannel()))
             sentences.append(f"{layer.layer.name}: no usual group size divides its width {width}, so per channel")
         else:
@@ -58,15 +58,16 @@ def _group_size(scheme: Scheme) -> int | None:
 
 
 def _same_size(size: int, quantized: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:
-    """Return the layers that ask for groups of `size` and whose width some usual size divides."""
-    return [q for q in quantized if _group_size(q.scheme) == size and q.layer.shape[1] % USUAL_SIZES[-1] == 0]
+    """Return the layers that ask for groups of `size` and whose width that or some usual size divides."""
+    least = min(size, USUAL_SIZES[-1])
+    return [q for q in quantized if _group_size(q.scheme) == size and q.layer.shape[1] % least == 0]
 
 
 def _fitting(size: int, quantized: Sequence[QuantizedLayer]) -> int:
+    """Return the largest of `size` and the usual sizes below it that divides all widths that any of them divides."""
     widths = [q.layer.shape[1] for q in _same_size(size, quantized)]
-    if all(width % size == 0 for width in widths):
-        return size
-    return next(usual for usual in USUAL_SIZES if usual <= size and all(width % usual == 0 for width in widths))
+    sizes = [size, *(usual for usual in USUAL_SIZES if usual < size)]
+    return next((fits for fits in sizes if all(width % fits == 0 for width in widths)), size)
 
 
 def _shrunk(size: int, fitting: int, quantized: Sequence[QuantizedLayer]) -> str:

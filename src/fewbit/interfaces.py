@@ -165,7 +165,7 @@ class Frontend(Protocol):
         """Return the quantizable layers in the order of the model."""
 
     def floats(self, model: Any) -> list[StoredTensor]:
-        """Return every stored parameter and buffer, tied ones once under each name."""
+        """Return every stored parameter and buffer, one that hangs at several places under its first name."""
 
     def weight(self, model: Any, layer: Layer) -> Array:
         """Return the weight of `layer` as (out, in) in the framework's own array type."""
@@ -181,6 +181,9 @@ class Frontend(Protocol):
 
         Raises `NonFiniteError` naming the tensor that does not fit.
         """
+
+    def place(self, model: Any, device: str) -> Any:
+        """Return the model on `device`; raises `RecipeError` for a device that is not there."""
 
     def run(self, model: Any, batch: Any) -> Any:
         """Return the output of `model` for a batch (an array, a tuple of arguments or a dict of them)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError, RecipeError
 from fewbit.evaluation.fidelity import sqnr
 from fewbit.evaluation.side_by_side import Measured, measure
+from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import (
     CHECKPOINTS,
     FRONTENDS,
@@ -24,7 +25,7 @@ from fewbit.interfaces import (
 )
 from fewbit.planning import Plan, PlanRow, resolve
 from fewbit.presets import parse_recipe
-from fewbit.qtensor import QTensor, scale_fits
+from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe, Rule
 from fewbit.report.data import LayerReport, Report
 from fewbit.result import Result
@@ -111,16 +112,22 @@ def quantize(
     """
     if calibration is not None:
         raise NotYetError("calibration: no algorithm of this version uses it; leave it out")
+    if evaluation is not None and not isinstance(evaluation, Evaluation):
+        evaluation = Evaluation(batches=evaluation)
+    if evaluation is not None:
+        evaluation = replace(evaluation, batches=list(evaluation.batches))
+    if evaluation is not None and not evaluation.batches:
+        raise RecipeError("evaluation holds no batch; leave it out, or give some")
     options = options or Options()
     source, parsed = open_source(model), parse_recipe(recipe)
+    frontend: Frontend = lookup(FRONTENDS, "torch", what="front end")()
     clock = _Clock()
     with clock.phase("load"), options.progress.phase("load"):
         live = source.load()
         if options.device != "auto":
-            live = live.to(options.device)
+            live = frontend.place(live, options.device)
     made = _plan(source, live, parsed, to=to, dtype=dtype)
     made.require_sound()
-    frontend: Frontend = lookup(FRONTENDS, "torch", what="front end")()
     with clock.phase("solve"):
         solved = _solve(live, made, frontend, options.progress)
         kept = {tensor.name for tensor in made.manifest({}, {}).floats}
@@ -128,10 +135,8 @@ def quantize(
     replacements = [replacement for replacement, _ in solved.values()]
     measured = Measured()
     if evaluation is not None:
-        if not isinstance(evaluation, Evaluation):
-            evaluation = Evaluation(batches=evaluation)
         with clock.phase("measure"):
-            measured = measure(live, replacements, list(evaluation.batches), frontend, options.progress)
+            measured = measure(live, replacements, evaluation.batches, frontend, options.progress)
     for replacement in replacements:
         replacement.install()
     rows = tuple(_layer_report(row, solved, measured) for row in made.rows)
@@ -145,7 +150,7 @@ def quantize(
         layers=rows,
         adaptations=made.adaptations,
         remarks=_remarks(changed, solved, made),
-        text=evaluation.name if isinstance(evaluation, Evaluation) else None,
+        text=evaluation.name if evaluation else None,
         before=measured.before,
         after=measured.after,
         output_sqnr=measured.output_sqnr,

@@ -166,7 +166,7 @@ def resolve(
     Problems are collected in the plan, not raised; `Plan.require_sound` raises them all.
     """
     drafts = [_draft(layer, recipe) for layer in layers]
-    problems = _idle_rules(recipe, layers, drafts)
+    problems = _idle_rules(recipe, layers)
     if not any(draft.scheme for draft in drafts):
         problems.append(_nothing_quantized(layers))
     adaptations = _adapt(drafts) if recipe.adapts else []
@@ -199,10 +199,11 @@ def _draft(layer: Layer, recipe: Recipe) -> _Draft:
     return _Draft(layer, None, None, ["no rule matches"])
 
 
-def _idle_rules(recipe: Recipe, layers: Sequence[Layer], drafts: list[_Draft]) -> list[str]:
+def _idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
     problems = []
-    for rule in recipe.rules:
-        if rule.optional or any(draft.rule is rule for draft in drafts):
+    winners = {next((n for n, rule in enumerate(recipe.rules) if rule.matches(layer)), None) for layer in layers}
+    for number, rule in enumerate(recipe.rules):
+        if rule.optional or number in winners:
             continue
         if any(rule.matches(layer) for layer in layers):
             problems.append(f"rule [{rule}] has no effect: earlier rules take every layer it matches; move it up")
@@ -279,13 +280,18 @@ def _quantized_tensors(
 ) -> tuple[StoredTensor, ...]:
     if target:
         return target.tensors(quantized, storage_type)
-    scheme, (rows, width) = quantized.scheme, quantized.layer.shape
-    scales = scale_shape((rows, width), scheme)
-    stored = [
-        StoredTensor("codes", "uint8", (rows, packed_length(width, scheme.format.bits))),
-        StoredTensor("scale", scheme.scale_type or "float32", scales),
-    ]
-    return tuple(stored) if scheme.symmetric else (*stored, StoredTensor("zero_point", "int8", scales))
+    return _canonical_tensors(quantized.layer.shape, quantized.scheme)
+
+
+def _canonical_tensors(shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredTensor, ...]:
+    """Return the parts that a state_dict holds for a weight of `shape`."""
+    scales = scale_shape(shape, scheme)
+    codes = StoredTensor("codes", "uint8", (*shape[:-1], packed_length(shape[-1], scheme.format.bits)))
+    if scheme.scale_scheme is not None:
+        stored = (codes, *_canonical_tensors(scales, scheme.scale_scheme))
+    else:
+        stored = (codes, StoredTensor("scale", scheme.scale_type or "float32", scales))
+    return stored if scheme.symmetric else (*stored, StoredTensor("zero_point", "int8", scales))
 
 
 def _as_stored(layer: Layer) -> tuple[int, int]:

@@ -1,24 +1,22 @@
 """QTensor: the codes of a quantized tensor with what is needed to read them, and `quantize`, which makes one.
 
-dequantize() = (decode(codes) - zero_point) * scale, scale and zero point spread over their groups.
+dequantize() = (decode(codes) - zero_point) * scale, scale and zero point spread over their groups. A scale may be a
+QTensor itself: NVFP4, MXFP4, double-quantized NF4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from math import prod
 
-from fewbit.formats.minifloat import BFLOAT16, FLOAT16
-from fewbit.numerics import affine
+from fewbit.formats.number_format import NumberFormat
+from fewbit.formats.scale_type import round_scale
 from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split
-from fewbit.numerics.namespace import Array, array_namespace, to_float32
-from fewbit.schemes.scheme import ScaleType, Scheme
-
-if TYPE_CHECKING:
-    from fewbit.formats.integer import Int
-
-#: The 16-bit formats that a scale may be rounded to; float32 needs no rounding.
-_ROUNDED = {"float16": FLOAT16, "bfloat16": BFLOAT16}
+from fewbit.numerics.namespace import Array, array_namespace, constants_like, to_float32
+from fewbit.ranges.fixed import Fixed
+from fewbit.ranges.grid import SLICE
+from fewbit.schemes.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +28,8 @@ class QTensor:
 
     #: int8 or uint8, in the shape of the original.
     codes: Array
-    #: float32 values, each exact in `scheme.scale_type` (or normal in float32 only, see `quantize`).
-    scale: Array
+    #: float32 values, each exact in `scheme.scale_type` (or normal in float32 only, see `quantize`), or a QTensor.
+    scale: Array | QTensor
     #: Codes that stand for 0, of the type of `codes`; `None` when symmetric.
     zero_point: Array | None
     #: How the codes came about.
@@ -42,71 +40,57 @@ class QTensor:
         """Shape of the original."""
         return tuple(self.codes.shape)
 
+    def scale_values(self) -> Array:
+        """Return the scales as float32, dequantized where they are quantized themselves."""
+        return self.scale.dequantize() if isinstance(self.scale, QTensor) else self.scale
+
     def dequantize(self) -> Array:
         """Return the float32 values that the codes stand for."""
         box = self.scheme.granularity.box(self.shape)
         values = self.scheme.format.decode(split(self.codes, box))
         if self.zero_point is not None:
             values = values - self.scheme.format.decode(beside_boxes(self.zero_point))
-        return merge(values * beside_boxes(self.scale), self.shape)
+        return merge(values * beside_boxes(self.scale_values()), self.shape)
 
-    def map(self, function: object) -> QTensor:
+    def map(self, function: Callable[[Array], Array]) -> QTensor:
         """Return a copy with `function` applied to every array (to move between devices or frameworks)."""
-        assert callable(function)
+        scale = self.scale.map(function) if isinstance(self.scale, QTensor) else function(self.scale)
         zero_point = None if self.zero_point is None else function(self.zero_point)
-        return replace(self, codes=function(self.codes), scale=function(self.scale), zero_point=zero_point)
+        return replace(self, codes=function(self.codes), scale=scale, zero_point=zero_point)
 
 
-def quantize(weight: Array, scheme: Scheme) -> QTensor:
+def quantize(weight: Array, scheme: Scheme, importance: Array | None = None) -> QTensor:
     """Return `weight` rounded to the nearest level of `scheme`; groups lie along the last axis.
 
     The scale is rounded to `scheme.scale_type` (`None`: float32, unrounded) before codes are computed with it. One
     that would be subnormal there keeps its float32 value. `weight` must be finite: callers check, since numerics
-    cannot raise under jit.
+    cannot raise under jit. `importance`, of the shape of `weight` or of its last axis, weights squared errors in range
+    methods that search (second moments of the inputs, for example). Works on a few million numbers at a time.
 
     >>> import numpy as np
     >>> from fewbit.schemes.notation import parse_scheme
     >>> quantize(np.asarray([[0.0, 7.5, -7.5, 3.2]]), parse_scheme("int4 channel")).codes.tolist()
     [[0, 7, -8, 3]]
     """
-    box = scheme.granularity.box(tuple(weight.shape))
-    boxes = split(to_float32(weight), box)
-    low, high = scheme.ranging(boxes, box_axes(weight.ndim))
-    if scheme.symmetric:
-        scale = round_scale(affine.symmetric_scale(_larger(-low, high), scheme.format.reach), scheme.scale_type)
-        codes = scheme.format.encode(boxes * (1.0 / beside_boxes(scale)))
-        return QTensor(codes=merge(codes, tuple(weight.shape)), scale=scale, zero_point=None, scheme=scheme)
-    integer: Int = scheme.format  # type: ignore[assignment]  # Scheme refuses zero points elsewhere
-    scale = affine.asymmetric_scale(low, high, integer.qmax - integer.qmin)
-    scale = round_scale(scale, scheme.scale_type)
-    zero = affine.zero_point(low, scale, integer.qmin, integer.qmax)
-    codes = affine.encode(boxes, beside_boxes(scale), beside_boxes(zero), integer.qmin, integer.qmax)
+    xp = array_namespace(weight)
+    shape = tuple(weight.shape)
+    box = scheme.granularity.box(shape)
+    if importance is not None:
+        importance = xp.broadcast_to(xp.astype(importance, xp.float32), shape)
+    bounds = [_bounds(weight[rows, ...], box, scheme, None if importance is None else importance[rows, ...])
+              for rows in _slices(shape, box)]  # fmt: skip
+    low, high = (xp.concat(list(parts), axis=0) if len(bounds) > 1 else parts[0] for parts in zip(*bounds, strict=True))
+    scale, stored = _settled(scheme.grid.scale(low, high), low, high, scheme, counts(shape, box))
+    zero = scheme.grid.zero_point(low, scale)
+    codes = [
+        _codes(weight[rows, ...], box, rows, (scale, zero), scheme) for rows in _slices(shape, box, cut_boxes=True)
+    ]
     return QTensor(
-        codes=merge(integer.to_codes(codes), tuple(weight.shape)),
-        scale=scale,
-        zero_point=integer.to_codes(zero),
+        codes=xp.concat(codes, axis=0) if len(codes) > 1 else codes[0],
+        scale=stored,
+        zero_point=None if zero is None else scheme.grid.integer.to_codes(xp.reshape(zero, counts(shape, box))),
         scheme=scheme,
     )
-
-
-def round_scale(scale: Array, scale_type: ScaleType | None) -> Array:
-    """Return `scale` rounded to `scale_type`, as float32; what would be subnormal or overflow there is left alone."""
-    if scale_type not in _ROUNDED:
-        return scale
-    xp = array_namespace(scale)
-    target = _ROUNDED[scale_type]
-    outside = (scale < target.smallest_normal) | (scale > target.maximum)
-    return xp.where(outside, scale, target.round(scale))
-
-
-def scale_fits(scale: Array, scale_type: ScaleType) -> Array:
-    """Return for each scale whether `scale_type` holds it exactly and as a normal number."""
-    xp = array_namespace(scale)
-    if scale_type not in _ROUNDED:
-        return xp.ones_like(scale, dtype=xp.bool)
-    target = _ROUNDED[scale_type]
-    inside = (scale >= target.smallest_normal) & (scale <= target.maximum)
-    return inside & (target.round(scale) == scale)
 
 
 def scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
@@ -114,6 +98,51 @@ def scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
     return counts(shape, scheme.granularity.box(shape))
 
 
-def _larger(a: Array, b: Array) -> Array:
-    xp = array_namespace(a)
-    return xp.where(a > b, a, b)
+def _slices(shape: tuple[int, ...], box: tuple[int, ...], *, cut_boxes: bool = False) -> Iterator[slice]:
+    """Yield runs of rows that hold whole boxes, or parts of the only box, and about `SLICE` numbers."""
+    step = 1 if cut_boxes and box[0] >= shape[0] else box[0]
+    per_row = prod(shape[1:])
+    rows = max(1, SLICE // max(1, per_row * step)) * step
+    for start in range(0, max(shape[0], 1), rows):
+        yield slice(start, min(start + rows, shape[0]))
+
+
+def _bounds(weight: Array, box: tuple[int, ...], scheme: Scheme, importance: Array | None) -> tuple[Array, Array]:
+    boxes = split(to_float32(weight), box)
+    weights = None if importance is None else split(importance, box)
+    return scheme.ranging(boxes, box_axes(weight.ndim), scheme.grid, weights)
+
+
+def _settled(
+    scale: Array, low: Array, high: Array, scheme: Scheme, shape: tuple[int, ...]
+) -> tuple[Array, Array | QTensor]:
+    """Return the final scale in the shape of `scale`, and what is stored of it in `shape`."""
+    xp = array_namespace(scale)
+    if scheme.scale_scheme is None:
+        rounded = round_scale(scale, scheme.scale_type)
+        return rounded, xp.reshape(rounded, shape)
+    # The scale 1 of an empty group must not stretch the range of the others.
+    empty = 1.0 if isinstance(scheme.scale_scheme.ranging, Fixed) else 0.0
+    scale = xp.where(high - low > 0.0, scale, xp.zeros_like(scale) + empty)
+    stored = quantize(xp.reshape(scale, shape), scheme.scale_scheme)
+    stored = replace(stored, codes=_positive(stored.codes, scheme.scale_scheme.format))
+    return xp.reshape(stored.dequantize(), scale.shape), stored
+
+
+def _positive(codes: Array, number_format: NumberFormat) -> Array:
+    """Return `codes` with those that stand for 0 replaced by the least positive level: a scale of 0 erases a group."""
+    xp = array_namespace(codes)
+    least = min(level for level in number_format.levels if level > 0.0)
+    code = number_format.encode(constants_like([least], "float32", codes))
+    return xp.where(number_format.decode(codes) > 0.0, codes, xp.broadcast_to(code, codes.shape))
+
+
+def _codes(
+    weight: Array, box: tuple[int, ...], rows: slice, parameters: tuple[Array, Array | None], scheme: Scheme
+) -> Array:
+    """Return the codes of some rows; `parameters` are those of the whole tensor."""
+    own = slice(rows.start // box[0], -(-rows.stop // box[0]))
+    scale, zero = (None if part is None else part[own, ...] for part in parameters)
+    piece = (min(box[0], weight.shape[0]), *box[1:])
+    codes = scheme.grid.codes(split(to_float32(weight), piece), scale, zero)
+    return merge(codes, tuple(weight.shape))

@@ -27,10 +27,12 @@ class Spec(NamedTuple):
     bits: int
     kind: str  # the words between the format and the granularity
     cut: str
+    signed: bool = True
 
     @property
     def text(self) -> str:
-        return f"{f'int{self.bits}' if self.bits else 'e4m3'} {self.kind} {self.cut}"
+        word = f"{'' if self.signed else 'u'}int{self.bits}" if self.bits else "e4m3"
+        return f"{word} {self.kind} {self.cut}"
 
     @property
     def asymmetric(self) -> bool:
@@ -44,7 +46,13 @@ class Spec(NamedTuple):
 CUTS = ("tensor", "channel", "g16", "g64")
 SPECS = [
     *(Spec(1, "asym", cut) for cut in CUTS),
-    *(Spec(bits, kind, cut) for bits in range(2, 9) for kind in ("sym", "asym", "narrow", "narrow asym") for cut in CUTS),
+    *(
+        Spec(bits, kind, cut)
+        for bits in range(2, 9)
+        for kind in ("sym", "asym", "narrow", "narrow asym")
+        for cut in CUTS
+    ),
+    *(Spec(bits, kind, cut, signed=False) for bits in (4, 8) for kind in ("sym", "asym") for cut in CUTS),
     *(Spec(0, "sym", cut) for cut in CUTS),
 ]
 
@@ -97,14 +105,14 @@ def solve_group(values: list[float], spec: Spec, scale_type: str | None):
         codes = [e4m3_code(float32(value * float32(1 / scale))) for value in values]
         signed = [(-1.0 if code >= 128 else 1.0) * E4M3_MAGNITUDES[code % 128] for code in codes]
         return scale, None, codes, [float32(level * scale) for level in signed]
-    qmax = 2 ** (spec.bits - 1) - 1
-    qmin = -qmax if spec.narrow else -qmax - 1
+    qmax = 2 ** (spec.bits - spec.signed) - 1
+    qmin = -qmax - (not spec.narrow) if spec.signed else 0
     zero = 0
     if spec.asymmetric:
         low, high = min(0.0, *values), max(0.0, *values)
         scale = float32(float32(high - low) * float32(1 / (qmax - qmin)))
     else:
-        scale = float32(largest * float32(1 / qmax if spec.narrow else 2 / (2**spec.bits - 1)))
+        scale = float32(largest * float32(2 / (2**spec.bits - 1) if spec.signed and not spec.narrow else 1 / qmax))
     scale = stored(_positive(scale), scale_type)
     reciprocal = float32(1 / scale)
     if spec.asymmetric:
@@ -135,13 +143,14 @@ def oracle(spec: Spec, case: str) -> dict[str, np.ndarray]:
     weight, scale_type = make_case(case, spec)
     places = list(boxes(spec.cut))
     shape = tuple(last + 1 for last in places[-1][0])
+    code_type = np.int8 if spec.bits and spec.signed else np.uint8
     found = {
-        "codes": np.zeros(SHAPE, np.uint8 if spec.bits == 0 else np.int8),
+        "codes": np.zeros(SHAPE, code_type),
         "scale": np.zeros(shape, np.float32),
         "decoded": np.zeros(SHAPE, np.float32),
     }
     if spec.asymmetric:
-        found["zero_point"] = np.zeros(shape, np.int8)
+        found["zero_point"] = np.zeros(shape, code_type)
     for place, rows, columns in places:
         part = weight[rows, columns]
         scale, zero, codes, decoded = solve_group(part.ravel().tolist(), spec, scale_type)
@@ -160,10 +169,16 @@ def normals(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(scale=0.02, size=SHAPE).astype(np.float32)
 
 
+def tie_levels(spec: Spec) -> np.ndarray:
+    """Return what codes stand for in units of the scale when the range reaches as far below 0 as above."""
+    levels = np.array(parse_scheme(spec.text).format.levels)
+    return levels if spec.signed or not spec.asymmetric else levels - 2 ** (spec.bits - 1)
+
+
 def ties(spec: Spec) -> np.ndarray:
     """Scale 1 in every group, and every other number halfway between two levels."""
-    levels = np.array(parse_scheme(spec.text).format.levels)
-    reach = (levels[-1] - levels[0]) / 2
+    levels = tie_levels(spec)
+    reach = levels[-1] if levels[0] == 0 else (levels[-1] - levels[0]) / 2
     weight = np.empty(SHAPE, np.float32)
     weight[:, 0::4], weight[:, 2::4] = reach, -reach
     weight[:, 1::2] = np.resize((levels[1:] + levels[:-1]) / 2, (SHAPE[0], SHAPE[1] // 2))
@@ -220,6 +235,5 @@ def test_the_tie_case_holds_ties_in_every_group(spec):
     # A guard for the test above: rounding halves away from zero would fail it.
     found = oracle(spec, "ties")
     assert (found["scale"] == 1).all()
-    levels = np.array(parse_scheme(spec.text).format.levels)
-    distance = np.sort(np.abs(ties(spec)[:, 1::2, None].astype(np.float64) - levels), axis=-1)
+    distance = np.sort(np.abs(ties(spec)[:, 1::2, None].astype(np.float64) - tie_levels(spec)), axis=-1)
     assert (distance[..., 0] == distance[..., 1]).all()

@@ -27,11 +27,12 @@ from fewbit.checkpoints.safetensors_file import (
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
+from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import Checkpoint, Layer, Manifest, QuantizedLayer, StoredTensor
 from fewbit.numerics.namespace import Array, to_numpy
 from fewbit.numerics.packing import pack, unpack
-from fewbit.qtensor import QTensor, scale_fits, scale_shape
-from fewbit.schemes.granularity import PerTensor
+from fewbit.qtensor import QTensor, scale_shape
+from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
 
 _SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight")
@@ -53,8 +54,13 @@ class CompressedTensors:
                 f"transformers runs compressed-tensors weights of Linear modules only, and this one is "
                 f"of class {layer.module_class}; keep it, or save the module's state_dict instead"
             )
-        if not isinstance(scheme.format, Int) and scheme.format != E4M3:
-            return f"compressed-tensors has no layout for {scheme.format.name}; use an integer or e4m3"
+        whole = isinstance(scheme.format, Int) and scheme.format.signed and scheme.format.bits <= 8
+        known = scheme.granularity in (PerTensor(), PerChannel()) or isinstance(scheme.granularity, PerGroup)
+        if not (whole or scheme.format == E4M3) or not known or scheme.scale_scheme is not None:
+            return (
+                f"fewbit's compressed-tensors writer has no layout for '{scheme}'; "
+                "use int1 to int8 or e4m3 by tensor, channel or group"
+            )
         return None
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:

@@ -14,9 +14,10 @@ class NewFolder:
     """A folder under construction; `path` is where to write, `commit` moves it to `final`."""
 
     def __init__(self, final: Path, *, overwrite: bool = False) -> None:
-        self.final = Path(final)
+        # A link to a model folder stays a link: what it leads to is replaced.
+        self.final = Path(final).resolve() if Path(final).is_symlink() else Path(final)
         self.overwrite = overwrite
-        self._require_free()
+        require_free(self.final, overwrite=self.overwrite)
         try:
             self.final.absolute().parent.mkdir(parents=True, exist_ok=True)
             self.path = Path(
@@ -33,7 +34,7 @@ class NewFolder:
 
     def commit(self) -> Path:
         """Move the folder to its final name and return it; what stood there goes last, after the move succeeded."""
-        self._require_free()
+        require_free(self.final, overwrite=self.overwrite)
         self.path.chmod(0o777 & ~_umask())
         if not self.final.exists():
             self.path.rename(self.final)
@@ -52,14 +53,16 @@ class NewFolder:
         """Remove everything written so far."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _require_free(self) -> None:
-        if not self.final.exists():
-            return
-        if not self.overwrite:
-            raise CheckpointError(f"{self.final} exists; choose another name or pass overwrite (--overwrite)")
-        # Only what fewbit or a Hugging Face tool wrote is ever replaced: a mistyped name must not cost a home folder.
-        if not self.final.is_dir() or (any(self.final.iterdir()) and not (self.final / "config.json").is_file()):
-            raise CheckpointError(f"{self.final} is not a model folder and is not overwritten; remove it yourself")
+
+def require_free(final: Path, *, overwrite: bool) -> None:
+    """Raise `CheckpointError` unless a folder can be put at `final`: nothing is there, or a model to be replaced."""
+    if not final.exists():
+        return
+    if not overwrite:
+        raise CheckpointError(f"{final} exists; choose another name or pass overwrite (--overwrite)")
+    # Only what fewbit or a Hugging Face tool wrote is ever replaced: a mistyped name must not cost a home folder.
+    if not final.is_dir() or (any(final.iterdir()) and not (final / "config.json").is_file()):
+        raise CheckpointError(f"{final} is not a model folder and is not overwritten; remove it yourself")
 
 
 def _umask() -> int:

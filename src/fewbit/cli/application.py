@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from typing import Annotated
@@ -17,6 +18,8 @@ from fewbit.errors import FewbitError, NotYetError
 # typer carries a click of its own, older ones used the installed one; BadParameter hangs below this class in both.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
+_INTERRUPTED = 130
+
 application = typer.Typer(
     name="fewbit",
     help="Make trained neural networks smaller by storing their numbers in fewer bits, and see what it cost.",
@@ -29,12 +32,11 @@ application = typer.Typer(
 
 @application.callback(invoke_without_command=True)
 def options(
-    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
     """Options that stand before the subcommand."""
-    context.obj = {"debug": debug}
+    del debug  # `main` has taken it out of the arguments already; here it is only described
     if version:
         import fewbit
 
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        code = application(args=given, standalone_mode=False)
+        code = application(args=given, prog_name="fewbit", standalone_mode=False, obj=shlex.join(["fewbit", *given]))
     except typer.Exit as leave:
         code = leave.exit_code
     except _UsageProblem as error:
@@ -79,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stderr.write(f"fewbit: {error}{notes}\n")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # typer turns Ctrl-C into this exit code by itself, or into Abort
         sys.stderr.write("fewbit: interrupted; nothing was written\n")
-        code = 130
     sys.exit(code if isinstance(code, int) else 0)

@@ -40,7 +40,9 @@ class Terminal:
     def result(self, text: str, data: dict[str, Any]) -> None:
         """Print a command's result: text for people, or one JSON object."""
         if self.as_json:
-            sys.stdout.write(json.dumps(data, indent=2) + "\n")
+            from fewbit.report.data import plain
+
+            sys.stdout.write(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
         else:
             self.say(text)
 

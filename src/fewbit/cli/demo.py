@@ -16,6 +16,7 @@ _PROMPT = "The capital of France is"
 
 
 def demo(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("demo-output"),
     recipe: Annotated[str, typer.Option(help="A preset or a .toml file.")] = "w4a16",
     overwrite: Overwrite = False,
@@ -26,7 +27,8 @@ def demo(
     from fewbit.cli.quantize import Run, choose_recipe
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    run = Run(model="smollm2", recipe=choose_recipe(recipe, None, None, []), output=output, overwrite=overwrite)
+    chosen = choose_recipe(recipe, None, None, [])
+    run = Run(model="smollm2", recipe=chosen, output=output, overwrite=overwrite, command=context.obj)
     result = run.carry_out(terminal)
     with terminal.phase("reload"):
         sentence = continuation(output, _PROMPT)

@@ -55,7 +55,10 @@ def _logits(model: Any, device: str) -> Any:
     import torch
 
     where = None if device == "auto" else device
-    model = model if where is None else model.to(where)
+    if where is not None:
+        from fewbit.frontends.torch.frontend import TorchFrontend
+
+        model = TorchFrontend().place(model, where)
 
     @torch.no_grad()
     def logits(tokens: Any) -> Any:

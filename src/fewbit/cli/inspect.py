@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ class _Row:
     nbytes: int
     lowest: float
     highest: float
+    quantized: bool = False
 
 
 def inspect(
@@ -44,7 +46,7 @@ def inspect(
         source = open_source(model)
         rows = _checkpoint_rows(source) if isinstance(source, CheckpointFolder) else _float_rows(source)
         rows = [row for row in rows if pattern.search(row.name)]
-    quantized = [row for row in rows if " " in row.form]
+    quantized = [row for row in rows if row.quantized]
     total = sum(row.nbytes for row in rows)
     width = max([len(row.name) for row in rows], default=10)
     lines = [f"{'tensor':{width}}  {'shape':>14}  {'format':<18} {'bytes':>12} {'lowest':>12} {'highest':>12}"]
@@ -75,22 +77,33 @@ def _checkpoint_rows(source: Any) -> list[_Row]:
     for name, value in checkpoint.tensors():
         scheme = str(value.scheme) if isinstance(value, QTensor) else value.dtype.name
         numbers = value.dequantize() if isinstance(value, QTensor) else np.asarray(value, dtype=np.float32)
-        rows.append(_row(name, tuple(value.shape), scheme, nbytes[name], numbers))
+        rows.append(_row(name, tuple(value.shape), scheme, nbytes[name], numbers, quantized=isinstance(value, QTensor)))
     return rows
 
 
 def _float_rows(source: Any) -> list[_Row]:
+    """Rows of a model that is not quantized: as its files hold it, or as transformers reads it out of GGUF."""
+    import numpy as np
+
+    from fewbit.checkpoints.safetensors_file import files_of, read_tensors
+
+    if source.gguf is None:
+        return [
+            _row(name, tuple(array.shape), array.dtype.name, array.nbytes, np.asarray(array, dtype=np.float32))
+            for file in files_of(source.folder)
+            for name, array in read_tensors(file)
+        ]
     rows = []
-    seen = set()
+    owners: dict[int, str] = {}
     for name, tensor in source.load().state_dict().items():
+        owner = owners.setdefault(tensor.data_ptr(), name)
         form = str(tensor.dtype).removeprefix("torch.")
-        if tensor.data_ptr() in seen and tensor.numel():
-            rows.append(_row(name, tuple(tensor.shape), f"{form}-tied", 0, tensor.numpy()))
-            continue
-        seen.add(tensor.data_ptr())
-        rows.append(_row(name, tuple(tensor.shape), form, tensor.nbytes, tensor.numpy()))
+        form, nbytes = (form, tensor.nbytes) if owner == name else (f"{form}, tied", 0)
+        rows.append(_row(name, tuple(tensor.shape), form, nbytes, tensor.numpy()))
     return rows
 
 
-def _row(name: str, shape: tuple[int, ...], form: str, nbytes: int, numbers: Any) -> _Row:
-    return _Row(name, shape, form, nbytes, float(numbers.min()), float(numbers.max()))
+def _row(name: str, shape: tuple[int, ...], form: str, nbytes: int, numbers: Any, *, quantized: bool = False) -> _Row:
+    if not numbers.size:
+        return _Row(name, shape, form, nbytes, math.nan, math.nan, quantized)
+    return _Row(name, shape, form, nbytes, float(numbers.min()), float(numbers.max()), quantized)

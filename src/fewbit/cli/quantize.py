@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fewbit.checkpoints.folder import require_free
 from fewbit.cli.console import Terminal
 from fewbit.cli.words import AsJson, Device, Model, Output, Overwrite, Quiet, SequenceLength, Sequences, Text
-from fewbit.errors import CheckpointError, NotYetError, RecipeError
+from fewbit.errors import NotYetError, RecipeError
 
 if TYPE_CHECKING:
     from fewbit.recipe import Recipe
@@ -22,6 +21,7 @@ _LATER = "Not in this version."
 
 
 def quantize(  # a command's options are its arguments
+    context: typer.Context,
     model: Model,
     output: Output = None,
     recipe: Annotated[str | None, typer.Option(help="A preset (w4a16, ...) or a .toml file. Default: w4a16.")] = None,
@@ -64,7 +64,7 @@ def quantize(  # a command's options are its arguments
         raise RecipeError("nowhere to write: give -o OUT, or --dry-run to see the plan only")
     run = Run(
         model=model, recipe=chosen, output=output, to=to, dtype=dtype, text=text, sequences=sequences, length=length,
-        overwrite=overwrite, device=device, seed=seed,
+        overwrite=overwrite, device=device, seed=seed, command=context.obj,
     )  # fmt: skip
     result = run.carry_out(terminal)
     terminal.result(
@@ -88,11 +88,12 @@ class Run:
     overwrite: bool = False
     device: str = "auto"
     seed: int = 0
+    #: The command line, for the report.
+    command: str | None = None
 
     def carry_out(self, terminal: Terminal) -> Result:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
-        if self.output.exists() and not self.overwrite:
-            raise CheckpointError(f"{self.output} exists; choose another name or pass --overwrite")
+        require_free(self.output, overwrite=self.overwrite)
         with terminal.phase("plan"):
             import fewbit as fb
 
@@ -105,7 +106,7 @@ class Run:
             device=self.device,
             seed=self.seed,
             progress=terminal,
-            command=shlex.join(["fewbit", *sys.argv[1:]]),
+            command=self.command,
         )
         result = fb.quantize(
             self.model, self.recipe, to=self.to, dtype=self.dtype, evaluation=evaluation, options=options
@@ -125,7 +126,9 @@ class Run:
         tokenizer = open_source(self.model).tokenizer()
         batches = token_sequences(tokenizer, text, sequences=self.sequences, length=self.length)
         if self.device != "auto":
-            batches = [batch.to(self.device) for batch in batches]
+            from fewbit.frontends.torch.frontend import TorchFrontend
+
+            batches = [TorchFrontend().place(batch, self.device) for batch in batches]
         return fb.Evaluation(batches=batches, name=name)
 
 

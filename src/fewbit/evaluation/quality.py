@@ -69,23 +69,31 @@ def compare(reference: Logits, model: Logits | None, batches: Iterable[Tensor]) 
         actual = _timed(model, tokens, sums[1], "the quantized model") if model else expected
         predictions += tokens.shape[0] * (tokens.shape[1] - 1)
         for sequence in range(tokens.shape[0]):
-            _score(expected[sequence, :-1], actual[sequence, :-1], tokens[sequence, 1:], sums)
+            compared = actual[sequence, :-1] if model else None
+            _score(expected[sequence, :-1], compared, tokens[sequence, 1:], sums)
     if not predictions:
         raise SourceError("no tokens to evaluate on; give a longer text")
     before = Quality(
         predictions=predictions,
-        perplexity=math.exp(sums[0].likelihood / predictions),
+        perplexity=_perplexity(sums[0], predictions),
         seconds=sums[0].seconds,
     )
     if model is None:
         return before, None
     return before, Quality(
         predictions=predictions,
-        perplexity=math.exp(sums[1].likelihood / predictions),
+        perplexity=_perplexity(sums[1], predictions),
         kl_divergence=sums[1].divergence / predictions,
         top1_agreement=sums[1].agreements / predictions,
         seconds=sums[1].seconds,
     )
+
+
+def _perplexity(sums: _Sums, predictions: int) -> float:
+    try:
+        return math.exp(sums.likelihood / predictions)
+    except OverflowError:  # more than 709 nats a token
+        return math.inf
 
 
 def _timed(forward: Logits, tokens: Tensor, sums: _Sums, who: str) -> Tensor:
@@ -99,12 +107,12 @@ def _timed(forward: Logits, tokens: Tensor, sums: _Sums, who: str) -> Tensor:
     return logits
 
 
-def _score(expected: Tensor, actual: Tensor, tokens: Tensor, sums: tuple[_Sums, _Sums]) -> None:
+def _score(expected: Tensor, actual: Tensor | None, tokens: Tensor, sums: tuple[_Sums, _Sums]) -> None:
     for start in range(0, len(tokens), _POSITIONS):
         piece = slice(start, start + _POSITIONS)
         p = expected[piece].float().log_softmax(-1)
         sums[0].likelihood += negative_log_likelihood(p, tokens[piece])
-        if actual is not expected and actual.data_ptr() != expected.data_ptr():
+        if actual is not None:
             q = actual[piece].float().log_softmax(-1)
             sums[1].likelihood += negative_log_likelihood(q, tokens[piece])
             sums[1].divergence += kl_divergence(p, q)

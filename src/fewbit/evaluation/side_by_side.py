@@ -29,10 +29,10 @@ class Measured:
 def measure(
     model: Any, replacements: Sequence[Replacement], batches: Sequence[Any], frontend: Frontend, progress: Progress
 ) -> Measured:
-    """Run every batch through both forms of `model`; the float form is installed before and after.
+    """Run every batch, one at least, through both forms of `model`; the float form is installed before and after.
 
     Raises:
-        RecipeError: no batch, or a model whose output holds no tensor.
+        RecipeError: a model whose output holds no tensor.
         NonFiniteError: activations that are NaN or infinite; the layer is named.
 
     """
@@ -46,8 +46,6 @@ def measure(
             for replacement in replacements:
                 replacement.restore()
 
-    if not batches:
-        raise RecipeError("evaluation holds no batch; leave it out, or give some")
     measured = Measured()
     with frontend.probe(replacements) as layers:
         first = frontend.run(model, batches[0])  # layer by layer on one batch; it costs two forwards

@@ -44,8 +44,12 @@ def token_sequences(tokenizer: Any, text: str, *, sequences: int, length: int) -
     """
     import torch
 
-    # A token is rarely longer than 20 characters; tokenizing a whole book to use its first page would take seconds.
-    ids = tokenizer(text[: sequences * length * 20], add_special_tokens=False)["input_ids"]
+    # Tokenizing a whole book to use its first page would take seconds: take more of it only while that is too little.
+    taken = sequences * length * 8
+    ids = tokenizer(text[:taken], add_special_tokens=False)["input_ids"]
+    while len(ids) <= sequences * length and taken < len(text):  # the last token may be cut: one more than needed
+        taken *= 4
+        ids = tokenizer(text[:taken], add_special_tokens=False)["input_ids"]
     pieces = [ids[start : start + length] for start in range(0, sequences * length, length)]
     whole = [torch.tensor([piece]) for piece in pieces if len(piece) == length]
     if not whole:

@@ -116,8 +116,8 @@ class Float:
     def round(self, values: Array) -> Array:
         """Return the nearest level of each of `values` as float32."""
         xp = array_namespace(values)
-        _, units, step = self._position(values)
-        magnitude = units * step
+        binade, units, steps = self._position(values)
+        magnitude = _times(units, steps, binade)
         return xp.where(values < 0, -magnitude, magnitude)
 
     def to_unsigned(self, codes: Array) -> Array:
@@ -128,14 +128,14 @@ class Float:
         """Codes are bit patterns already."""
         return patterns
 
-    def _position(self, values: Array) -> tuple[Array, Array, Array]:
-        """Return the binade k, the rounded number of steps r (float32) and the step, for each |value|."""
+    def _position(self, values: Array) -> tuple[Array, Array, list[float]]:
+        """Return the binade k and the rounded number of steps r (float32) of each |value|, and the steps by k."""
         xp = array_namespace(values)
         magnitude = xp.clip(xp.abs(values), 0.0, self.maximum)
-        borders, steps, inverse_steps = _binades(self)
+        borders, steps = _binades(self)
         binade = rank(borders, magnitude)
-        units = xp.round(magnitude * look_up(inverse_steps, binade))
-        return binade, units, look_up(steps, binade)
+        units = xp.round(_times(magnitude, [1.0 / step for step in steps], binade))
+        return binade, units, steps
 
 
 @lru_cache
@@ -152,16 +152,23 @@ def _magnitudes(form: Float) -> tuple[float, ...]:
 
 
 @lru_cache
-def _binades(form: Float) -> tuple[list[float], list[float], list[float]]:
-    """Return where binades 1, 2, ... begin, and the step and reciprocal step of binades 0, 1, ..."""
+def _binades(form: Float) -> tuple[list[float], list[float]]:
+    """Return where binades 1, 2, ... begin, and the steps of binades 0, 1, ..."""
     borders = []
     border = 2 * form.smallest_normal
     while border <= form.maximum:
         borders.append(border)
         border *= 2
-    # A step below 2^-126 would be flushed to 0, and its reciprocal overflow; such values are flushed anyway.
-    steps = [max(form.smallest_normal * 2.0 ** (k - form.mantissa), SMALLEST_NORMAL) for k in range(len(borders) + 1)]
-    return borders, steps, [1.0 / step for step in steps]
+    return borders, [form.smallest_normal * 2.0 ** (k - form.mantissa) for k in range(len(borders) + 1)]
+
+
+def _times(values: Array, powers: list[float], binade: Array) -> Array:
+    """Return `values * powers[binade]`; a power of two that float32 flushes or overflows is applied in two parts."""
+    if min(powers) >= SMALLEST_NORMAL and max(powers) <= 1.0 / SMALLEST_NORMAL:
+        return values * look_up(powers, binade)
+    first = [min(max(power, 2.0**-64), 2.0**64) for power in powers]
+    rest = [power / part for power, part in zip(powers, first, strict=True)]
+    return values * look_up(first, binade) * look_up(rest, binade)
 
 
 #: OCP FP8: E4M3 has no infinity and reaches 448, E5M2 is IEEE-like and reaches 57344.

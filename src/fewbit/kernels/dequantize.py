@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from fewbit.qtensor import QTensor
-from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.scheme import Scheme
 
 
@@ -22,13 +21,22 @@ class Dequantize:
     """Dequantize the weight at every call."""
 
     def pack(self, qtensor: QTensor) -> dict[str, Tensor]:
-        """Return the codes as they are; the scale as int32 bit patterns, which `module.half()` does not convert."""
-        packed = {"codes": qtensor.codes.contiguous(), "scale": qtensor.scale.contiguous().view(torch.int32)}
-        return packed if qtensor.zero_point is None else {**packed, "zero_point": qtensor.zero_point.contiguous()}
+        """Return the codes as they are; scales as int32 bit patterns, which `module.half()` does not convert."""
+        packed = {"codes": qtensor.codes.contiguous()}
+        if qtensor.zero_point is not None:
+            packed["zero_point"] = qtensor.zero_point.contiguous()
+        if isinstance(qtensor.scale, QTensor):
+            return packed | {f"scale_{name}": tensor for name, tensor in self.pack(qtensor.scale).items()}
+        return packed | {"scale": qtensor.scale.contiguous().view(torch.int32)}
 
     def unpack(self, packed: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
         """Undo `pack`."""
-        scale = packed["scale"].view(torch.float32)
+        scale: Tensor | QTensor
+        if scheme.scale_scheme is None:
+            scale = packed["scale"].view(torch.float32)
+        else:
+            inner = {name.removeprefix("scale_"): tensor for name, tensor in packed.items() if name[:6] == "scale_"}
+            scale = self.unpack(inner, scheme.scale_scheme)
         return QTensor(codes=packed["codes"], scale=scale, zero_point=packed.get("zero_point"), scheme=scheme)
 
     def linear(self, inputs: Tensor, packed: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None) -> Tensor:
@@ -40,12 +48,14 @@ class Dequantize:
         """Return the rows at `indices`; only those are dequantized."""
         rows = indices.reshape(-1)
         whole = self.unpack(packed, scheme)
-        shared = isinstance(scheme.granularity, PerTensor)
-        picked = replace(
-            whole,
+        scale = whole.scale_values()
+        if whole.scheme.granularity.box(whole.shape)[0] > 1:  # rows share scales: tensor, tile
+            return whole.dequantize()[rows].to(dtype).reshape(*indices.shape, -1)  # type: ignore[no-any-return]
+        picked = QTensor(
             codes=whole.codes[rows],
-            scale=whole.scale if shared else whole.scale[rows],
-            zero_point=whole.zero_point if shared or whole.zero_point is None else whole.zero_point[rows],
+            scale=scale[rows],
+            zero_point=None if whole.zero_point is None else whole.zero_point[rows],
+            scheme=replace(scheme, scale_scheme=None),
         )
         values: Tensor = picked.dequantize()
         return values.to(dtype).reshape(*indices.shape, -1)

@@ -31,7 +31,7 @@ def zero_point(low: Array, scale: Array, qmin: int, qmax: int) -> Array:
 def encode(values: Array, scale: Array, zero: Array, qmin: int, qmax: int) -> Array:
     """Return float-valued codes `clip(round(values * (1 / scale)) + zero, qmin, qmax)`; ties to even."""
     xp = array_namespace(values)
-    return xp.clip(xp.round(values * (1.0 / scale)) + zero, qmin, qmax)
+    return xp.clip(xp.round(values * (1.0 / scale)) + xp.astype(zero, xp.float32, copy=False), qmin, qmax)
 
 
 def _float32(value: float) -> float:

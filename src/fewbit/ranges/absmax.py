@@ -5,19 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.ranges.grid import Grid
 
 
 @dataclass(frozen=True, slots=True)
 class AbsMax:
-    """Cover the largest magnitude of each group on both sides of 0."""
+    """Cover the largest magnitude of each box on both sides of 0."""
 
     @property
     def name(self) -> str:
         """The word for it in notation."""
         return "absmax"
 
-    def __call__(self, boxes: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    def __call__(
+        self,
+        boxes: Array,
+        axes: tuple[int, ...],
+        grid: Grid | None = None,  # noqa: ARG002
+        weights: Array | None = None,  # noqa: ARG002
+    ) -> tuple[Array, Array]:
         """Return `-max|x|` and `max|x|` over `axes`."""
         xp = array_namespace(boxes)
-        high = xp.max(xp.abs(boxes), axis=axes)
+        high = xp.max(xp.abs(boxes), axis=axes, keepdims=True)
         return -high, high

@@ -94,7 +94,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; an infinite SQNR becomes the string `inf`."""
-        return {"schema": SCHEMA, **_plain(asdict(self))}
+        return {"schema": SCHEMA, **plain(asdict(self))}
 
     def save(self, path: str | Path) -> Path:
         """Write the report as `.json` or `.html`, by the ending of `path`, and return the path."""
@@ -138,11 +138,12 @@ class Report:
         return rows
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return `value` fit for strict JSON: lists for tuples, strings for numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -1,7 +1,8 @@
 """The text notation of schemes, parsed and printed here and nowhere else.
 
-text = FORMAT [narrow] [tensor | channel | gN] [asym] [absmax | minmax]; words in any order after the format.
-A granularity left out is the field's usual one: int8 to int5 and floats `channel`, int4 and below `g128`.
+text = FORMAT [GRANULARITY] [narrow] [asym] [RANGE], words in any order after the format, or the name of a whole scheme:
+mxfp4, nvfp4, ... GRANULARITY is tensor, channel, channel:1, channel:0x4, g64, tile128x128 or token; left out it is the
+field's usual one: `g128` for 4 bits and fewer, else `channel`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from fewbit.formats import FORMATS
 from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
 from fewbit.ranges import RANGES
-from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
+from fewbit.schemes.block_formats import BLOCK_FORMATS
+from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.scheme import Scheme
 
 #: Words of the design that this version does not know yet.
-_LATER = {"token", "static", "percentile", "mse", "entropy", "nf4", "mxfp4", "mxfp8", "nvfp4", "q4_k", "q8_0"}
-_FLAGS = ("narrow", "asym", "sym", "tensor", "channel", "gN")
+_LATER = {"static", "q4_k", "q8_0"}
+_FLAGS = ("narrow", "asym", "sym", "tensor", "channel", "gN", "tileNxM", "token")
 
 
 def parse_scheme(text: str) -> Scheme:
@@ -39,7 +41,14 @@ def parse_scheme(text: str) -> Scheme:
     for word in words:
         _refuse_later(word)
     head, *rest = words
-    number_format: NumberFormat = lookup(FORMATS, head, what="number format", error=SchemeError)
+    if head in BLOCK_FORMATS:
+        if rest:
+            raise SchemeError(f"{head} is a whole scheme and takes no further word; drop {' '.join(rest)!r}")
+        whole: Scheme = lookup(BLOCK_FORMATS, head, what="scheme", error=SchemeError)
+        return whole
+    if head not in FORMATS:
+        raise SchemeError(unknown(head, [*FORMATS, *BLOCK_FORMATS], what="number format"))
+    number_format: NumberFormat = lookup(FORMATS, head, what="number format")
     granularities = [found for word in rest if (found := _granularity(word))]
     methods = [word for word in rest if word in RANGES]
     _at_most_one(text, "granularities", [granularity.name for granularity in granularities])
@@ -63,6 +72,9 @@ def scheme_to_text(scheme: Scheme) -> str:
     >>> scheme_to_text(parse_scheme("int4"))
     'int4 g128'
     """
+    for name in BLOCK_FORMATS:
+        if scheme == lookup(BLOCK_FORMATS, name, what="scheme"):
+            return name
     words = [scheme.format.name]
     if getattr(scheme.format, "narrow", False):
         words.append("narrow")
@@ -82,7 +94,11 @@ def _at_most_one(text: str, what: str, words: list[str]) -> None:
 def _granularity(word: str) -> Granularity | None:
     if match := re.fullmatch(r"g([0-9]{1,6})", word):
         return PerGroup(int(match[1]))
-    simple: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
+    if match := re.fullmatch(r"tile([0-9]{1,6})x([0-9]{1,6})", word):
+        return PerTile(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"channel:([0-9])(?:x([0-9]{1,6}))?", word):
+        return PerChannel(int(match[1]), int(match[2] or 1))
+    simple: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel(), "token": PerToken()}
     return simple.get(word)
 
 
@@ -98,6 +114,5 @@ def _narrow(number_format: NumberFormat) -> NumberFormat:
 
 def _refuse_later(word: str) -> None:
     if word in _LATER:
-        raise SchemeError(
-            f"{word!r} is part of the design but not of this version; known formats: {', '.join(sorted(FORMATS))}"
-        )
+        known = ", ".join(sorted([*FORMATS, *BLOCK_FORMATS]))
+        raise SchemeError(f"{word!r} is part of the design but not of this version; known formats: {known}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from fewbit.errors import SchemeError
+from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
+from fewbit.formats.scale_type import ScaleType
 from fewbit.ranges import RangeMethod
 from fewbit.ranges.absmax import AbsMax
+from fewbit.ranges.grid import Grid
+from fewbit.ranges.least_squares import LeastSquares
 from fewbit.ranges.minmax import MinMax
 from fewbit.schemes.granularity import Granularity, PerTensor
 
-#: Types in which a scale can be stored.
-ScaleType = Literal["float16", "bfloat16", "float32"]
+__all__ = ["ScaleType", "Scheme"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +33,30 @@ class Scheme:
     granularity: Granularity = field(default_factory=PerTensor)
     #: Zero point fixed at the middle; otherwise an integer code stands for 0.
     symmetric: bool = True
-    #: How the bounds of a group are chosen; left out: absmax when symmetric, else minmax.
+    #: How the bounds of a group are chosen; left out: absmax when symmetric (lsq for binary and ternary), else minmax.
     range_method: RangeMethod | None = None
     #: The type a scale is rounded to before codes are computed with it; `None`: the weight's own 16-bit type.
     scale_type: ScaleType | None = None
+    #: How the tensor of scales is itself quantized: MX, NVFP4, double-quantized NF4; `None`: it is not.
+    scale_scheme: Scheme | None = None
 
     def __post_init__(self) -> None:
         if not self.symmetric and not self.format.takes_zero_point:
             raise SchemeError(f"{self.format.name} takes no zero point; leave out 'asym'")
-        if self.symmetric and self.format.bits == 1:
+        if self.symmetric and self.format == Int(1):
             raise SchemeError("int1 symmetric has the levels -1 and 0 only; use 'int1 asym'")
+        if self.scale_scheme is not None and self.scale_type is not None:
+            raise SchemeError("a scale that is itself quantized has no float type; set that of its own scheme")
+        if self.scale_scheme is not None and not self.scale_scheme.symmetric:
+            raise SchemeError(f"scales are positive: quantize them symmetrically, not by '{self.scale_scheme}'")
         if self.range_method is None:
-            object.__setattr__(self, "range_method", AbsMax() if self.symmetric else MinMax())
+            object.__setattr__(self, "range_method", self._usual_range())
+
+    def _usual_range(self) -> RangeMethod:
+        if not self.symmetric:
+            return MinMax()
+        # The one magnitude of signs has to be a mean, not the largest.
+        return LeastSquares() if len(self.format.levels) <= 3 and not isinstance(self.format, Int) else AbsMax()
 
     @property
     def ranging(self) -> RangeMethod:
@@ -52,7 +66,12 @@ class Scheme:
 
     def stored_as(self, scale_type: ScaleType) -> Scheme:
         """Return this scheme with the type of its scale settled, unless it was settled before."""
-        return self if self.scale_type else replace(self, scale_type=scale_type)
+        return self if self.scale_type or self.scale_scheme else replace(self, scale_type=scale_type)
+
+    @property
+    def grid(self) -> Grid:
+        """The levels and the arithmetic that a range method searches on."""
+        return Grid(format=self.format, symmetric=self.symmetric, scale_type=self.scale_type)
 
     def bits_per_weight(self, shape: tuple[int, ...]) -> float:
         """Return the mean bits of a number in an array of `shape`: codes, 16-bit scales and zero points."""
@@ -60,9 +79,11 @@ class Scheme:
 
         from fewbit.numerics.groups import counts
 
-        scales = prod(counts(shape, self.granularity.box(shape)))
-        scale_bits = 32 if self.scale_type == "float32" else 16
-        extra = scales * (scale_bits + (0 if self.symmetric else self.format.bits))
+        scale_shape = counts(shape, self.granularity.box(shape))
+        scale_bits: float = 32 if self.scale_type == "float32" else 16
+        if self.scale_scheme is not None:
+            scale_bits = self.scale_scheme.bits_per_weight(scale_shape)
+        extra = prod(scale_shape) * (scale_bits + (0 if self.symmetric else self.format.bits))
         return self.format.bits + extra / prod(shape)
 
     def __str__(self) -> str:

@@ -97,15 +97,11 @@ class CheckpointFolder:
         return load_tokenizer(self.path)
 
     def _fill(self, model: Any, floats: dict[str, Any]) -> None:
+        from fewbit.frontends.torch.frontend import quantized_layers
         from fewbit.frontends.torch.quantized import QuantizedLayer
 
-        own = {
-            f"{name}.{suffix}"
-            for name, module in model.named_modules()
-            if isinstance(module, QuantizedLayer)
-            for suffix in QuantizedLayer.CANONICAL
-        }
-        current = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in own}
+        own = tuple(f"{name}.{QuantizedLayer.PREFIX}" for name, _ in quantized_layers(model))
+        current = {name: t for name, t in model.state_dict(keep_vars=True).items() if not name.startswith(own)}
         for name, tensor in floats.items():
             if name not in current or current[name].shape != tensor.shape:
                 there = list(current[name].shape) if name in current else "no such tensor"

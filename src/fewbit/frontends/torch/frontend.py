@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewbit.errors import NonFiniteError
+from fewbit.errors import NonFiniteError, RecipeError
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.quantized import QuantizedLayer
@@ -28,11 +28,11 @@ class TorchFrontend:
         return find_layers(model)
 
     def floats(self, model: nn.Module) -> list[StoredTensor]:
-        """Return every stored parameter and buffer, tied ones once under each name."""
-        return [
-            StoredTensor(name, _type_name(tensor.dtype), tuple(tensor.shape))
-            for name, tensor in model.state_dict(keep_vars=True).items()
-        ]
+        """Return every stored parameter and buffer, one that hangs at several places under its first name."""
+        stored: dict[int, StoredTensor] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            stored.setdefault(id(tensor), StoredTensor(name, _type_name(tensor.dtype), tuple(tensor.shape)))
+        return list(stored.values())
 
     def weight(self, model: nn.Module, layer: Layer) -> Tensor:
         """Return the weight of `layer` as (out, in).
@@ -55,10 +55,10 @@ class TorchFrontend:
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`, and QTensors by the name of their layer."""
-        quantized = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
-        own = {f"{name}.{suffix}" for name in quantized for suffix in QuantizedLayer.CANONICAL}
+        quantized = dict(quantized_layers(model))
+        own = tuple(f"{name}.{QuantizedLayer.PREFIX}" for name in quantized)
         for name, tensor in model.state_dict().items():
-            if name not in own:
+            if not name.startswith(own):
                 yield name, to_stored(tensor, storage_type)
         for name, module in quantized.items():
             yield name, module.qtensor
@@ -73,11 +73,13 @@ class TorchFrontend:
         target = getattr(torch, storage_type)
         rounded = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if name in names and tensor.dtype.is_floating_point and tensor.dtype != target:
+            if name in names and tensor.dtype.is_floating_point:
                 rounded[name] = (tensor, tensor.detach().to(target).to(tensor.dtype))
-                if not bool(torch.isfinite(rounded[name][1]).all()):
+                bad = int((~torch.isfinite(rounded[name][1])).sum())
+                if bad:
                     raise NonFiniteError(
-                        f"{name}: not all of its numbers are finite in {storage_type}; use another dtype"
+                        f"{name}: {bad} of its numbers are not finite in {storage_type}; repair them, "
+                        "or use another dtype where they overflow"
                     )
         changed = 0
         with torch.no_grad():
@@ -85,6 +87,18 @@ class TorchFrontend:
                 changed += int((nearest != tensor).sum())
                 tensor.copy_(nearest)
         return changed
+
+    def place(self, model: Any, device: str) -> Any:
+        """Return a module or tensor on `device`.
+
+        Raises:
+            RecipeError: no such device here.
+
+        """
+        try:
+            return model.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise RecipeError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
     @torch.no_grad()
     def run(self, model: nn.Module, batch: Any) -> Any:
@@ -105,6 +119,13 @@ class TorchFrontend:
     def probe(self, replacements: Sequence[Any]) -> AbstractContextManager[Mapping[str, float]]:
         """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB."""
         return probe(replacements)
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """Yield the quantized layers of `model` under every name that they have."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantizedLayer):
+            yield name, module
 
 
 def to_stored(tensor: Tensor, storage_type: ScaleType) -> np.ndarray[Any, Any]:

@@ -1,7 +1,7 @@
 """Quantized torch layers: they hold what their kernel packed, and their state_dict is canonical.
 
-Canonical means, beside `bias`: `weight_codes` (dense n-bit bytes, rows along the output axis), `weight_scale` (in the
-scheme's type), `weight_zero_point` (int8) and `weight_scheme` (the notation, as UTF-8 bytes).
+Beside `bias` that is what `canonical.py` makes of the weight, each name after `weight_`, and `weight_scheme`, the
+notation as UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -11,22 +11,17 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from fewbit.frontends.torch.canonical import from_canonical, to_canonical
 from fewbit.kernels import select
-from fewbit.numerics.packing import pack, unpack
-from fewbit.qtensor import QTensor, scale_fits, scale_shape
+from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
 
 class QuantizedLayer(nn.Module):
     """A layer whose weight is a QTensor; base of the concrete layers below."""
 
-    #: Names of the canonical tensors, in their order.
-    CANONICAL: ClassVar[tuple[str, ...]] = (
-        "weight_codes",
-        "weight_scale",
-        "weight_zero_point",
-        "weight_scheme",
-    )
+    #: What the names of the canonical tensors begin with.
+    PREFIX: ClassVar[str] = "weight_"
 
     def __init__(self, qtensor: QTensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -50,15 +45,11 @@ class QuantizedLayer(nn.Module):
 
     def canonical(self) -> dict[str, Tensor]:
         """Return the tensors that stand for this layer's weight in a state_dict."""
-        q = self.qtensor
-        patterns = self.scheme.format.to_unsigned(q.codes)
-        scale_type = self.scheme.scale_type or "float32"
-        scale = q.scale.to(getattr(torch, scale_type)) if bool(scale_fits(q.scale, scale_type).all()) else q.scale
-        tensors = {"weight_codes": pack(patterns, self.scheme.format.bits), "weight_scale": scale}
-        if q.zero_point is not None:
-            tensors["weight_zero_point"] = q.zero_point
         text = str(self.scheme).encode()
-        return {**tensors, "weight_scheme": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+        scheme = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        return {f"weight_{name}": tensor for name, tensor in to_canonical(self.qtensor).items()} | {
+            "weight_scheme": scheme
+        }
 
     def extra_repr(self) -> str:
         """Return shape and notation, for `print(model)`."""
@@ -94,8 +85,9 @@ class QuantizedLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        found = {name: state_dict[prefix + name] for name in self.CANONICAL if prefix + name in state_dict}
-        others = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in self.CANONICAL}
+        own = prefix + self.PREFIX
+        found = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(own)}
+        others = {key: value for key, value in state_dict.items() if not key.startswith(own)}
         super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         expected = self.canonical()
         missing = [prefix + name for name in expected if name not in found]
@@ -113,18 +105,9 @@ class QuantizedLayer(nn.Module):
                     f"{prefix}{name} has shape {list(found[name].shape)}, not {list(expected[name].shape)}"
                 )
                 return
-        self._pack(self._from_canonical(found))
-
-    def _from_canonical(self, tensors: dict[str, Tensor]) -> QTensor:
         device = getattr(self, f"packed_{self._packed_names[0]}").device
-        patterns = unpack(tensors["weight_codes"].to(device), self.scheme.format.bits, self.shape[1])
-        zero_point = tensors.get("weight_zero_point")
-        return QTensor(
-            codes=self.scheme.format.from_unsigned(patterns),
-            scale=tensors["weight_scale"].to(device, torch.float32).reshape(scale_shape(self.shape, self.scheme)),
-            zero_point=None if zero_point is None else zero_point.to(device),
-            scheme=self.scheme,
-        )
+        tensors = {name.removeprefix(self.PREFIX): tensor.to(device) for name, tensor in found.items()}
+        self._pack(from_canonical(tensors, self.scheme, self.shape))
 
 
 class QuantizedLinear(QuantizedLayer):

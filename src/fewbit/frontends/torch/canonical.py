@@ -1,0 +1,47 @@
+"""A QTensor as a few plain tensors, the same for every kernel, and back.
+
+`codes`: dense n-bit bytes (uint8), low bits first, rows as in the weight. `scale`: in the scheme's type, or float32
+where that would not be exact; a quantized scale becomes `scale_codes` and `scale_scale`. `zero_point`: as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fewbit.formats.scale_type import scale_fits
+from fewbit.numerics.packing import pack, unpack
+from fewbit.qtensor import QTensor, scale_shape
+from fewbit.schemes.scheme import Scheme
+
+
+def to_canonical(qtensor: QTensor) -> dict[str, Tensor]:
+    """Return the tensors that stand for `qtensor`."""
+    scheme = qtensor.scheme
+    tensors = {"codes": pack(scheme.format.to_unsigned(qtensor.codes), scheme.format.bits)}
+    if qtensor.zero_point is not None:
+        tensors["zero_point"] = qtensor.zero_point
+    if isinstance(qtensor.scale, QTensor):
+        return tensors | {f"scale_{name}": tensor for name, tensor in to_canonical(qtensor.scale).items()}
+    scale_type = scheme.scale_type or "float32"
+    exact = bool(scale_fits(qtensor.scale, scale_type).all())
+    return tensors | {"scale": qtensor.scale.to(getattr(torch, scale_type)) if exact else qtensor.scale}
+
+
+def from_canonical(tensors: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, ...]) -> QTensor:
+    """Undo `to_canonical` for a weight of `shape`."""
+    scales = scale_shape(shape, scheme)
+    if scheme.scale_scheme is None:
+        scale: Tensor | QTensor = tensors["scale"].to(torch.float32).reshape(scales)
+    else:
+        inner = {name.removeprefix("scale_"): tensor for name, tensor in tensors.items() if name[:6] == "scale_"}
+        scale = from_canonical(inner, scheme.scale_scheme, scales)
+    patterns = unpack(tensors["codes"], scheme.format.bits, shape[-1])
+    return QTensor(
+        codes=scheme.format.from_unsigned(patterns),
+        scale=scale,
+        zero_point=tensors.get("zero_point"),
+        scheme=scheme,
+    )

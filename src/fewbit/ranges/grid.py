@@ -1,0 +1,97 @@
+"""The grid that a range will be used for: from bounds to scale and zero point, and the error that they leave.
+
+Range methods that search ask it for the squared error of trial bounds; `quantize` asks it for the parameters it uses.
+Both go through the same arithmetic, so the error searched is the error made (but for a scale that is itself quantized).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from fewbit.formats.integer import Int
+from fewbit.formats.number_format import NumberFormat
+from fewbit.formats.scale_type import ScaleType, round_scale
+from fewbit.numerics import affine
+from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.summation import tree_sum
+
+#: Numbers that are worked on at once; temporaries are a few times as large.
+SLICE = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Levels of a number format under scales of a type.
+
+    Boxes have shape (n0, b0, n1, b1, ...), see `fewbit.numerics.groups`; bounds, scales and errors keep the inner axes
+    as 1, so that everything broadcasts.
+    """
+
+    format: NumberFormat
+    symmetric: bool = True
+    scale_type: ScaleType | None = None
+
+    def scale(self, low: Array, high: Array) -> Array:
+        """Return the scale for bounds `low <= 0 <= high`, not yet rounded to its type."""
+        if self.symmetric:
+            return affine.symmetric_scale(larger(-low, high), self.format.reach)
+        return affine.asymmetric_scale(low, high, self.integer.qmax - self.integer.qmin)
+
+    def zero_point(self, low: Array, scale: Array) -> Array | None:
+        """Return the zero point as a whole float, or `None` when symmetric, for a scale that is final."""
+        if self.symmetric:
+            return None
+        return affine.zero_point(low, scale, self.integer.qmin, self.integer.qmax)
+
+    def parameters(self, low: Array, high: Array) -> tuple[Array, Array | None]:
+        """Return the scale rounded to its type, and the zero point."""
+        scale = round_scale(self.scale(low, high), self.scale_type)
+        return scale, self.zero_point(low, scale)
+
+    def codes(self, boxes: Array, scale: Array, zero: Array | None) -> Array:
+        """Return the codes of `boxes`."""
+        if zero is None:
+            return self.format.encode(boxes * (1.0 / scale))
+        return self.integer.to_codes(affine.encode(boxes, scale, zero, self.integer.qmin, self.integer.qmax))
+
+    def units(self, boxes: Array, scale: Array, zero: Array | None) -> Array:
+        """Return what the codes of `boxes` stand for in units of the scale: `code - zero point`, or a level."""
+        if zero is None:
+            return self.format.decode(self.codes(boxes, scale, None))
+        # The zero point shifts whole numbers only, so codes need not be made.
+        return affine.encode(boxes, scale, zero, self.integer.qmin, self.integer.qmax) - zero
+
+    def rounded(self, boxes: Array, scale: Array, zero: Array | None) -> Array:
+        """Return the float32 values that the codes of `boxes` stand for."""
+        return self.units(boxes, scale, zero) * scale
+
+    def error(self, boxes: Array, low: Array, high: Array, axes: tuple[int, ...], weights: Array | None) -> Array:
+        """Return the squared error, summed over `axes` and weighted by `weights`, that bounds leave."""
+        scale, zero = self.parameters(low, high)
+        if boxes.shape[0] > 1 or 1 not in axes or weights is not None:
+            return self._error(boxes, scale, zero, axes, weights)
+        # A single box can be the whole tensor: go through it a slice at a time.
+        rows = max(1, SLICE // max(1, prod(boxes.shape) // boxes.shape[1]))
+        ends = [(start, min(start + rows, boxes.shape[1])) for start in range(0, boxes.shape[1], rows)]
+        slices = [boxes[:, start:end, ...] for start, end in ends]
+        return sum((self._error(piece, scale, zero, axes, None) for piece in slices[1:]),
+                   start=self._error(slices[0], scale, zero, axes, None))  # fmt: skip
+
+    def _error(self, boxes: Array, scale: Array, zero: Array | None, axes: tuple[int, ...], weights: Any) -> Array:
+        difference = self.rounded(boxes, scale, zero) - boxes
+        squared = difference * difference
+        return tree_sum(squared if weights is None else squared * weights, axes)
+
+    @property
+    def integer(self) -> Int:
+        """The number format as the integer that an asymmetric grid has."""
+        assert isinstance(self.format, Int)  # Scheme refuses zero points elsewhere
+        return self.format
+
+
+def larger(a: Array, b: Array) -> Array:
+    """Return the elementwise maximum."""
+    xp = array_namespace(a)
+    return xp.where(a > b, a, b)

@@ -1,0 +1,81 @@
+"""Scale and zero point by alternating least squares, from several starts.
+
+Given the codes, x = s * u + c is linear in s and c with u = code - zero point: solve it, shift the zero point by c / s,
+round again. Each start is the extremes shrunk by a factor; the best error over all starts and rounds wins, box by box.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewbit.errors import SchemeError
+from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.summation import tree_sum
+from fewbit.ranges.absmax import AbsMax
+from fewbit.ranges.grid import Grid
+from fewbit.ranges.minmax import MinMax
+
+
+@dataclass(frozen=True, slots=True)
+class LeastSquares:
+    """Alternate between codes and parameters."""
+
+    #: Shrink factors that are started from.
+    starts: int = 12
+    #: Alternations from each start.
+    rounds: int = 6
+    #: The least factor.
+    smallest: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not (self.starts >= 1 and self.rounds >= 1 and 0.0 < self.smallest < 1.0):
+            raise SchemeError(f"lsq needs starts and rounds >= 1 and a smallest factor inside (0, 1), not {self}")
+
+    @property
+    def name(self) -> str:
+        """The word for it in notation."""
+        return "lsq"
+
+    def __call__(
+        self, boxes: Array, axes: tuple[int, ...], grid: Grid, weights: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the best bounds found; never worse than the extremes."""
+        xp = array_namespace(boxes)
+        low, high = (AbsMax() if grid.symmetric else MinMax())(boxes, axes)
+        best = (low, high, grid.error(boxes, low, high, axes, weights))
+        for start in range(self.starts):
+            factor = 1.0 - (1.0 - self.smallest) * start / self.starts
+            trial = (low * factor, high * factor)
+            for _ in range(self.rounds):
+                trial = _refit(boxes, trial, axes, grid, weights)
+                error = grid.error(boxes, *trial, axes, weights)
+                better = error < best[2]
+                best = tuple(xp.where(better, new, old) for new, old in zip((*trial, error), best, strict=True))
+        return best[0], best[1]
+
+
+def _refit(
+    boxes: Array, bounds: tuple[Array, Array], axes: tuple[int, ...], grid: Grid, weights: Array | None
+) -> tuple[Array, Array]:
+    """Return the bounds of the scale and zero point that fit the codes of `bounds` best."""
+    xp = array_namespace(boxes)
+    scale, zero = grid.parameters(*bounds)
+    units = grid.units(boxes, scale, zero)
+
+    def total(values: Array) -> Array:
+        return tree_sum(values if weights is None else values * weights, axes)
+
+    if zero is None:
+        squares = total(units * units)
+        fitted = total(boxes * units) / xp.where(squares > 0.0, squares, xp.ones_like(squares))
+        high = xp.where(fitted > 0.0, fitted, scale) * grid.format.reach
+        return -high, high
+    count, mean_unit, mean_box = total(xp.ones_like(boxes)), total(units), total(boxes)
+    count = xp.where(count > 0.0, count, xp.ones_like(count))
+    mean_unit, mean_box = mean_unit / count, mean_box / count
+    spread = total((units - mean_unit) * (units - mean_unit))
+    slope = total((units - mean_unit) * (boxes - mean_box)) / xp.where(spread > 0.0, spread, xp.ones_like(spread))
+    slope = xp.where(slope > 0.0, slope, scale)
+    qmin, qmax = grid.integer.qmin, grid.integer.qmax
+    moved = xp.clip(xp.round(zero - (mean_box - slope * mean_unit) / slope), qmin, qmax)
+    return (qmin - moved) * slope, (qmax - moved) * slope

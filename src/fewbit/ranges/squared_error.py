@@ -1,0 +1,73 @@
+"""Bounds with the least squared error on the grid, searched by shrinking the extremes.
+
+min over f of sum w (x - round_to_grid(x; f * bounds))^2. Both bounds shrink together; an asymmetric grid then tries
+each end alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewbit.errors import SchemeError
+from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.ranges.absmax import AbsMax
+from fewbit.ranges.grid import Grid
+from fewbit.ranges.minmax import MinMax
+
+
+@dataclass(frozen=True, slots=True)
+class SquaredError:
+    """Search the shrink factor of each box."""
+
+    #: Factors that are tried besides 1.
+    steps: int = 32
+    #: The least factor.
+    smallest: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not (self.steps >= 1 and 0.0 < self.smallest < 1.0):
+            raise SchemeError(f"mse needs steps >= 1 and a smallest factor inside (0, 1), not {self}")
+
+    @property
+    def name(self) -> str:
+        """The word for it in notation."""
+        return "mse"
+
+    def __call__(
+        self, boxes: Array, axes: tuple[int, ...], grid: Grid, weights: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the best bounds found; never worse than the extremes."""
+        low, high = (AbsMax() if grid.symmetric else MinMax())(boxes, axes)
+        # A full-range symmetric grid clips its largest positive value; a wider range that does not may be better.
+        widest = (grid.format.levels[-1] + 1.0) / grid.format.reach if grid.symmetric else 1.0
+        factors = [min(max(widest, 1.0), 1.1)]
+        factors += [1.0 - (1.0 - self.smallest) * step / self.steps for step in range(1, self.steps + 1)]
+        search = _Search(boxes, axes, grid, weights)
+        best = search.start(low, high)
+        best = search.improve(best, [(low * factor, high * factor) for factor in factors])
+        if not grid.symmetric:
+            best = search.improve(best, [(best[0], best[1] * factor) for factor in factors])
+            best = search.improve(best, [(best[0] * factor, best[1]) for factor in factors])
+        return best[0], best[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    boxes: Array
+    axes: tuple[int, ...]
+    grid: Grid
+    weights: Array | None
+
+    def start(self, low: Array, high: Array) -> tuple[Array, Array, Array]:
+        return low, high, self.grid.error(self.boxes, low, high, self.axes, self.weights)
+
+    def improve(
+        self, best: tuple[Array, Array, Array], trials: list[tuple[Array, Array]]
+    ) -> tuple[Array, Array, Array]:
+        """Return, box by box, the best of `best` and of the trials."""
+        xp = array_namespace(self.boxes)
+        for low, high in trials:
+            trial = self.start(low, high)
+            better = trial[2] < best[2]
+            best = tuple(xp.where(better, new, old) for new, old in zip(trial, best, strict=True))
+        return best
