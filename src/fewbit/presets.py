@@ -67,6 +67,11 @@ def parse_recipe(value: str | Path | Recipe) -> Recipe:
     """Return the recipe for a preset's name, the path of a TOML file, or a recipe."""
     if isinstance(value, Recipe):
         return value
+    if not isinstance(value, str | Path):
+        raise RecipeError(
+            f"a recipe is a preset, a .toml file or a fewbit.Recipe, not a {type(value).__name__}; wrap rules "
+            "as fewbit.Recipe(rules)"
+        )
     if isinstance(value, Path) or value.endswith(".toml"):
         return Recipe.from_toml(value)
     return preset(value)

@@ -63,6 +63,8 @@ class Rule:
             raise RecipeError("a rule needs `match` (a regular expression) or `kind`; '.*' matches every layer")
         if keep and (weight is not None or algorithm is not None):
             raise RecipeError(f"rule {match or kind!r} says `keep` and also names a weight or an algorithm; drop one")
+        if not isinstance(weight, str | Scheme | None):
+            raise RecipeError(f'weight = {weight!r} is no scheme; write for example weight="int4 g64"')
         if not keep and weight is None:
             raise RecipeError(f"rule {match or kind!r} says neither `weight` nor `keep`; add one")
         values = {
@@ -121,6 +123,8 @@ class Recipe:
         name: str = "custom",
         adapts: bool = False,
     ) -> None:
+        if not isinstance(transforms, (list, tuple)):
+            raise RecipeError(f"transforms = {transforms!r} is not a list of names")
         if transforms:
             raise NotYetError(f"transforms {list(transforms)}: this version has none; leave out `transforms`")
         for rule in rules:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from fewbit.catalogue import lookup
-from fewbit.errors import NotYetError
+from fewbit.errors import NotYetError, RecipeError
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
@@ -43,6 +43,8 @@ def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict):
+        if not callable(value):
+            raise RecipeError(f'algorithm = {value!r} is no algorithm; write for example algorithm="nearest"')
         return value
     options = dict(value)
     name = options.pop("name", None)
@@ -57,7 +59,6 @@ def options_applied(factory: Any, options: dict[str, Any], what: str) -> Any:
     from dataclasses import fields
 
     from fewbit.catalogue import unknown
-    from fewbit.errors import RecipeError
 
     names = [field.name for field in fields(factory)]
     for option in options:
