@@ -33,4 +33,4 @@ def unknown(name: str, known: Iterable[str], *, what: str) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown {what} {name!r}; {hint}known: {', '.join(names)}"
+    return f"unknown {what} {name!r}; {hint}known: {', '.join(names) or 'none'}"

@@ -12,6 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+from fewbit.catalogue import lookup
+from fewbit.errors import NotYetError
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -243,7 +245,29 @@ class CheckpointFormat(Protocol):
         """Open the checkpoint at `path`."""
 
 
+#: Checkpoint formats of the design that this version does not write.
+CHECKPOINTS_LATER = ("awq", "gguf", "gptq", "onnx")
 #: Front ends by framework.
 FRONTENDS = {"torch": "fewbit.frontends.torch.frontend:TorchFrontend"}
 #: Checkpoint formats by the word for them in `to=`.
 CHECKPOINTS = {"compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors"}
+
+
+def checkpoint_format(name: str) -> CheckpointFormat:
+    """Return the checkpoint format called `name`.
+
+    Raises:
+        NotYetError: one of the design that this version does not write.
+        RecipeError: no such format.
+
+    """
+    if name in CHECKPOINTS_LATER:
+        raise NotYetError(f"files of {name!r} are not in this version; there is: {', '.join(CHECKPOINTS)}")
+    made: CheckpointFormat = lookup(CHECKPOINTS, name, what="checkpoint format")()
+    return made
+
+
+def frontend_of(framework: str) -> Frontend:
+    """Return the front end of a framework."""
+    made: Frontend = lookup(FRONTENDS, framework, what="front end")()
+    return made

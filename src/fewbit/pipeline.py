@@ -8,21 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewbit.catalogue import lookup
-from fewbit.errors import NotYetError, RecipeError
+from fewbit.errors import NotYetError, PlanError, RecipeError
 from fewbit.evaluation.fidelity import sqnr
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.formats.scale_type import scale_fits
-from fewbit.interfaces import (
-    CHECKPOINTS,
-    FRONTENDS,
-    CheckpointFormat,
-    Frontend,
-    Progress,
-    Replacement,
-    Silent,
-    Source,
-)
+from fewbit.interfaces import Frontend, Progress, Replacement, Silent, Source, checkpoint_format, frontend_of
 from fewbit.planning import Plan, PlanRow, resolve
 from fewbit.presets import parse_recipe
 from fewbit.qtensor import QTensor
@@ -75,7 +65,7 @@ def plan(model: Any, recipe: str | Path | Recipe, *, to: str | None = None, dtyp
     int8 channel
 
     """
-    source = open_source(model)
+    source = _float_source(model)
     return _plan(source, source.skeleton(), parse_recipe(recipe), to=to, dtype=dtype)
 
 
@@ -119,8 +109,8 @@ def quantize(
     if evaluation is not None and not evaluation.batches:
         raise RecipeError("evaluation holds no batch; leave it out, or give some")
     options = options or Options()
-    source, parsed = open_source(model), parse_recipe(recipe)
-    frontend: Frontend = lookup(FRONTENDS, "torch", what="front end")()
+    source, parsed = _float_source(model), parse_recipe(recipe)
+    frontend = frontend_of("torch")
     clock = _Clock()
     with clock.phase("load"), options.progress.phase("load"):
         live = source.load()
@@ -188,11 +178,20 @@ def load(path: str | Path, *, into: Any = None) -> Result:
     return Result(model=source.load(), plan=made, report=None, source=source)
 
 
+def _float_source(model: Any) -> Source:
+    from fewbit.sources.checkpoint import CheckpointFolder
+
+    source = open_source(model)
+    if isinstance(source, CheckpointFolder):
+        raise PlanError(f"{source.name} is quantized already; start from the float model")
+    return source
+
+
 def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: str) -> Plan:
     if dtype not in _STORAGE_TYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
-    target: CheckpointFormat | None = lookup(CHECKPOINTS, to, what="checkpoint format")() if to is not None else None
-    frontend: Frontend = lookup(FRONTENDS, "torch", what="front end")()
+    target = checkpoint_format(to) if to is not None else None
+    frontend = frontend_of("torch")
     storage_type: ScaleType = source.storage_type if dtype == "auto" else dtype  # type: ignore[assignment]
     return resolve(
         source.name,

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewbit.catalogue import unknown
-from fewbit.errors import NotYetError, RecipeError
+from fewbit.errors import NotYetError, RecipeError, SchemeError
 from fewbit.recipe import Recipe, Rule, keep
+from fewbit.schemes.notation import parse_scheme
 
 #: Scheme of the linear layers, by preset.
 PRESETS = {
@@ -54,6 +55,7 @@ def preset(name: str) -> Recipe:
     if name in LATER:
         raise NotYetError(f"preset {name!r} is not in this version; there are: {', '.join(PRESETS)}")
     if name not in PRESETS:
+        _refuse_scheme(name)
         raise RecipeError(unknown(name, PRESETS, what="preset"))
     rules = [
         keep(kind="head", optional=True),
@@ -61,6 +63,14 @@ def preset(name: str) -> Recipe:
         Rule(kind="linear", weight=PRESETS[name], optional=True),
     ]
     return Recipe(rules, name=name, adapts=True)
+
+
+def _refuse_scheme(name: str) -> None:
+    try:
+        parse_scheme(name)
+    except SchemeError:
+        return
+    raise RecipeError(f"{name!r} is a scheme, not a preset; use --weight {name!r} or fewbit.Rule(..., weight={name!r})")
 
 
 def parse_recipe(value: str | Path | Recipe) -> Recipe:

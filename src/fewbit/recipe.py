@@ -61,6 +61,9 @@ class Rule:
             raise RecipeError(unknown(kind, LAYER_KINDS, what="kind of layer"))
         if match is None and kind is None:
             raise RecipeError("a rule needs `match` (a regular expression) or `kind`; '.*' matches every layer")
+        for flag, given in {"keep": keep, "optional": optional}.items():
+            if not isinstance(given, bool):
+                raise RecipeError(f"{flag} = {given!r} is not true or false")
         if keep and (weight is not None or algorithm is not None):
             raise RecipeError(f"rule {match or kind!r} says `keep` and also names a weight or an algorithm; drop one")
         if not isinstance(weight, str | Scheme | None):
@@ -127,6 +130,8 @@ class Recipe:
             raise RecipeError(f"transforms = {transforms!r} is not a list of names")
         if transforms:
             raise NotYetError(f"transforms {list(transforms)}: this version has none; leave out `transforms`")
+        if not isinstance(rules, (list, tuple)):
+            raise RecipeError(f"a recipe takes a list of rules, not a {type(rules).__name__}; write Recipe([rule])")
         for rule in rules:
             if not isinstance(rule, Rule):
                 raise RecipeError(f"a recipe holds rules, not {type(rule).__name__}; use fewbit.Rule or fewbit.keep")

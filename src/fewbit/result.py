@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewbit.catalogue import lookup
 from fewbit.errors import CheckpointError, PlanError
-from fewbit.interfaces import CHECKPOINTS, FRONTENDS, CheckpointFormat, Source
+from fewbit.interfaces import Source, checkpoint_format, frontend_of
 from fewbit.planning import Plan
 from fewbit.recipe import Recipe
 
@@ -40,7 +39,7 @@ class Result:
             CheckpointError: `path` exists, cannot be written, or scales would not be stored exactly.
 
         """
-        target: CheckpointFormat = lookup(CHECKPOINTS, to, what="checkpoint format")()
+        target = checkpoint_format(to)
         problems = [target.problem(q.layer, q.scheme) for q in self.plan.quantized]
         named = [f"{q.layer.name}: {text}" for q, text in zip(self.plan.quantized, problems, strict=True) if text]
         if named:
@@ -50,9 +49,7 @@ class Result:
         wanted = {tensor.name for tensor in manifest.floats} | {q.layer.name for q in manifest.quantized}
         writer = target.open(Path(path), manifest, overwrite=overwrite)
         try:
-            for name, value in lookup(FRONTENDS, "torch", what="front end")().tensors(
-                self.model, manifest.storage_type
-            ):
+            for name, value in frontend_of("torch").tensors(self.model, manifest.storage_type):
                 if name in wanted:
                     writer.put(name, value)
             return writer.close()

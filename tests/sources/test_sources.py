@@ -115,7 +115,7 @@ def write_config(folder, **values):
 def test_what_cannot_be_read_is_refused_with_a_reason(tmp_path):
     with pytest.raises(SourceError, match="no model 'nowhere': no such folder or file"):
         open_source("nowhere")
-    with pytest.raises(SourceError, match="not a model folder: config.json cannot be read"):
+    with pytest.raises(SourceError, match=r"not a model folder: config\.json cannot be read"):
         open_source(tmp_path)
     with pytest.raises(NotYetError, match="does not read ONNX"):
         open_source("m.onnx")

@@ -43,7 +43,7 @@ def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict):
-        if not callable(value):
+        if not callable(value) or isinstance(value, type):
             raise RecipeError(f'algorithm = {value!r} is no algorithm; write for example algorithm="nearest"')
         return value
     options = dict(value)

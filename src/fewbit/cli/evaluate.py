@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewbit.cli.console import Terminal
 from fewbit.cli.words import AsJson, Device, Model, Quiet, SequenceLength, Sequences, Text
+from fewbit.errors import RecipeError
 
 if TYPE_CHECKING:
     from fewbit.evaluation.quality import Quality
@@ -31,23 +31,26 @@ def evaluate(
     from fewbit.sources import open_source
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    if text == "none":
+        raise RecipeError("there is nothing to measure without a text; leave out --text none")
     content, name = read_text(text)
     with terminal.phase("load"):
         source = open_source(model)
         own = _logits(source.load(), device)
         other = _logits(open_source(reference).load(), device) if reference else None
         batches = token_sequences(source.tokenizer(), content, sequences=sequences, length=length)
+    size = _size(source)
     tracked = terminal.track(batches, "evaluate")
     if other is None:
         quality, _ = compare(own, None, tracked)
-        data: dict[str, Any] = {"model": model, "text": name, "quality": asdict(quality)}
-        terminal.result(_table(model, quality, name), data)
+        data: dict[str, Any] = {"model": model, "text": name, "bytes_on_disk": size, "quality": asdict(quality)}
+        terminal.result(_table(quality, name, size), data)
         return
     expected, compared = compare(other, own, tracked)
     assert compared is not None
-    data = {"model": model, "reference": reference, "text": name}
+    data = {"model": model, "reference": reference, "text": name, "bytes_on_disk": size}
     data |= {"quality": asdict(compared), "reference_quality": asdict(expected)}
-    lines = [_table(model, compared, name), f"reference perplexity   {expected.perplexity:.3f} ({reference})"]
+    lines = [_table(compared, name, size), f"reference perplexity   {expected.perplexity:.3f} ({reference})"]
     terminal.result("\n".join(lines), data)
 
 
@@ -67,19 +70,25 @@ def _logits(model: Any, device: str) -> Any:
     return logits
 
 
-def _table(model: str, quality: Quality, text: str) -> str:
-    from fewbit.evaluation.size import bytes_on_disk
-    from fewbit.interfaces import Source
-    from fewbit.sources import open_source
+def _table(quality: Quality, text: str, size: int | None) -> str:
+    from fewbit.evaluation.size import megabytes
 
-    source: Source = open_source(model)
     rows = [("perplexity", f"{quality.perplexity:.3f}")]
     if quality.kl_divergence is not None:
         rows.append(("mean KL divergence", f"{quality.kl_divergence:.4f} nats"))
         rows.append(("top-1 agreement", f"{quality.top1_agreement:.1%}"))
     rows.append(("measured on", f"{quality.predictions} predictions, {text}"))
     rows.append(("speed", f"{quality.predictions / max(quality.seconds, 1e-9):.0f} predictions a second"))
-    path = Path(getattr(source, "folder", model)) / (getattr(source, "gguf", None) or "")
-    if path.exists():
-        rows.append(("weights on disk", f"{bytes_on_disk(path) / 1e6:.1f} MB"))
+    if size is not None:
+        rows.append(("weights on disk", megabytes(size)))
     return "\n".join(f"{name:22} {value}" for name, value in rows)
+
+
+def _size(source: Any) -> int | None:
+    """Return the bytes of the weight files of a source that has files."""
+    from fewbit.evaluation.size import bytes_on_disk
+
+    folder = getattr(source, "folder", None) or getattr(source, "path", None)
+    if folder is None:
+        return None
+    return bytes_on_disk(folder / source.gguf if getattr(source, "gguf", None) else folder)

@@ -93,6 +93,9 @@ class Run:
 
     def carry_out(self, terminal: Terminal) -> Result:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
+        refuse_ending(self.output)
+        if self.output.exists() and self.output.resolve() == Path(self.model).resolve():
+            raise RecipeError(f"{self.output} is the model that is read; write to another folder")
         require_free(self.output, overwrite=self.overwrite)
         with terminal.phase("plan"):
             import fewbit as fb
@@ -173,6 +176,12 @@ def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype:
     }  # fmt: skip
     terminal.result(str(made), data)
     made.require_sound()
+
+
+def refuse_ending(output: Path) -> None:
+    """Raise for an output whose ending asks for a layout that this version does not write."""
+    if output.suffix in (".gguf", ".onnx"):
+        raise NotYetError(f"{output}: this version writes compressed-tensors folders only; leave out {output.suffix!r}")
 
 
 def refuse_later(options: dict[str, object]) -> None:

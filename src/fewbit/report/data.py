@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fewbit.errors import CheckpointError, RecipeError
 from fewbit.evaluation.quality import Quality
 from fewbit.evaluation.size import megabytes
 
@@ -98,12 +99,13 @@ class Report:
 
     def save(self, path: str | Path) -> Path:
         """Write the report as `.json` or `.html`, by the ending of `path`, and return the path."""
-        from fewbit.errors import RecipeError
-
         path = Path(path)
         if path.suffix not in (".json", ".html"):
             raise RecipeError(f"a report is written as .json or .html, not {path.suffix!r}")
-        path.write_bytes(self.files()[f"report{path.suffix}"])
+        try:
+            path.write_bytes(self.files()[f"report{path.suffix}"])
+        except OSError as error:
+            raise CheckpointError(f"cannot write the report {path}: {error.strerror}") from error
         return path
 
     def files(self) -> dict[str, bytes]:

@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewbit.catalogue import lookup
 from fewbit.errors import CheckpointError
-from fewbit.interfaces import CHECKPOINTS, FRONTENDS, Checkpoint
+from fewbit.interfaces import Checkpoint, checkpoint_format, frontend_of
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType
 
@@ -36,7 +35,7 @@ class CheckpointFolder:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The opened checkpoint."""
-        opened: Checkpoint = lookup(CHECKPOINTS, "compressed-tensors", what="checkpoint format")().read(self.path)
+        opened: Checkpoint = checkpoint_format("compressed-tensors").read(self.path)
         if not opened.schemes:
             raise CheckpointError(f"{self.path} holds no quantized layer, though its config.json says so")
         return opened
@@ -61,7 +60,7 @@ class CheckpointFolder:
         from fewbit.frontends.torch.frontend import from_stored
 
         model = self.skeleton()
-        frontend = lookup(FRONTENDS, "torch", what="front end")()
+        frontend = frontend_of("torch")
         layers = {layer.name: layer for layer in frontend.layers(model)}
         floats = {}
         for name, value in self.checkpoint.tensors():

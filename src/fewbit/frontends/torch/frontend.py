@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewbit.errors import NonFiniteError, RecipeError
+from fewbit.errors import NonFiniteError, PlanError, RecipeError
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.quantized import QuantizedLayer
@@ -24,7 +24,14 @@ class TorchFrontend:
     """Layers, data and replacements of any `nn.Module`."""
 
     def layers(self, model: nn.Module) -> list[Layer]:
-        """Return the quantizable layers in the order of the model."""
+        """Return the quantizable layers in the order of the model.
+
+        Raises:
+            PlanError: the model holds quantized layers already.
+
+        """
+        for name, module in quantized_layers(model):
+            raise PlanError(f"{name} is quantized already, to {module.scheme}; start from the float model")
         return find_layers(model)
 
     def floats(self, model: nn.Module) -> list[StoredTensor]:
