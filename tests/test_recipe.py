@@ -102,7 +102,7 @@ PYTHON_MISTAKES = {
         lambda: fb.Rule("a", weight="int4 g64 asim"), SchemeError, "'asim'", "did you mean 'asym'"),
     "empty weight": (lambda: fb.Rule("a", weight=" "), SchemeError, "empty scheme", "write for example 'int4 g64'"),
     "weight of a later version": (
-        lambda: fb.Rule("a", weight="int8 static"), SchemeError, "'static'", "not of this version"),
+        lambda: fb.Rule("a", weight="int8 static"), SchemeError, "'static'", "this version does not quantize"),
     "weight is a number": (lambda: fb.Rule("a", weight=4), RecipeError, "weight.*4", "int4"),
     "algorithm": (
         lambda: fb.Rule("a", weight="int8", algorithm="neerest"), RecipeError, "unknown algorithm 'neerest'",

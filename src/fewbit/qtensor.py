@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
+from fewbit.errors import SchemeError
 from fewbit.formats.number_format import NumberFormat
 from fewbit.formats.scale_type import round_scale
 from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split
@@ -74,6 +75,8 @@ def quantize(weight: Array, scheme: Scheme, importance: Array | None = None) -> 
     """
     xp = array_namespace(weight)
     shape = tuple(weight.shape)
+    if not prod(shape):
+        raise SchemeError(f"a tensor of shape {shape} holds no numbers to quantize; keep it")
     box = scheme.granularity.box(shape)
     if importance is not None:
         importance = xp.broadcast_to(xp.astype(importance, xp.float32), shape)

@@ -140,7 +140,8 @@ def boxes(cut: str):
 
 @cache
 def oracle(spec: Spec, case: str) -> dict[str, np.ndarray]:
-    weight, scale_type = make_case(case, spec)
+    make_weight, scale_type = CASES[case]
+    weight = make_weight(spec)
     places = list(boxes(spec.cut))
     shape = tuple(last + 1 for last in places[-1][0])
     code_type = np.int8 if spec.bits and spec.signed else np.uint8
@@ -165,8 +166,8 @@ def oracle(spec: Spec, case: str) -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------------------------------------------- the cases
 
 
-def normals(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(scale=0.02, size=SHAPE).astype(np.float32)
+def normals() -> np.ndarray:
+    return np.random.default_rng(0).normal(scale=0.02, size=SHAPE).astype(np.float32)
 
 
 def tie_levels(spec: Spec) -> np.ndarray:
@@ -185,29 +186,42 @@ def ties(spec: Spec) -> np.ndarray:
     return weight
 
 
-def make_case(case: str, spec: Spec) -> tuple[np.ndarray, str | None]:
-    """Return the weight and the type its scales are stored in."""
+def maxima() -> np.ndarray:
+    largest = np.array([[65504.0], [2.0**120], [1.0], [2.0**-100]], np.float32)
+    return np.where(normals() < 0, -largest, largest)
+
+
+def subnormals() -> np.ndarray:
     weight = normals()
-    if case.startswith("normals"):
-        return weight, {"normals": None, "normals-f16": "float16", "normals-bf16": "bfloat16"}[case]
-    if case == "ties":
-        return ties(spec), None
-    if case == "maxima":
-        largest = np.array([[65504.0], [2.0**120], [1.0], [2.0**-100]], np.float32)
-        return np.where(weight < 0, -largest, largest), "float16"
-    if case == "subnormals":
-        weight[0] *= np.float32(2.0**-125)
-        weight[1, ::2] *= np.float32(2.0**-125)
-        weight[2] *= np.float32(2.0**-116)  # on both sides of 2^-126
-        return weight, None
-    if case == "bf16-born":
-        return weight.astype(ml_dtypes.bfloat16).astype(np.float32), "bfloat16"
-    assert case == "zero-group"
+    weight[0] *= np.float32(2.0**-125)
+    weight[1, ::2] *= np.float32(2.0**-125)
+    weight[2] *= np.float32(2.0**-116)  # on both sides of 2^-126
+    return weight
+
+
+def one_sided() -> np.ndarray:
+    """Return rows on one side of 0; a scale rounded down then puts the zero point beyond the end."""
+    return np.abs(normals()) * np.array([[1], [-1], [1], [-1]], np.float32)
+
+
+def zero_groups() -> np.ndarray:
+    weight = normals()
     weight[0], weight[1, 16:32], weight[2, 64:] = 0, 0, 0
-    return weight, "float16"
+    return weight
 
 
-CASES = ("normals", "normals-f16", "normals-bf16", "ties", "maxima", "subnormals", "bf16-born", "zero-group")
+#: Case: the weight, and the type its scales are stored in.
+CASES = {
+    "normals": (lambda spec: normals(), None),
+    "normals, float16 scales": (lambda spec: normals(), "float16"),
+    "normals, bfloat16 scales": (lambda spec: normals(), "bfloat16"),
+    "ties": (ties, None),
+    "maxima": (lambda spec: maxima(), "float16"),
+    "subnormals": (lambda spec: subnormals(), None),
+    "bfloat16-born": (lambda spec: normals().astype(ml_dtypes.bfloat16).astype(np.float32), "bfloat16"),
+    "one-sided": (lambda spec: one_sided(), "bfloat16"),
+    "zero groups": (lambda spec: zero_groups(), "float16"),
+}
 
 
 # ------------------------------------------------------------------------------------------------------- the claims
@@ -216,9 +230,8 @@ CASES = ("normals", "normals-f16", "normals-bf16", "ties", "maxima", "subnormals
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.text)
 def test_every_framework_equals_the_scalar_oracle(spec, xp):
     scheme = parse_scheme(spec.text)
-    for case in CASES:
-        weight, scale_type = make_case(case, spec)
-        quantized = quantize(xp.from_numpy(weight), scheme.stored_as(scale_type) if scale_type else scheme)
+    for case, (make_weight, scale_type) in CASES.items():
+        quantized = quantize(xp.from_numpy(make_weight(spec)), scheme.stored_as(scale_type) if scale_type else scheme)
         found = {"codes": quantized.codes, "scale": quantized.scale, "decoded": quantized.dequantize()}
         if quantized.zero_point is not None:
             found["zero_point"] = quantized.zero_point

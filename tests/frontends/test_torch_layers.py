@@ -74,3 +74,13 @@ def test_subclasses_and_embeddings_that_rewrite_themselves_are_left_alone():
 
     assert kinds(nn.Sequential(Own(4, 4), nn.Embedding(4, 4, max_norm=1.0), nn.Linear(4, 4))) == {"2": "linear"}
     assert list(kinds(nn.MultiheadAttention(8, 2))) == []
+
+
+def test_weights_that_would_overflow_are_refused_by_name():
+    from fewbit.errors import NonFiniteError
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    with torch.no_grad():
+        model[0].weight[1, 2] = 3e38
+    with pytest.raises(NonFiniteError, match=r"0: a weight of magnitude 3e\+38 would overflow float32 arithmetic"):
+        TorchFrontend().weight(model, find_layers(model)[0])

@@ -1,6 +1,7 @@
 """The affine formula at a given scale and zero point: exact zero, idempotent, monotone, half a step."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -82,8 +83,9 @@ def test_values_are_multiplied_by_the_reciprocal_not_divided(xp):
     np.testing.assert_array_equal(xp.to_numpy(codes), expected, strict=True)
 
 
-def test_ties_round_to_even_before_the_zero_point_is_added(xp):
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float32])
+def test_ties_round_to_even_before_the_zero_point_is_added(dtype, xp):
     values = np.array([0.5, 1.5, 2.5, -0.5, -1.5, -2.5], np.float32)
-    one, zero = xp.from_numpy(np.ones(1, np.float32)), xp.from_numpy(np.ones(1, np.float32))
+    one, zero = xp.from_numpy(np.ones(1, np.float32)), xp.from_numpy(np.ones(1, dtype))
     codes = xp.to_numpy(encode(xp.from_numpy(values), one, zero, -8, 7))
     assert codes.tolist() == [1, 3, 3, 1, -1, -1]  # 0 2 2 0 -2 -2, moved by the zero point; not round(x + 1)

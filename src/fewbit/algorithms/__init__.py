@@ -47,7 +47,9 @@ def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:
             raise RecipeError(f'algorithm = {value!r} is no algorithm; write for example algorithm="nearest"')
         return value
     options = dict(value)
-    name = options.pop("name", None)
+    if "name" not in options:
+        raise RecipeError(f'algorithm = {value!r} has no name; write for example {{ name = "nearest" }}')
+    name = options.pop("name")
     if name in LATER:
         raise NotYetError(f"algorithm {name!r} is not in this version; use one of: {', '.join(ALGORITHMS)}")
     factory = lookup(ALGORITHMS, str(name), what="algorithm")

@@ -6,7 +6,7 @@ box is filled with zeros, which no range method notices: every range holds 0.
 
 from __future__ import annotations
 
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.namespace import Array, array_namespace, device
 
 
 def counts(shape: tuple[int, ...], box: tuple[int, ...]) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def split(values: Array, box: tuple[int, ...]) -> Array:
         missing = n * step - values.shape[axis]
         if missing:
             filler = (*values.shape[:axis], missing, *values.shape[axis + 1 :])
-            values = xp.concat([values, xp.zeros(filler, dtype=values.dtype, device=values.device)], axis=axis)
+            values = xp.concat([values, xp.zeros(filler, dtype=values.dtype, device=device(values))], axis=axis)
     return xp.reshape(values, tuple(size for pair in zip(number, box, strict=True) for size in pair))
 
 

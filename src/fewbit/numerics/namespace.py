@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from array_api_compat import array_namespace, device, is_numpy_namespace
 
-__all__ = ["SMALLEST_NORMAL", "Array", "array_namespace", "constants_like", "to_float32", "to_numpy"]
+__all__ = ["SMALLEST_NORMAL", "Array", "array_namespace", "constants_like", "device", "to_float32", "to_numpy"]
 
 Array: TypeAlias = Any
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import gcd
 
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.namespace import Array, array_namespace, device
 
 
 def packed_length(length: int, bits: int) -> int:
@@ -64,5 +64,5 @@ def _fill(codes: Array, missing: int) -> Array:
     xp = array_namespace(codes)
     if not missing:
         return codes
-    zeros = xp.zeros((*codes.shape[:-1], missing), dtype=codes.dtype, device=codes.device)
+    zeros = xp.zeros((*codes.shape[:-1], missing), dtype=codes.dtype, device=device(codes))
     return xp.concat([codes, zeros], axis=-1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.namespace import Array, array_namespace, device
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
 
@@ -66,9 +66,9 @@ def _histogram(shares: Array, axes: tuple[int, ...], bins: int) -> Array:
     outer = [axis for axis in range(shares.ndim) if axis not in axes]
     rows = xp.reshape(xp.permute_dims(shares, (*outer, *axes)), (-1, prod(shares.shape[axis] for axis in axes)))
     number = xp.astype(xp.clip(xp.floor(rows * bins), 0.0, bins - 1.0), xp.int64)
-    box = xp.reshape(xp.arange(rows.shape[0], dtype=xp.int64, device=shares.device), (-1, 1))
+    box = xp.reshape(xp.arange(rows.shape[0], dtype=xp.int64, device=device(shares)), (-1, 1))
     keys = xp.sort(xp.reshape(number + box * bins, (-1,)))
-    edges = xp.arange(rows.shape[0] * bins + 1, dtype=xp.int64, device=shares.device)
+    edges = xp.arange(rows.shape[0] * bins + 1, dtype=xp.int64, device=device(shares))
     below = xp.searchsorted(keys, edges)
     return xp.astype(xp.reshape(below[1:] - below[:-1], (rows.shape[0], bins)), xp.float32)
 
@@ -83,12 +83,12 @@ def _divergence(counts: Array, kept: int, levels: int) -> Array:
     starts = [level * kept // levels for level in range(levels)] + [kept]
     running = xp.cumulative_sum(inside, axis=1, include_initial=True)
     filled = xp.cumulative_sum(xp.astype(inside > 0.0, xp.float32), axis=1, include_initial=True)
-    at = xp.asarray(starts, dtype=xp.int64, device=counts.device)
+    at = xp.asarray(starts, dtype=xp.int64, device=device(counts))
     mass = _steps(xp.take(running, at, axis=1))
     occupied = _steps(xp.take(filled, at, axis=1))
     mean = mass / xp.where(occupied > 0.0, occupied, xp.ones_like(occupied))
     owner = [level for level in range(levels) for _ in range(starts[level + 1] - starts[level])]
-    spread = xp.take(mean, xp.asarray(owner, dtype=xp.int64, device=counts.device), axis=1)
+    spread = xp.take(mean, xp.asarray(owner, dtype=xp.int64, device=device(counts)), axis=1)
     q = xp.where(inside > 0.0, spread, xp.zeros_like(spread))
     total = xp.sum(p, axis=1, keepdims=True)
     p = p / total

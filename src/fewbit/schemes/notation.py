@@ -38,9 +38,10 @@ def parse_scheme(text: str) -> Scheme:
     words = text.split()
     if not words:
         raise SchemeError("an empty scheme; write for example 'int4 g64' or 'int8 channel'")
-    for word in words:
-        _refuse_later(word)
     head, *rest = words
+    _refuse_later(head)
+    if "static" in rest:
+        raise SchemeError("'static' is for inputs, which this version does not quantize; leave it out")
     if head in BLOCK_FORMATS:
         if rest:
             raise SchemeError(f"{head} is a whole scheme and takes no further word; drop {' '.join(rest)!r}")
@@ -67,7 +68,10 @@ def parse_scheme(text: str) -> Scheme:
 
 
 def scheme_to_text(scheme: Scheme) -> str:
-    """Return the notation of `scheme`; `parse_scheme` reads it back to an equal one, but for the scale's type.
+    """Return the notation of `scheme`, which `parse_scheme` reads back.
+
+    The type of the scale, options of a range method (`Percentile(99.0)` prints `percentile`) and scales quantized in
+    a way of one's own have no notation; a number format outside the catalogue prints a name that does not parse.
 
     >>> scheme_to_text(parse_scheme("int4"))
     'int4 g128'

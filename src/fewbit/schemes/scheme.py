@@ -45,6 +45,8 @@ class Scheme:
             raise SchemeError(f"{self.format.name} takes no zero point; leave out 'asym'")
         if self.symmetric and self.format == Int(1):
             raise SchemeError("int1 symmetric has the levels -1 and 0 only; use 'int1 asym'")
+        if self.scale_type not in (None, "float16", "bfloat16", "float32"):
+            raise SchemeError(f"scale type {self.scale_type!r} is none of float16, bfloat16, float32")
         if self.scale_scheme is not None and self.scale_type is not None:
             raise SchemeError("a scale that is itself quantized has no float type; set that of its own scheme")
         if self.scale_scheme is not None and not self.scale_scheme.symmetric:

@@ -19,6 +19,9 @@ from fewbit.interfaces import Layer, StoredTensor
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType
 
+#: A range of twice this, divided by one step, still has a float32.
+_LARGEST = 2.0**120
+
 
 class TorchFrontend:
     """Layers, data and replacements of any `nn.Module`."""
@@ -53,6 +56,11 @@ class TorchFrontend:
             bad = int((~torch.isfinite(weight)).sum())
             raise NonFiniteError(
                 f"{layer.name}: {bad} of {weight.numel()} weights are NaN or infinite; repair or keep it"
+            )
+        if weight.numel() and float(weight.abs().max()) > _LARGEST:
+            raise NonFiniteError(
+                f"{layer.name}: a weight of magnitude {float(weight.abs().max()):.3g} would overflow "
+                "float32 arithmetic; repair or keep it"
             )
         return weight
 
