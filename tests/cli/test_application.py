@@ -10,7 +10,7 @@ LATER_OPTIONS = {
     "--input": "int8", "--calibration": "self", "--samples": "8", "--target-bits": "4.5", "--runtime": "ort-cpu",
     "--memory": "8GB", "--executor": "ray", "--resume": None,
 }  # fmt: skip
-LATER_COMMANDS = ["convert a -o b", "support", "compare a b", "verify out", "finetune model"]
+LATER_COMMANDS = ["convert a -o b", "compare a b", "verify out", "finetune model"]
 
 
 @pytest.fixture

@@ -83,3 +83,10 @@ def test_any_integer_type_packs_to_the_same_bytes(dtype, xp):
 def test_eight_bits_are_stored_as_they_are():
     codes = all_codes(8)
     np.testing.assert_array_equal(pack(codes, 8), codes, strict=True)
+
+
+def test_sixteen_bit_codes_survive():
+    codes = np.array([[0, 1, 255, 256, 40_000, 65_535]], np.uint16)
+    packed = pack(codes, 16)
+    assert packed.tobytes() == codes.astype("<u2").tobytes()
+    np.testing.assert_array_equal(unpack(packed, 16, 6), codes, strict=True)

@@ -13,6 +13,7 @@ from fewbit.cli.demo import demo
 from fewbit.cli.evaluate import evaluate
 from fewbit.cli.inspect import inspect
 from fewbit.cli.quantize import quantize
+from fewbit.cli.support import support
 from fewbit.errors import FewbitError, NotYetError
 
 # typer carries a click of its own, older ones used the installed one; BadParameter hangs below this class in both.
@@ -44,8 +45,8 @@ def options(
         raise typer.Exit
 
 
-for command in (quantize, evaluate, inspect, demo):
-    application.command(no_args_is_help=command is not demo)(command)
+for command in (quantize, evaluate, inspect, support, demo):
+    application.command(no_args_is_help=command not in (support, demo))(command)
 
 
 def _later(name: str, what: str) -> None:
@@ -55,7 +56,6 @@ def _later(name: str, what: str) -> None:
 
 
 _later("convert", "between on-disk formats")
-_later("support", "tables of formats and of what works with what")
 _later("compare", "reports side by side")
 _later("verify", "file hashes")
 _later("finetune", "quantization-aware training")

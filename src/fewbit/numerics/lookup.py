@@ -11,7 +11,7 @@ def look_up(table: Sequence[float], index: Array) -> Array:
     """Return the float32 `table[index]`, in the shape of `index`."""
     xp = array_namespace(index)
     values = constants_like(list(table), "float32", index)
-    flat = xp.take(values, xp.reshape(xp.astype(index, xp.int64), (-1,)), axis=0)
+    flat = xp.take(values, xp.reshape(xp.astype(index, xp.int32), (-1,)), axis=0)
     return xp.reshape(flat, index.shape)
 
 

@@ -42,7 +42,7 @@ def pack(codes: Array, bits: int) -> Array:
 
 
 def unpack(packed: Array, bits: int, length: int) -> Array:
-    """Return the uint8 codes (..., length) that `pack` put into `packed` (..., bytes)."""
+    """Return the uint8 (16 bits: uint16) codes (..., length) that `pack` put into `packed` (..., bytes)."""
     xp = array_namespace(packed)
     period = 8 // gcd(8, bits)
     width = period * bits // 8
@@ -55,7 +55,7 @@ def unpack(packed: Array, bits: int, length: int) -> Array:
             shift = j * bits - byte * 8
             if -bits < shift < 8:
                 code = code | (rows[..., byte] >> shift if shift >= 0 else rows[..., byte] << -shift)
-        columns.append(xp.astype(code & ((1 << bits) - 1), xp.uint8))
+        columns.append(xp.astype(code & ((1 << bits) - 1), xp.uint8 if bits <= 8 else xp.uint16))
     codes = xp.stack(columns, axis=-1)
     return xp.reshape(codes, (*codes.shape[:-2], codes.shape[-2] * codes.shape[-1]))[..., :length]
 
