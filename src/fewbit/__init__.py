@@ -8,19 +8,21 @@ result.save("out/")
 
 from fewbit.algorithms.nearest import Nearest
 from fewbit.errors import FewbitError
+from fewbit.formats.codebook import Codebook
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import Float
 from fewbit.pipeline import Evaluation, Options, load, plan, quantize
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe, Rule, keep
 from fewbit.result import Result
-from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
+from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.notation import parse_scheme
 from fewbit.schemes.scheme import Scheme
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Codebook",
     "Evaluation",
     "FewbitError",
     "Float",
@@ -30,6 +32,8 @@ __all__ = [
     "PerChannel",
     "PerGroup",
     "PerTensor",
+    "PerTile",
+    "PerToken",
     "QTensor",
     "Recipe",
     "Result",
