@@ -1,6 +1,7 @@
 """fewbit stores and computes trained neural networks in fewer bits and shows what that cost.
 
 import fewbit as fb
+
 result = fb.quantize(model, "w4a16")
 result.report.save("report.html")
 result.save("out/")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewbit.errors import NotYetError, PlanError, RecipeError
+from fewbit.errors import CheckpointError, NotYetError, PlanError, RecipeError
 from fewbit.evaluation.fidelity import sqnr
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.formats.scale_type import scale_fits
@@ -102,13 +104,8 @@ def quantize(
     """
     if calibration is not None:
         raise NotYetError("calibration: no algorithm of this version uses it; leave it out")
-    if evaluation is not None and not isinstance(evaluation, Evaluation):
-        evaluation = Evaluation(batches=evaluation)
-    if evaluation is not None:
-        evaluation = replace(evaluation, batches=list(evaluation.batches))
-    if evaluation is not None and not evaluation.batches:
-        raise RecipeError("evaluation holds no batch; leave it out, or give some")
     options = options or Options()
+    asked = None if evaluation is None else _with_batches(evaluation)
     source, parsed = _float_source(model), parse_recipe(recipe)
     frontend = frontend_of("torch")
     clock = _Clock()
@@ -124,29 +121,16 @@ def quantize(
         changed = frontend.round_floats(live, kept, made.storage_type)
     replacements = [replacement for replacement, _ in solved.values()]
     measured = Measured()
-    if evaluation is not None:
+    if asked is not None:
         with clock.phase("measure"):
-            measured = measure(live, replacements, evaluation.batches, frontend, options.progress)
+            measured = measure(live, replacements, asked.batches, frontend, options.progress)
     for replacement in replacements:
         replacement.install()
-    rows = tuple(_layer_report(row, solved, measured) for row in made.rows)
-    report = Report(
-        model=made.model,
-        recipe=parsed.name,
-        rules=tuple(str(rule) for rule in parsed.rules),
-        storage_type=made.storage_type,
-        bytes_before=made.bytes_before,
-        bytes_after=made.bytes_after,
-        layers=rows,
-        adaptations=made.adaptations,
+    report = replace(
+        _report(made, solved, measured, options),
         remarks=_remarks(changed, solved, made),
-        text=evaluation.name if evaluation else None,
-        before=measured.before,
-        after=measured.after,
-        output_sqnr=measured.output_sqnr,
+        text=asked.name if asked else None,
         seconds=clock.seconds,
-        seed=options.seed,
-        command=options.command,
     )
     return Result(model=live, plan=made, report=report, source=source)
 
@@ -162,7 +146,6 @@ def load(path: str | Path, *, into: Any = None) -> Result:
         CheckpointError: no such checkpoint, or one that does not fit the module.
 
     """
-    from fewbit.errors import CheckpointError
     from fewbit.sources.checkpoint import CheckpointFolder
 
     path = Path(path)
@@ -171,11 +154,21 @@ def load(path: str | Path, *, into: Any = None) -> Result:
     source = CheckpointFolder(path, into)
     schemes = source.checkpoint.schemes
     rules = [
-        Rule("|".join(_literal(name) for name, own in schemes.items() if own == scheme), weight=scheme)
+        Rule("|".join(re.escape(name) for name, own in schemes.items() if own == scheme), weight=scheme)
         for scheme in dict.fromkeys(schemes.values())
     ]
     made = _plan(source, source.skeleton(), Recipe(rules, name=path.name), to=None, dtype="auto")
     return Result(model=source.load(), plan=made, report=None, source=source)
+
+
+def _with_batches(evaluation: Evaluation | Sequence[Any]) -> Evaluation:
+    """Return an evaluation whose batches are a list, of one at least: they are gone through twice."""
+    if not isinstance(evaluation, Evaluation):
+        evaluation = Evaluation(batches=evaluation)
+    batches = list(evaluation.batches)
+    if not batches:
+        raise RecipeError("evaluation holds no batch; leave it out, or give some")
+    return replace(evaluation, batches=batches)
 
 
 def _float_source(model: Any) -> Source:
@@ -219,6 +212,24 @@ def _solve(model: Any, made: Plan, frontend: Frontend, progress: Progress) -> di
     return solved
 
 
+def _report(made: Plan, solved: dict[str, tuple[Replacement, float]], measured: Measured, options: Options) -> Report:
+    return Report(
+        model=made.model,
+        recipe=made.recipe.name,
+        rules=tuple(str(rule) for rule in made.recipe.rules),
+        storage_type=made.storage_type,
+        bytes_before=made.bytes_before,
+        bytes_after=made.bytes_after,
+        layers=tuple(_layer_report(row, solved, measured) for row in made.rows),
+        adaptations=made.adaptations,
+        before=measured.before,
+        after=measured.after,
+        output_sqnr=measured.output_sqnr,
+        seed=options.seed,
+        command=options.command,
+    )
+
+
 def _layer_report(row: PlanRow, solved: dict[str, tuple[Replacement, float]], measured: Measured) -> LayerReport:
     return LayerReport(
         name=row.layer.name,
@@ -250,29 +261,15 @@ def _remarks(changed: int, solved: dict[str, tuple[Replacement, float]], made: P
     return tuple(remarks)
 
 
-def _literal(name: str) -> str:
-    import re
-
-    return re.escape(name)
-
-
 class _Clock:
     """Wall-clock seconds by phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def phase(self, name: str) -> _Phase:
-        """Return a context manager that adds to `name`."""
-        return _Phase(self.seconds, name)
-
-
-class _Phase:
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._seconds[self._name] = time.perf_counter() - self._started
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Record how long the block takes as `name`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started

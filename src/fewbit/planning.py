@@ -13,6 +13,7 @@ from typing import Any
 from fewbit.adaptation import adapt, require_divisible
 from fewbit.algorithms import Algorithm
 from fewbit.errors import GroupSizeError, PlanError
+from fewbit.footprint import quantized_tensors
 from fewbit.interfaces import (
     BYTES,
     FLOAT_TYPES,
@@ -22,8 +23,6 @@ from fewbit.interfaces import (
     QuantizedLayer,
     StoredTensor,
 )
-from fewbit.numerics.packing import packed_length
-from fewbit.qtensor import scale_shape
 from fewbit.recipe import Recipe, Rule
 from fewbit.schemes.scheme import ScaleType, Scheme
 
@@ -192,16 +191,16 @@ def resolve(
 
 
 def _draft(layer: Layer, recipe: Recipe) -> _Draft:
-    for rule in recipe.rules:
-        if rule.matches(layer):
-            kept = [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else []
-            return _Draft(layer, rule, rule.weight, kept)
-    return _Draft(layer, None, None, ["no rule matches"])
+    place = recipe.winner(layer)
+    if place is None:
+        return _Draft(layer, None, None, ["no rule matches"])
+    rule = recipe.rules[place]
+    return _Draft(layer, rule, rule.weight, [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else [])
 
 
 def _idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
     problems = []
-    winners = {next((n for n, rule in enumerate(recipe.rules) if rule.matches(layer)), None) for layer in layers}
+    winners = {recipe.winner(layer) for layer in layers}
     for number, rule in enumerate(recipe.rules):
         if rule.optional or number in winners:
             continue
@@ -257,7 +256,7 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
         if layer.tied:
             notes.append(f"tied to {', '.join(layer.tied)}")
         if scheme is not None:
-            after = sum(t.nbytes for t in _quantized_tensors(QuantizedLayer(layer, scheme), storage_type, target))
+            after = sum(t.nbytes for t in quantized_tensors(QuantizedLayer(layer, scheme), storage_type, target))
             notes += ["untied: stored on its own"] if layer.tied else []
         else:
             after = 0 if counted_after & set(layer.tied) else whole
@@ -273,25 +272,6 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
             )
         )
     return tuple(rows)
-
-
-def _quantized_tensors(
-    quantized: QuantizedLayer, storage_type: ScaleType, target: CheckpointFormat | None
-) -> tuple[StoredTensor, ...]:
-    if target:
-        return target.tensors(quantized, storage_type)
-    return _canonical_tensors(quantized.layer.shape, quantized.scheme)
-
-
-def _canonical_tensors(shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredTensor, ...]:
-    """Return the parts that a state_dict holds for a weight of `shape`."""
-    scales = scale_shape(shape, scheme)
-    codes = StoredTensor("codes", "uint8", (*shape[:-1], packed_length(shape[-1], scheme.format.bits)))
-    if scheme.scale_scheme is not None:
-        stored = (codes, *_canonical_tensors(scales, scheme.scale_scheme))
-    else:
-        stored = (codes, StoredTensor("scale", scheme.scale_type or "float32", scales))
-    return stored if scheme.symmetric else (*stored, StoredTensor("zero_point", "int8", scales))
 
 
 def _as_stored(layer: Layer) -> tuple[int, int]:

@@ -140,6 +140,10 @@ class Recipe:
         for key, value in {"rules": tuple(rules), "name": name, "adapts": adapts}.items():
             object.__setattr__(self, key, value)
 
+    def winner(self, layer: Layer) -> int | None:
+        """Return the place of the first rule that matches `layer`, or `None`."""
+        return next((place for place, rule in enumerate(self.rules) if rule.matches(layer)), None)
+
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read a recipe file; see `from_text`."""

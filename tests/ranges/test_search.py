@@ -67,7 +67,7 @@ def test_searching_is_never_worse_than_the_extremes_and_better_for_few_bits(kind
 @pytest.mark.parametrize("kind", DRAWS)
 @pytest.mark.parametrize("bits", [3, 2])
 def test_least_squares_beats_the_half_quadratic_solver_below_four_bits(kind, bits):
-    # At 4 bits its float zero point wins against an integer one by 1 to 4 %; see docs/roadmap.md.
+    # At 4 bits its float zero point may win against an integer one; see docs/roadmap.md.
     values = drawn(kind)
     assert mean_square_error(values, f"int{bits} g64 asym lsq") < half_quadratic(values, bits)
 

@@ -11,7 +11,7 @@ from fewbit.evaluation.fidelity import sqnr
 from fewbit.formats.minifloat import E4M3
 from fewbit.qtensor import QTensor, quantize
 from fewbit.schemes.block_formats import BLOCK_FORMATS, MXFP4, NVFP4
-from fewbit.schemes.granularity import PerGroup
+from fewbit.schemes.granularity import PerGroup, PerTile
 from fewbit.schemes.notation import parse_scheme
 from fewbit.schemes.scheme import Scheme
 
@@ -47,7 +47,9 @@ def test_two_level_nvfp4_has_one_error_at_every_magnitude_and_one_level_fails():
         single.append(sqnr(values, NVFP4.format.decode(codes) * scale.repeat(16, 1)))
     # Scales land on other e4m3 roundings when the tensor's float differs in its last bits: a tenth of a dB.
     assert max(errors) - min(errors) < 0.1
+    # A floor between three bits (about 15 dB on a normal draw) and what four reach (about 20).
     assert errors[0] > 18.0
+    # Scales of 1e-3 are subnormal in e4m3, steps of up to half their size: at least double the error power.
     assert single[1] < errors[1] - 3.0
     assert single[2] <= 0.0
 
@@ -73,7 +75,8 @@ def test_empty_groups_give_zeros_and_leave_the_others_alone(name):
     values[3] = 0.0
     found = quantize(values, scheme).dequantize()
     assert not found[3].any()
-    if not isinstance(scheme.scale_scheme.granularity, type(parse_scheme("int8 tile2x2").granularity)):
+    # A tile of scales with an empty row in it may have another maximum.
+    if not isinstance(scheme.scale_scheme.granularity, PerTile):
         np.testing.assert_array_equal(np.delete(found, 3, 0), np.delete(alone, 3, 0))
 
 

@@ -73,7 +73,3 @@ class PowerOfTwo:
     def from_unsigned(self, patterns: Array) -> Array:
         """Codes are bit patterns already."""
         return patterns
-
-
-#: The usual rounding to the nearer power on a linear scale, ties up.
-E8M0 = PowerOfTwo()

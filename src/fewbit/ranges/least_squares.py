@@ -14,6 +14,7 @@ from fewbit.numerics.summation import tree_sum
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
+from fewbit.ranges.search import Search
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +41,15 @@ class LeastSquares:
         self, boxes: Array, axes: tuple[int, ...], grid: Grid, weights: Array | None = None
     ) -> tuple[Array, Array]:
         """Return the best bounds found; never worse than the extremes."""
-        xp = array_namespace(boxes)
         low, high = (AbsMax() if grid.symmetric else MinMax())(boxes, axes)
-        best = (low, high, grid.error(boxes, low, high, axes, weights))
+        search = Search(boxes, axes, grid, weights)
+        best = search.start(low, high)
         for start in range(self.starts):
             factor = 1.0 - (1.0 - self.smallest) * start / self.starts
             trial = (low * factor, high * factor)
             for _ in range(self.rounds):
                 trial = _refit(boxes, trial, axes, grid, weights)
-                error = grid.error(boxes, *trial, axes, weights)
-                better = error < best[2]
-                best = tuple(xp.where(better, new, old) for new, old in zip((*trial, error), best, strict=True))
+                best = search.improve(best, [trial])
         return best[0], best[1]
 
 

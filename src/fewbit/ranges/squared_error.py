@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.namespace import Array
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
+from fewbit.ranges.search import Search
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +43,10 @@ class SquaredError:
         widest = (grid.format.levels[-1] + 1.0) / grid.format.reach if grid.symmetric else 1.0
         factors = [min(max(widest, 1.0), 1.1)]
         factors += [1.0 - (1.0 - self.smallest) * step / self.steps for step in range(1, self.steps + 1)]
-        search = _Search(boxes, axes, grid, weights)
+        search = Search(boxes, axes, grid, weights)
         best = search.start(low, high)
         best = search.improve(best, [(low * factor, high * factor) for factor in factors])
         if not grid.symmetric:
             best = search.improve(best, [(best[0], best[1] * factor) for factor in factors])
             best = search.improve(best, [(best[0] * factor, best[1]) for factor in factors])
         return best[0], best[1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Search:
-    boxes: Array
-    axes: tuple[int, ...]
-    grid: Grid
-    weights: Array | None
-
-    def start(self, low: Array, high: Array) -> tuple[Array, Array, Array]:
-        return low, high, self.grid.error(self.boxes, low, high, self.axes, self.weights)
-
-    def improve(
-        self, best: tuple[Array, Array, Array], trials: list[tuple[Array, Array]]
-    ) -> tuple[Array, Array, Array]:
-        """Return, box by box, the best of `best` and of the trials."""
-        xp = array_namespace(self.boxes)
-        for low, high in trials:
-            trial = self.start(low, high)
-            better = trial[2] < best[2]
-            best = tuple(xp.where(better, new, old) for new, old in zip(trial, best, strict=True))
-        return best

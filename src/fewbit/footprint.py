@@ -1,0 +1,28 @@
+"""What a quantized layer takes when it is stored, by checkpoint format or in a state_dict; from shapes alone."""
+
+from __future__ import annotations
+
+from fewbit.interfaces import CheckpointFormat, QuantizedLayer, StoredTensor
+from fewbit.numerics.packing import packed_length
+from fewbit.qtensor import scale_shape
+from fewbit.schemes.scheme import ScaleType, Scheme
+
+
+def quantized_tensors(
+    quantized: QuantizedLayer, storage_type: ScaleType, target: CheckpointFormat | None
+) -> tuple[StoredTensor, ...]:
+    """Return what `target` stores for a quantized layer, or without one what a state_dict holds for it."""
+    if target:
+        return target.tensors(quantized, storage_type)
+    return _canonical_tensors(quantized.layer.shape, quantized.scheme)
+
+
+def _canonical_tensors(shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredTensor, ...]:
+    """Return the parts that a state_dict holds for a weight of `shape`."""
+    scales = scale_shape(shape, scheme)
+    codes = StoredTensor("codes", "uint8", (*shape[:-1], packed_length(shape[-1], scheme.format.bits)))
+    if scheme.scale_scheme is not None:
+        stored = (codes, *_canonical_tensors(scales, scheme.scale_scheme))
+    else:
+        stored = (codes, StoredTensor("scale", scheme.scale_type or "float32", scales))
+    return stored if scheme.symmetric else (*stored, StoredTensor("zero_point", "int8", scales))
