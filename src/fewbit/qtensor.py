@@ -14,9 +14,17 @@ from fewbit.errors import SchemeError
 from fewbit.formats.number_format import NumberFormat
 from fewbit.formats.scale_type import round_scale
 from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split
-from fewbit.numerics.namespace import Array, array_namespace, constants_like, to_float32
+from fewbit.numerics.namespace import (
+    Array,
+    array_namespace,
+    constants_like,
+    numbers_at_once,
+    stop_gradient,
+    to_float32,
+)
+from fewbit.numerics.noise import uniform
+from fewbit.numerics.rounding import straight_through
 from fewbit.ranges.fixed import Fixed
-from fewbit.ranges.grid import SLICE
 from fewbit.schemes.scheme import Scheme
 
 
@@ -31,7 +39,7 @@ class QTensor:
     codes: Array
     #: float32 values, each exact in `scheme.scale_type` (or normal in float32 only, see `quantize`), or a QTensor.
     scale: Array | QTensor
-    #: Codes that stand for 0, of the type of `codes`; `None` when symmetric.
+    #: Codes that stand for 0, of the type of `codes`; float32 when they may lie between codes; `None` when symmetric.
     zero_point: Array | None
     #: How the codes came about.
     scheme: Scheme
@@ -50,7 +58,7 @@ class QTensor:
         box = self.scheme.granularity.box(self.shape)
         values = self.scheme.format.decode(split(self.codes, box))
         if self.zero_point is not None:
-            values = values - self.scheme.format.decode(beside_boxes(self.zero_point))
+            values = values - array_namespace(values).astype(beside_boxes(self.zero_point), values.dtype)
         return merge(values * beside_boxes(self.scale_values()), self.shape)
 
     def map(self, function: Callable[[Array], Array]) -> QTensor:
@@ -60,40 +68,48 @@ class QTensor:
         return replace(self, codes=function(self.codes), scale=scale, zero_point=zero_point)
 
 
-def quantize(weight: Array, scheme: Scheme, importance: Array | None = None) -> QTensor:
+def quantize(weight: Array, scheme: Scheme, importance: Array | None = None, seed: int | None = None) -> QTensor:
     """Return `weight` rounded to the nearest level of `scheme`; groups lie along the last axis.
 
     The scale is rounded to `scheme.scale_type` (`None`: float32, unrounded) before codes are computed with it. One
     that would be subnormal there keeps its float32 value. `weight` must be finite: callers check, since numerics
     cannot raise under jit. `importance`, of the shape of `weight` or of its last axis, weights squared errors in range
-    methods that search (second moments of the inputs, for example). Works on a few million numbers at a time.
+    methods that search (second moments of the inputs, for example). With a `seed` rounding is stochastic: right on
+    average, and the same in every framework. Works on what fits a cache at a time.
 
     >>> import numpy as np
     >>> from fewbit.schemes.notation import parse_scheme
     >>> quantize(np.asarray([[0.0, 7.5, -7.5, 3.2]]), parse_scheme("int4 channel")).codes.tolist()
     [[0, 7, -8, 3]]
     """
-    xp = array_namespace(weight)
     shape = tuple(weight.shape)
-    if not prod(shape):
-        raise SchemeError(f"a tensor of shape {shape} holds no numbers to quantize; keep it")
     box = scheme.granularity.box(shape)
-    if importance is not None:
-        importance = xp.broadcast_to(xp.astype(importance, xp.float32), shape)
-    bounds = [_bounds(weight[rows, ...], box, scheme, None if importance is None else importance[rows, ...])
-              for rows in _slices(shape, box)]  # fmt: skip
-    low, high = (xp.concat(list(parts), axis=0) if len(bounds) > 1 else parts[0] for parts in zip(*bounds, strict=True))
-    scale, stored = _settled(scheme.grid.scale(low, high), low, high, scheme, counts(shape, box))
-    zero = scheme.grid.zero_point(low, scale)
+    scale, stored, zero = _parameters(weight, scheme, importance)
     codes = [
-        _codes(weight[rows, ...], box, rows, (scale, zero), scheme) for rows in _slices(shape, box, cut_boxes=True)
+        _codes(weight[rows, ...], rows, box, (scale, zero), scheme, seed)
+        for rows in _slices(weight, box, cut_boxes=True)
     ]
+    xp = array_namespace(weight)
     return QTensor(
         codes=xp.concat(codes, axis=0) if len(codes) > 1 else codes[0],
         scale=stored,
-        zero_point=None if zero is None else scheme.grid.integer.to_codes(xp.reshape(zero, counts(shape, box))),
+        zero_point=None if zero is None else _stored_zero_point(xp.reshape(zero, counts(shape, box)), scheme),
         scheme=scheme,
     )
+
+
+def fake_quantize(weight: Array, scheme: Scheme, importance: Array | None = None, seed: int | None = None) -> Array:
+    """Return `quantize(weight, scheme, importance, seed).dequantize()`, differentiable: for training.
+
+    Gradients pass straight through the rounding, and not at all through the choice of scale and zero point.
+    """
+    shape = tuple(weight.shape)
+    box = scheme.granularity.box(shape)
+    scale, _, zero = _parameters(stop_gradient(weight), scheme, importance)
+    noise = None if seed is None else split(uniform(shape, seed, weight), box)
+    # The flush of subnormals to 0 must not stop the gradient of a weight that is 0.
+    values = straight_through(weight, to_float32(stop_gradient(weight)), -float("inf"), float("inf"))
+    return merge(scheme.grid.rounded(split(values, box), scale, zero, noise), shape)
 
 
 def scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
@@ -101,13 +117,38 @@ def scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
     return counts(shape, scheme.granularity.box(shape))
 
 
-def _slices(shape: tuple[int, ...], box: tuple[int, ...], *, cut_boxes: bool = False) -> Iterator[slice]:
-    """Yield runs of rows that hold whole boxes, or parts of the only box, and about `SLICE` numbers."""
-    step = 1 if cut_boxes and box[0] >= shape[0] else box[0]
-    per_row = prod(shape[1:])
-    rows = max(1, SLICE // max(1, per_row * step)) * step
-    for start in range(0, max(shape[0], 1), rows):
-        yield slice(start, min(start + rows, shape[0]))
+def _parameters(weight: Array, scheme: Scheme, importance: Array | None) -> tuple[Array, Array | QTensor, Array | None]:
+    """Return the final scale and the zero point, ready to broadcast to boxes; between them, what is stored."""
+    xp = array_namespace(weight)
+    shape = tuple(weight.shape)
+    if not prod(shape):
+        raise SchemeError(f"a tensor of shape {shape} holds no numbers to quantize; keep it")
+    box = scheme.granularity.box(shape)
+    if importance is not None:
+        importance = xp.broadcast_to(xp.astype(importance, xp.float32), shape)
+    elif scheme.float_zero and shape != tuple(n * step for n, step in zip(counts(shape, box), box, strict=True)):
+        # Where 0 is no level, the zeros that fill an uneven group must weigh nothing.
+        importance = xp.ones_like(weight, dtype=xp.float32)
+    bounds = [
+        _bounds(weight[rows, ...], box, scheme, None if importance is None else importance[rows, ...])
+        for rows in _slices(weight, box)
+    ]
+    low, high = (xp.concat(list(parts), axis=0) if len(bounds) > 1 else parts[0] for parts in zip(*bounds, strict=True))
+    scale, stored = _settled(scheme.grid.scale(low, high), low, high, scheme, counts(shape, box))
+    return scale, stored, scheme.grid.zero_point(low, scale)
+
+
+def _stored_zero_point(zero: Array, scheme: Scheme) -> Array:
+    return zero if scheme.float_zero else scheme.grid.integer.to_codes(zero)
+
+
+def _slices(weight: Array, box: tuple[int, ...], *, cut_boxes: bool = False) -> Iterator[slice]:
+    """Yield runs of rows that hold whole boxes, or parts of the only box, and what fits a cache."""
+    rows, *others = weight.shape
+    step = 1 if cut_boxes and box[0] >= rows else box[0]
+    at_once = max(1, numbers_at_once(weight) // max(1, prod(others) * step)) * step
+    for start in range(0, rows, at_once):
+        yield slice(start, min(start + at_once, rows))
 
 
 def _bounds(weight: Array, box: tuple[int, ...], scheme: Scheme, importance: Array | None) -> tuple[Array, Array]:
@@ -141,11 +182,17 @@ def _positive(codes: Array, number_format: NumberFormat) -> Array:
 
 
 def _codes(
-    weight: Array, box: tuple[int, ...], rows: slice, parameters: tuple[Array, Array | None], scheme: Scheme
+    weight: Array,
+    rows: slice,
+    box: tuple[int, ...],
+    parameters: tuple[Array, Array | None],
+    scheme: Scheme,
+    seed: int | None,
 ) -> Array:
-    """Return the codes of some rows; `parameters` are those of the whole tensor."""
+    """Return the codes of `weight`, which holds some `rows`; `parameters` are those of the whole tensor."""
+    shape = tuple(weight.shape)
     own = slice(rows.start // box[0], -(-rows.stop // box[0]))
     scale, zero = (None if part is None else part[own, ...] for part in parameters)
-    piece = (min(box[0], weight.shape[0]), *box[1:])
-    codes = scheme.grid.codes(split(to_float32(weight), piece), scale, zero)
-    return merge(codes, tuple(weight.shape))
+    piece = (min(box[0], shape[0]), *box[1:])
+    noise = None if seed is None else split(uniform(shape, seed, weight, rows.start * prod(shape[1:])), piece)
+    return merge(scheme.grid.codes(split(to_float32(weight), piece), scale, zero, noise), shape)

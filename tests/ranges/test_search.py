@@ -87,7 +87,7 @@ def test_working_in_slices_changes_nothing(monkeypatch, text):
     values = drawn("normal")
     whole = quantize(values, parse_scheme(text))
     for module in (fewbit.qtensor, fewbit.ranges.grid):
-        monkeypatch.setattr(module, "SLICE", 5000)
+        monkeypatch.setattr(module, "numbers_at_once", lambda values: 5000)
     sliced = quantize(values, parse_scheme(text))
     np.testing.assert_array_equal(sliced.codes, whole.codes)
     if "mse" not in text:

@@ -20,7 +20,7 @@ def decibels(signal: float, noise: float) -> float:
 
 def sqnr(original: Array, quantized: Array) -> float:
     """Return the SQNR in dB of `quantized` against `original`, arrays of one shape; sums are float64."""
-    xp = array_namespace(original, quantized)
+    xp = array_namespace(original)
     original = xp.astype(original, xp.float64)
     noise = original - xp.astype(quantized, xp.float64)
     return decibels(float(xp.sum(original * original)), float(xp.sum(noise * noise)))

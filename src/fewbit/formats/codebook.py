@@ -7,16 +7,16 @@ cannot hold have no ties and are rounded up. NF4: QLoRA, arXiv 2305.14314, appen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.lookup import look_up, rank
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.lookup import look_up, rank, rank_between
+from fewbit.numerics.namespace import Array, array_namespace, stop_gradient
+from fewbit.numerics.rounding import straight_through
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Codebook:
     entries: tuple[float, ...]
     #: The word for it in notation.
     name: str = "codebook"
+    #: For each entry but the first the least float32 that belongs to it or to a higher one.
+    thresholds: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rounded = tuple(float(np.float32(entry)) for entry in self.entries)
@@ -39,6 +41,7 @@ class Codebook:
             raise SchemeError(f"a codebook has 2 to 256 entries, not {len(rounded)}")
         if not all(np.isfinite(rounded)) or any(a >= b for a, b in pairwise(rounded)):
             raise SchemeError(f"the entries of codebook {self.name!r} are not finite and ascending in float32")
+        object.__setattr__(self, "thresholds", _thresholds(rounded))
 
     @property
     def bits(self) -> int:
@@ -60,14 +63,23 @@ class Codebook:
         """Codes are indices; shifting them means nothing."""
         return False
 
-    def encode(self, values: Array) -> Array:
-        """Return uint8 indices of the nearest entries."""
+    def encode(self, values: Array, noise: Array | None = None) -> Array:
+        """Return uint8 indices of the nearest entries, or of one of both neighbours by `noise`."""
         xp = array_namespace(values)
-        return xp.astype(rank(_thresholds(self.entries), values), xp.uint8)
+        if noise is not None:
+            return xp.astype(rank_between(self.entries, values, noise), xp.uint8)
+        return xp.astype(rank(self.thresholds, values), xp.uint8)
 
     def decode(self, codes: Array) -> Array:
         """Return the entries at `codes` as float32."""
         return look_up(self.entries, codes)
+
+    def round(self, values: Array, noise: Array | None = None) -> Array:
+        """Return the nearest entries; gradients pass straight through."""
+        table = self.entries
+        rounded = self.decode(self.encode(stop_gradient(values), noise))
+        low, high = (3 * table[0] - table[1]) / 2, (3 * table[-1] - table[-2]) / 2
+        return straight_through(values, rounded, low, high)
 
     def to_unsigned(self, codes: Array) -> Array:
         """Codes are bit patterns already."""
@@ -78,7 +90,6 @@ class Codebook:
         return patterns
 
 
-@lru_cache
 def _thresholds(entries: tuple[float, ...]) -> tuple[float, ...]:
     """Return for each entry but the first the least float32 that belongs to it or to a higher one."""
     thresholds = []

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.namespace import Array, array_namespace, stop_gradient
+from fewbit.numerics.rounding import straight_through, to_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,9 @@ class Int:
         """Integers may be asymmetric."""
         return True
 
-    def encode(self, values: Array) -> Array:
-        """Return codes `clip(round(values), qmin, qmax)`; ties to even."""
-        xp = array_namespace(values)
-        return self.to_codes(xp.clip(xp.round(values), self.qmin, self.qmax))
+    def encode(self, values: Array, noise: Array | None = None) -> Array:
+        """Return codes `clip(round(values), qmin, qmax)`; ties to even, or by `noise`."""
+        return self.to_codes(self._clipped(values, noise))
 
     def to_codes(self, whole: Array) -> Array:
         """Return whole numbers in the range as int8, uint8, int16 or uint16."""
@@ -82,6 +82,11 @@ class Int:
         xp = array_namespace(codes)
         return xp.astype(codes, xp.float32)
 
+    def round(self, values: Array, noise: Array | None = None) -> Array:
+        """Return `clip(round(values), qmin, qmax)` as float32; gradients pass straight through."""
+        rounded = self._clipped(stop_gradient(values), noise)
+        return straight_through(values, rounded, self.qmin - 0.5, self.qmax + 0.5)
+
     def to_unsigned(self, codes: Array) -> Array:
         """Return `codes - lowest code of the full range` as unsigned codes."""
         return self._shifted(codes, self._lowest, signed=False)
@@ -89,6 +94,9 @@ class Int:
     def from_unsigned(self, patterns: Array) -> Array:
         """Undo `to_unsigned`."""
         return self._shifted(patterns, -self._lowest, signed=self.signed)
+
+    def _clipped(self, values: Array, noise: Array | None) -> Array:
+        return array_namespace(values).clip(to_whole(values, noise), self.qmin, self.qmax)
 
     @property
     def _lowest(self) -> int:

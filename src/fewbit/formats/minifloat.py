@@ -6,13 +6,13 @@ Subnormals are k = 0; r = 2^(m+1) carries into the next binade by itself. Source
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fewbit.errors import SchemeError
 from fewbit.numerics.lookup import look_up, rank
-from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace
+from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace, stop_gradient
+from fewbit.numerics.rounding import straight_through, to_whole
 
 #: Which codes are not numbers. `fn`: the highest magnitude is NaN. `fnuz`: the code of -0 is NaN. `ieee`: the top
 #: binade holds infinity and NaN. `none`: every code is a number.
@@ -35,6 +35,12 @@ class Float:
     bias: int | None = None
     #: Which codes are not numbers.
     specials: Specials = "fn"
+    #: The finite magnitudes by code, ascending from 0.
+    magnitudes: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    #: Where binades 1, 2, ... begin.
+    borders: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    #: The distance of neighbours in binades 0, 1, ...
+    steps: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (2 <= self.exponent <= 8 and 1 <= self.mantissa <= 10):
@@ -43,10 +49,14 @@ class Float:
             raise SchemeError(f"specials {self.specials!r} is none of fn, fnuz, ieee, none")
         usual = (1 << (self.exponent - 1)) - (self.specials != "fnuz")
         object.__setattr__(self, "bias", usual if self.bias is None else self.bias)
+        object.__setattr__(self, "magnitudes", _magnitudes(self))
         if not (self.smallest_normal >= SMALLEST_NORMAL and self.maximum < float("inf")):
             raise SchemeError(
                 f"{self.name} with bias {self.bias} leaves the range of float32; use a bias nearer {usual}"
             )
+        borders, steps = _binades(self)
+        object.__setattr__(self, "borders", borders)
+        object.__setattr__(self, "steps", steps)
 
     @property
     def name(self) -> str:
@@ -71,12 +81,12 @@ class Float:
     @property
     def maximum(self) -> float:
         """The largest finite value."""
-        return _magnitudes(self)[-1]
+        return self.magnitudes[-1]
 
     @property
     def levels(self) -> tuple[float, ...]:
         """Every finite value, sorted; the two zeros count once."""
-        positive = _magnitudes(self)
+        positive = self.magnitudes
         return tuple(-value for value in reversed(positive[1:])) + positive
 
     @property
@@ -94,12 +104,12 @@ class Float:
         assert self.bias is not None  # set by __post_init__
         return self.bias
 
-    def encode(self, values: Array) -> Array:
+    def encode(self, values: Array, noise: Array | None = None) -> Array:
         """Return uint8 codes of the nearest levels (formats of up to 8 bits); ties to the even bit pattern."""
         if self.bits > 8:
             raise SchemeError(f"codes have at most 8 bits and {self.name} has {self.bits}; use `round`")
         xp = array_namespace(values)
-        binade, units, _ = self._position(values)
+        binade, units = self._position(values, noise)
         codes = binade * 2**self.mantissa + xp.astype(units, xp.int32)
         # Where the code of -0 means NaN, a negative value that rounds to 0 becomes +0.
         negative = (values < 0) & (codes > 0) if self.specials == "fnuz" else values < 0
@@ -108,17 +118,19 @@ class Float:
 
     def decode(self, codes: Array) -> Array:
         """Return the float32 values of `codes`, each below 2^bits and none of them special."""
-        positive = _magnitudes(self)
+        positive = self.magnitudes
         half = [*positive, *[float("nan")] * (2 ** (self.bits - 1) - len(positive))]
         minus_zero = float("nan") if self.specials == "fnuz" else -0.0
         return look_up([*half, minus_zero, *[-value for value in half[1:]]], codes)
 
-    def round(self, values: Array) -> Array:
-        """Return the nearest level of each of `values` as float32."""
+    def round(self, values: Array, noise: Array | None = None) -> Array:
+        """Return the nearest level of each of `values` as float32; gradients pass straight through."""
         xp = array_namespace(values)
-        binade, units, steps = self._position(values)
-        magnitude = _times(units, steps, binade)
-        return xp.where(values < 0, -magnitude, magnitude)
+        binade, units = self._position(stop_gradient(values), noise)
+        magnitude = _times(units, self.steps, binade)
+        rounded = xp.where(values < 0, -magnitude, magnitude)
+        beyond = self.maximum + self.steps[-1] / 2
+        return straight_through(values, rounded, -beyond, beyond)
 
     def to_unsigned(self, codes: Array) -> Array:
         """Codes are bit patterns already."""
@@ -128,41 +140,38 @@ class Float:
         """Codes are bit patterns already."""
         return patterns
 
-    def _position(self, values: Array) -> tuple[Array, Array, list[float]]:
-        """Return the binade k and the rounded number of steps r (float32) of each |value|, and the steps by k."""
+    def _position(self, values: Array, noise: Array | None) -> tuple[Array, Array]:
+        """Return the binade k and the rounded number of steps r (float32) of each |value|."""
         xp = array_namespace(values)
         magnitude = xp.clip(xp.abs(values), 0.0, self.maximum)
-        borders, steps = _binades(self)
-        binade = rank(borders, magnitude)
-        units = xp.round(_times(magnitude, [1.0 / step for step in steps], binade))
-        return binade, units, steps
+        binade = rank(self.borders, magnitude)
+        inverse = tuple([1.0 / step for step in self.steps])
+        return binade, to_whole(_times(magnitude, inverse, binade), noise)
 
 
-@lru_cache
 def _magnitudes(form: Float) -> tuple[float, ...]:
-    """Return the finite magnitudes by code, ascending from 0."""
+    """Return the finite magnitudes by code; overflow to infinity is for the caller to refuse."""
     per_binade = 2**form.mantissa
     values = [
-        (per_binade * (field > 0) + unit) * 2.0 ** (max(field, 1) - form._bias - form.mantissa)
-        for field in range(2**form.exponent)
+        (per_binade * (exponent > 0) + unit) * 2.0 ** (max(exponent, 1) - form._bias - form.mantissa)
+        for exponent in range(2**form.exponent)
         for unit in range(per_binade)
     ]
     left_out = {"fn": 1, "ieee": per_binade, "fnuz": 0, "none": 0}[form.specials]
     return tuple(values[: len(values) - left_out])
 
 
-@lru_cache
-def _binades(form: Float) -> tuple[list[float], list[float]]:
+def _binades(form: Float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return where binades 1, 2, ... begin, and the steps of binades 0, 1, ..."""
     borders = []
     border = 2 * form.smallest_normal
     while border <= form.maximum:
         borders.append(border)
         border *= 2
-    return borders, [form.smallest_normal * 2.0 ** (k - form.mantissa) for k in range(len(borders) + 1)]
+    return tuple(borders), tuple(form.smallest_normal * 2.0 ** (k - form.mantissa) for k in range(len(borders) + 1))
 
 
-def _times(values: Array, powers: list[float], binade: Array) -> Array:
+def _times(values: Array, powers: tuple[float, ...], binade: Array) -> Array:
     """Return `values * powers[binade]`; a power of two that float32 flushes or overflows is applied in two parts."""
     if min(powers) >= SMALLEST_NORMAL and max(powers) <= 1.0 / SMALLEST_NORMAL:
         return values * look_up(powers, binade)

@@ -34,11 +34,21 @@ class NumberFormat(Protocol):
     def takes_zero_point(self) -> bool:
         """Whether codes may be shifted by an integer zero point."""
 
-    def encode(self, values: Array) -> Array:
-        """Return the codes of the nearest levels; ties to the even code, too large values saturate."""
+    def encode(self, values: Array, noise: Array | None = None) -> Array:
+        """Return the codes of the nearest levels; ties to the even code, too large values saturate.
+
+        With `noise`, uniform in [0, 1) and of the shape of `values`, rounding is stochastic: a value between two
+        levels takes the upper one with a probability in proportion to its place between them.
+        """
 
     def decode(self, codes: Array) -> Array:
         """Return the float32 values of `codes`."""
+
+    def round(self, values: Array, noise: Array | None = None) -> Array:
+        """Return `decode(encode(values, noise))`, differentiable by straight-through.
+
+        The gradient is 1, and 0 where a value lies more than half a step beyond the levels and saturates.
+        """
 
     def to_unsigned(self, codes: Array) -> Array:
         """Return `codes` as bit patterns in [0, 2^bits), for packing."""

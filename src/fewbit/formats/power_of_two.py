@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.lookup import look_up, rank
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.lookup import look_up, rank, rank_between
+from fewbit.numerics.namespace import Array, array_namespace, stop_gradient
+from fewbit.numerics.rounding import straight_through
 
 _BIAS = 127
 _LARGEST = 254
@@ -56,15 +57,22 @@ class PowerOfTwo:
         """There is nothing to shift."""
         return False
 
-    def encode(self, values: Array) -> Array:
+    def encode(self, values: Array, noise: Array | None = None) -> Array:
         """Return uint8 codes 1 to 254 of positive `values`; 0 and below become the least power."""
         xp = array_namespace(values)
+        if noise is not None:
+            return xp.astype(rank_between(self.levels, values, noise) + 1, xp.uint8)
         starts = [self.up_from * 2.0 ** (code - 1 - _BIAS) for code in range(2, _LARGEST + 1)]
         return xp.astype(rank(starts, values) + 1, xp.uint8)
 
     def decode(self, codes: Array) -> Array:
         """Return `2^(codes - 127)` as float32; the codes 0 and 255 give NaN."""
         return look_up([float("nan"), *self.levels, float("nan")], codes)
+
+    def round(self, values: Array, noise: Array | None = None) -> Array:
+        """Return the powers of two that `values` become; gradients of positive values pass straight through."""
+        rounded = self.decode(self.encode(stop_gradient(values), noise))
+        return straight_through(values, rounded, 0.0, float("inf"))
 
     def to_unsigned(self, codes: Array) -> Array:
         """Codes are bit patterns already."""

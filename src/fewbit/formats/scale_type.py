@@ -27,6 +27,11 @@ def round_scale(scale: Array, scale_type: ScaleType | None) -> Array:
     return xp.where(outside, scale, target.round(scale))
 
 
+def round_zero_point(zero: Array, scale_type: ScaleType | None) -> Array:
+    """Return zero points of either sign, of a magnitude below 2^15, rounded to `scale_type`, as float32."""
+    return _ROUNDED[scale_type].round(zero) if scale_type in _ROUNDED else zero
+
+
 def scale_fits(scale: Array, scale_type: ScaleType) -> Array:
     """Return for each scale whether `scale_type` holds it exactly and as a normal number."""
     xp = array_namespace(scale)

@@ -7,7 +7,8 @@ bit for bit: XLA rewrites divisions and fuses a product with a following sum (DE
 
 from __future__ import annotations
 
-from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace
+from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace, settled
+from fewbit.numerics.rounding import to_whole
 
 
 def symmetric_scale(amax: Array, reach: float) -> Array:
@@ -28,10 +29,25 @@ def zero_point(low: Array, scale: Array, qmin: int, qmax: int) -> Array:
     return xp.clip(xp.round(-low * (1.0 / scale)) + qmin, qmin, qmax)
 
 
-def encode(values: Array, scale: Array, zero: Array, qmin: int, qmax: int) -> Array:
-    """Return float-valued codes `clip(round(values * (1 / scale)) + zero, qmin, qmax)`; ties to even."""
+def float_zero_point(low: Array, scale: Array, qmin: int, qmax: int) -> Array:
+    """Return the place of 0 among the codes, not rounded, at most one range beyond the codes themselves."""
+    xp = array_namespace(low)
+    return xp.clip(settled(-low * (1.0 / scale)) + qmin, 2 * qmin - qmax, 2 * qmax - qmin)
+
+
+def encode(values: Array, scale: Array, zero: Array, limits: tuple[int, int], noise: Array | None = None) -> Array:
+    """Return float-valued codes `clip(round(values * (1 / scale)) + zero, *limits)`; ties to even."""
     xp = array_namespace(values)
-    return xp.clip(xp.round(values * (1.0 / scale)) + xp.astype(zero, xp.float32, copy=False), qmin, qmax)
+    whole = to_whole(values * (1.0 / scale), noise)
+    return xp.clip(whole + xp.astype(zero, xp.float32, copy=False), *limits)
+
+
+def encode_around_float_zero(
+    values: Array, scale: Array, zero: Array, limits: tuple[int, int], noise: Array | None = None
+) -> Array:
+    """Return float-valued codes `clip(round(values * (1 / scale) + zero), *limits)` for a zero point between codes."""
+    xp = array_namespace(values)
+    return xp.clip(to_whole(settled(values * (1.0 / scale)) + zero, noise), *limits)
 
 
 def _float32(value: float) -> float:

@@ -21,3 +21,11 @@ def rank(thresholds: Sequence[float], values: Array) -> Array:
     table = constants_like(list(thresholds), "float32", values)
     flat = xp.searchsorted(table, xp.reshape(values, (-1,)), side="right")
     return xp.astype(xp.reshape(flat, values.shape), xp.int32)
+
+
+def rank_between(levels: Sequence[float], values: Array, noise: Array) -> Array:
+    """Return the index of one of the two levels around each of `values`, right on average; the ends saturate."""
+    below = array_namespace(values).clip(rank(levels, values) - 1, 0, len(levels) - 2)
+    lower = look_up(levels[:-1], below)
+    gap = look_up(levels[1:], below) - lower
+    return below + array_namespace(values).astype(noise * gap < values - lower, below.dtype)

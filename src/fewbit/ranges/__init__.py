@@ -1,7 +1,7 @@
 """How a scale and zero point are chosen: from values in, to a low and a high bound out.
 
 Every range method is a frozen dataclass called with `(boxes, axes, grid, weights)`; the bounds it returns keep the
-axes as 1 and hold 0: `low <= 0 <= high`.
+axes as 1 and hold 0: `low <= 0 <= high` (least squares under a float zero point may leave 0 out).
 """
 
 from __future__ import annotations

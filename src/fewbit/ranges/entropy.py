@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from fewbit.errors import SchemeError
+from fewbit.numerics.loop import repeat
 from fewbit.numerics.namespace import Array, array_namespace, device
+from fewbit.numerics.summation import tree_sum
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
 
@@ -47,11 +50,16 @@ class Entropy:
         outer = tuple(size for axis, size in enumerate(boxes.shape) if axis not in axes)
         counts = _histogram(xp.abs(boxes) / xp.where(amax > 0.0, amax, xp.ones_like(amax)), axes, self.bins)
         levels = max(len(grid.format.levels) // 2, 2)
-        best_bins, best = xp.zeros_like(counts[:, :1]) + self.bins, _divergence(counts, self.bins, levels)
-        for kept in range(self.bins - self.stride, levels, -self.stride):
+        start = (xp.zeros_like(counts[:, :1]) + self.bins, _divergence(counts, self.bins, levels))
+
+        def narrower(index: Any, best: tuple[Array, ...]) -> tuple[Array, ...]:
+            kept = self.bins - self.stride * (index + 1)
             divergence = _divergence(counts, kept, levels)
-            best_bins = xp.where(divergence < best, xp.zeros_like(best_bins) + kept, best_bins)
-            best = xp.where(divergence < best, divergence, best)
+            better = divergence < best[1]
+            return xp.where(better, xp.zeros_like(best[0]) + kept, best[0]), xp.where(better, divergence, best[1])
+
+        tried = len(range(self.bins - self.stride, levels, -self.stride))
+        best_bins, _ = repeat(tried, narrower, start)
         share = xp.reshape(best_bins, outer)
         shape = tuple(1 if axis in axes else size for axis, size in enumerate(boxes.shape))
         threshold = xp.reshape(share, shape) * (1.0 / self.bins) * amax
@@ -64,41 +72,47 @@ def _histogram(shares: Array, axes: tuple[int, ...], bins: int) -> Array:
     """Return counts (boxes, bins) as float32 of values in [0, 1]; sorting whole keys stands in for bincount."""
     xp = array_namespace(shares)
     outer = [axis for axis in range(shares.ndim) if axis not in axes]
-    rows = xp.reshape(xp.permute_dims(shares, (*outer, *axes)), (-1, prod(shares.shape[axis] for axis in axes)))
-    number = xp.astype(xp.clip(xp.floor(rows * bins), 0.0, bins - 1.0), xp.int64)
-    box = xp.reshape(xp.arange(rows.shape[0], dtype=xp.int64, device=device(shares)), (-1, 1))
+    rows = xp.reshape(xp.permute_dims(shares, (*outer, *axes)), (-1, prod([shares.shape[axis] for axis in axes])))
+    number = xp.astype(xp.clip(xp.floor(rows * bins), 0.0, bins - 1.0), xp.int32)
+    if rows.shape[0] * bins >= 1 << 31:
+        raise SchemeError(f"entropy over {rows.shape[0]} boxes at once needs too large a histogram; use mse")
+    box = xp.reshape(_range(rows.shape[0], shares), (-1, 1))
     keys = xp.sort(xp.reshape(number + box * bins, (-1,)))
-    edges = xp.arange(rows.shape[0] * bins + 1, dtype=xp.int64, device=device(shares))
-    below = xp.searchsorted(keys, edges)
+    below = xp.searchsorted(keys, _range(rows.shape[0] * bins + 1, shares))
     return xp.astype(xp.reshape(below[1:] - below[:-1], (rows.shape[0], bins)), xp.float32)
 
 
-def _divergence(counts: Array, kept: int, levels: int) -> Array:
+def _divergence(counts: Array, kept: Any, levels: int) -> Array:
     """Return KL(P || Q) of every row for a threshold after `kept` bins, shape (rows, 1)."""
     xp = array_namespace(counts)
-    inside = counts[:, :kept]
-    beyond = xp.sum(counts[:, kept:], axis=1, keepdims=True)
-    p = xp.concat([inside[:, :-1], inside[:, -1:] + beyond], axis=1)
+    number = _range(counts.shape[1], counts)
+    inside = xp.where(number < kept, counts, xp.zeros_like(counts))
+    total = tree_sum(counts, (1,))
+    beyond = total - tree_sum(inside, (1,))
+    p = (inside + xp.where(number == kept - 1, beyond, xp.zeros_like(beyond))) / total
     # Level i covers the bins [i * kept / levels, (i + 1) * kept / levels); each bin belongs to one level.
-    starts = [level * kept // levels for level in range(levels)] + [kept]
-    running = xp.cumulative_sum(inside, axis=1, include_initial=True)
-    filled = xp.cumulative_sum(xp.astype(inside > 0.0, xp.float32), axis=1, include_initial=True)
-    at = xp.asarray(starts, dtype=xp.int64, device=device(counts))
-    mass = _steps(xp.take(running, at, axis=1))
-    occupied = _steps(xp.take(filled, at, axis=1))
+    starts = _range(levels + 1, counts) * kept // levels
+    mass = _between(inside, starts)
+    occupied = _between(xp.astype(inside > 0.0, xp.float32), starts)
     mean = mass / xp.where(occupied > 0.0, occupied, xp.ones_like(occupied))
-    owner = [level for level in range(levels) for _ in range(starts[level + 1] - starts[level])]
-    spread = xp.take(mean, xp.asarray(owner, dtype=xp.int64, device=device(counts)), axis=1)
-    q = xp.where(inside > 0.0, spread, xp.zeros_like(spread))
-    total = xp.sum(p, axis=1, keepdims=True)
-    p = p / total
-    q = q / xp.where(xp.sum(q, axis=1, keepdims=True) > 0.0, xp.sum(q, axis=1, keepdims=True), total)
+    owner = xp.clip(xp.astype(xp.searchsorted(starts, number, side="right"), xp.int32) - 1, 0, levels - 1)
+    q = xp.where(inside > 0.0, xp.take(mean, owner, axis=1), xp.zeros_like(inside))
+    whole = tree_sum(q, (1,))
+    q = q / xp.where(whole > 0.0, whole, total)
     # Mass clipped into a bin that was empty meets q = 0: the least float stands in, which makes it dear, not infinite.
     floor = xp.zeros_like(q) + 1e-9
     ratio = p / xp.where(q > floor, q, floor)
     terms = xp.where(p > 0.0, p * xp.log(xp.where(ratio > 0.0, ratio, xp.ones_like(ratio))), xp.zeros_like(p))
-    return xp.sum(terms, axis=1, keepdims=True)
+    return tree_sum(terms, (1,))
 
 
-def _steps(values: Array) -> Array:
-    return values[:, 1:] - values[:, :-1]
+def _between(values: Array, starts: Array) -> Array:
+    """Return the sums of whole numbers `values` (rows, bins) from each of `starts` to the next."""
+    xp = array_namespace(values)
+    running = xp.take(xp.cumulative_sum(values, axis=1, include_initial=True), starts, axis=1)
+    return running[:, 1:] - running[:, :-1]
+
+
+def _range(count: int, like: Array) -> Array:
+    xp = array_namespace(like)
+    return xp.arange(count, dtype=xp.int32, device=device(like))

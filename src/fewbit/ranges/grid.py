@@ -12,13 +12,11 @@ from typing import Any
 
 from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
-from fewbit.formats.scale_type import ScaleType, round_scale
+from fewbit.formats.scale_type import ScaleType, round_scale, round_zero_point
 from fewbit.numerics import affine
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.namespace import Array, array_namespace, numbers_at_once, settled, stop_gradient
+from fewbit.numerics.rounding import straight_through
 from fewbit.numerics.summation import tree_sum
-
-#: Numbers that are worked on at once; temporaries are a few times as large.
-SLICE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +29,7 @@ class Grid:
 
     format: NumberFormat
     symmetric: bool = True
+    float_zero: bool = False
     scale_type: ScaleType | None = None
 
     def scale(self, low: Array, high: Array) -> Array:
@@ -40,32 +39,43 @@ class Grid:
         return affine.asymmetric_scale(low, high, self.integer.qmax - self.integer.qmin)
 
     def zero_point(self, low: Array, scale: Array) -> Array | None:
-        """Return the zero point as a whole float, or `None` when symmetric, for a scale that is final."""
+        """Return the zero point as a float, or `None` when symmetric, for a scale that is final."""
         if self.symmetric:
             return None
-        return affine.zero_point(low, scale, self.integer.qmin, self.integer.qmax)
+        limits = self.integer.qmin, self.integer.qmax
+        if self.float_zero:
+            return round_zero_point(affine.float_zero_point(low, scale, *limits), self.scale_type)
+        return affine.zero_point(low, scale, *limits)
 
     def parameters(self, low: Array, high: Array) -> tuple[Array, Array | None]:
         """Return the scale rounded to its type, and the zero point."""
         scale = round_scale(self.scale(low, high), self.scale_type)
         return scale, self.zero_point(low, scale)
 
-    def codes(self, boxes: Array, scale: Array, zero: Array | None) -> Array:
-        """Return the codes of `boxes`."""
+    def codes(self, boxes: Array, scale: Array, zero: Array | None, noise: Array | None = None) -> Array:
+        """Return the codes of `boxes`, to nearest or by `noise`."""
         if zero is None:
-            return self.format.encode(boxes * (1.0 / scale))
-        return self.integer.to_codes(affine.encode(boxes, scale, zero, self.integer.qmin, self.integer.qmax))
+            return self.format.encode(boxes * (1.0 / scale), noise)
+        return self.integer.to_codes(self._shifted(boxes, scale, zero, noise))
 
-    def units(self, boxes: Array, scale: Array, zero: Array | None) -> Array:
-        """Return what the codes of `boxes` stand for in units of the scale: `code - zero point`, or a level."""
+    def units(self, boxes: Array, scale: Array, zero: Array | None, noise: Array | None = None) -> Array:
+        """Return what the codes of `boxes` stand for in units of the scale: `code - zero point`, or a level.
+
+        Differentiable by straight-through, as `NumberFormat.round`.
+        """
         if zero is None:
-            return self.format.decode(self.codes(boxes, scale, None))
-        # The zero point shifts whole numbers only, so codes need not be made.
-        return affine.encode(boxes, scale, zero, self.integer.qmin, self.integer.qmax) - zero
+            return self.format.round(boxes * (1.0 / scale), noise)
+        rounded = self._shifted(stop_gradient(boxes), scale, zero, noise) - zero
+        low, high = self.integer.qmin - 0.5 - zero, self.integer.qmax + 0.5 - zero
+        return straight_through(boxes * (1.0 / scale), rounded, low, high)
 
-    def rounded(self, boxes: Array, scale: Array, zero: Array | None) -> Array:
+    def rounded(self, boxes: Array, scale: Array, zero: Array | None, noise: Array | None = None) -> Array:
         """Return the float32 values that the codes of `boxes` stand for."""
-        return self.units(boxes, scale, zero) * scale
+        return self.units(boxes, scale, zero, noise) * scale
+
+    def _shifted(self, boxes: Array, scale: Array, zero: Array, noise: Array | None) -> Array:
+        encode = affine.encode_around_float_zero if self.float_zero else affine.encode
+        return encode(boxes, scale, zero, (self.integer.qmin, self.integer.qmax), noise)
 
     def error(self, boxes: Array, low: Array, high: Array, axes: tuple[int, ...], weights: Array | None) -> Array:
         """Return the squared error, summed over `axes` and weighted by `weights`, that bounds leave."""
@@ -73,14 +83,14 @@ class Grid:
         if boxes.shape[0] > 1 or 1 not in axes or weights is not None:
             return self._error(boxes, scale, zero, axes, weights)
         # A single box can be the whole tensor: go through it a slice at a time.
-        rows = max(1, SLICE // max(1, prod(boxes.shape) // boxes.shape[1]))
+        rows = max(1, numbers_at_once(boxes) // max(1, prod(boxes.shape) // boxes.shape[1]))
         ends = [(start, min(start + rows, boxes.shape[1])) for start in range(0, boxes.shape[1], rows)]
         slices = [boxes[:, start:end, ...] for start, end in ends]
         return sum((self._error(piece, scale, zero, axes, None) for piece in slices[1:]),
                    start=self._error(slices[0], scale, zero, axes, None))  # fmt: skip
 
     def _error(self, boxes: Array, scale: Array, zero: Array | None, axes: tuple[int, ...], weights: Any) -> Array:
-        difference = self.rounded(boxes, scale, zero) - boxes
+        difference = settled(self.rounded(boxes, scale, zero)) - boxes
         squared = difference * difference
         return tree_sum(squared if weights is None else squared * weights, axes)
 

@@ -7,14 +7,16 @@ round again. Each start is the extremes shrunk by a factor; the best error over 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.loop import repeat
+from fewbit.numerics.namespace import Array, array_namespace, constants_like, settled
 from fewbit.numerics.summation import tree_sum
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
-from fewbit.ranges.search import Search
+from fewbit.ranges.search import Best, Search
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +45,26 @@ class LeastSquares:
         """Return the best bounds found; never worse than the extremes."""
         low, high = (AbsMax() if grid.symmetric else MinMax())(boxes, axes)
         search = Search(boxes, axes, grid, weights)
-        best = search.start(low, high)
-        for start in range(self.starts):
-            factor = 1.0 - (1.0 - self.smallest) * start / self.starts
-            trial = (low * factor, high * factor)
-            for _ in range(self.rounds):
-                trial = _refit(boxes, trial, axes, grid, weights)
-                best = search.improve(best, [trial])
+        factors = [1.0 - (1.0 - self.smallest) * start / self.starts for start in range(self.starts)]
+        table = constants_like(factors, "float32", boxes)
+
+        def alternate(_: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
+            trial = _refit(search, state[3], state[4])
+            return *search.improve((state[0], state[1], state[2]), *trial), *trial
+
+        def from_start(start: Any, best: Best) -> Best:
+            state = repeat(self.rounds, alternate, (*best, low * table[start], high * table[start]))
+            return state[0], state[1], state[2]
+
+        best = repeat(self.starts, from_start, search.start(low, high))
         return best[0], best[1]
 
 
-def _refit(
-    boxes: Array, bounds: tuple[Array, Array], axes: tuple[int, ...], grid: Grid, weights: Array | None
-) -> tuple[Array, Array]:
-    """Return the bounds of the scale and zero point that fit the codes of `bounds` best."""
+def _refit(search: Search, low: Array, high: Array) -> tuple[Array, Array]:
+    """Return the bounds of the scale and zero point that fit the codes of the bounds `low` and `high` best."""
+    boxes, axes, grid, weights = search.boxes, search.axes, search.grid, search.weights
     xp = array_namespace(boxes)
-    scale, zero = grid.parameters(*bounds)
+    scale, zero = grid.parameters(low, high)
     units = grid.units(boxes, scale, zero)
 
     def total(values: Array) -> Array:
@@ -76,5 +82,7 @@ def _refit(
     slope = total((units - mean_unit) * (boxes - mean_box)) / xp.where(spread > 0.0, spread, xp.ones_like(spread))
     slope = xp.where(slope > 0.0, slope, scale)
     qmin, qmax = grid.integer.qmin, grid.integer.qmax
-    moved = xp.clip(xp.round(zero - (mean_box - slope * mean_unit) / slope), qmin, qmax)
+    moved = zero - (mean_box - settled(slope * mean_unit)) / slope
+    if not grid.float_zero:
+        moved = xp.clip(xp.round(moved), qmin, qmax)
     return (qmin - moved) * slope, (qmax - moved) * slope

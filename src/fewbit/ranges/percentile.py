@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.namespace import Array, array_namespace, settled
 from fewbit.ranges.grid import Grid
 
 
@@ -60,5 +60,5 @@ def _quantile(ordered: Array, share: float, boxes: Array, axes: tuple[int, ...])
     below = int(position)
     above = min(below + 1, ordered.shape[-1] - 1)
     part = position - below
-    value = ordered[..., below] * (1.0 - part) + ordered[..., above] * part
+    value = settled(ordered[..., below] * (1.0 - part)) + settled(ordered[..., above] * part)
     return xp.reshape(value, tuple(1 if axis in axes else size for axis, size in enumerate(boxes.shape)))

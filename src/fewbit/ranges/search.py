@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from fewbit.numerics.loop import repeat
 from fewbit.numerics.namespace import Array, array_namespace
 from fewbit.ranges.grid import Grid
 
@@ -26,11 +27,14 @@ class Search:
         """Return bounds with their error."""
         return low, high, self.grid.error(self.boxes, low, high, self.axes, self.weights)
 
-    def improve(self, best: Best, trials: Iterable[tuple[Array, Array]]) -> Best:
-        """Return, box by box, the best of `best` and of the trials."""
+    def improve(self, best: Best, low: Array, high: Array) -> Best:
+        """Return, box by box, the better of `best` and of the bounds `low` and `high`."""
         xp = array_namespace(self.boxes)
-        for low, high in trials:
-            trial = self.start(low, high)
-            better = trial[2] < best[2]
-            best = tuple(xp.where(better, new, old) for new, old in zip(trial, best, strict=True))
-        return best
+        trial = self.start(low, high)
+        better = trial[2] < best[2]
+        low, high, error = (xp.where(better, new, old) for new, old in zip(trial, best, strict=True))
+        return low, high, error
+
+    def improve_over(self, best: Best, count: int, trial: Callable[[Any, Best], tuple[Array, Array]]) -> Best:
+        """Return the best of `best` and of the bounds `trial(i, best so far)` for i from 0 to `count` - 1."""
+        return repeat(count, lambda index, so_far: self.improve(so_far, *trial(index, so_far)), best)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.namespace import Array
+from fewbit.numerics.namespace import Array, constants_like
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
@@ -43,10 +43,13 @@ class SquaredError:
         widest = (grid.format.levels[-1] + 1.0) / grid.format.reach if grid.symmetric else 1.0
         factors = [min(max(widest, 1.0), 1.1)]
         factors += [1.0 - (1.0 - self.smallest) * step / self.steps for step in range(1, self.steps + 1)]
+        table, count = constants_like(factors, "float32", boxes), len(factors)
         search = Search(boxes, axes, grid, weights)
         best = search.start(low, high)
-        best = search.improve(best, [(low * factor, high * factor) for factor in factors])
+        best = search.improve_over(best, count, lambda index, _: (low * table[index], high * table[index]))
         if not grid.symmetric:
-            best = search.improve(best, [(best[0], best[1] * factor) for factor in factors])
-            best = search.improve(best, [(best[0] * factor, best[1]) for factor in factors])
+            low, high, _ = best
+            best = search.improve_over(best, count, lambda index, _: (low, high * table[index]))
+            low, high, _ = best
+            best = search.improve_over(best, count, lambda index, _: (low * table[index], high))
         return best[0], best[1]

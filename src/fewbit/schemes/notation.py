@@ -1,8 +1,8 @@
 """The text notation of schemes, parsed and printed here and nowhere else.
 
-text = FORMAT [GRANULARITY] [narrow] [asym] [RANGE], words in any order after the format, or the name of a whole scheme:
-mxfp4, nvfp4, ... GRANULARITY is tensor, channel, channel:1, channel:0x4, g64, tile128x128 or token; left out it is the
-field's usual one: `g128` for 4 bits and fewer, else `channel`.
+text = FORMAT [GRANULARITY] [narrow] [asym | float-zero] [RANGE], words in any order after the format, or the name of a
+whole scheme: mxfp4, nvfp4, ... GRANULARITY is tensor, channel, channel:1, channel:0x4, g64, tile128x128 or token; left
+out it is the field's usual one: `g128` for 4 bits and fewer, else `channel`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from fewbit.schemes.scheme import Scheme
 
 #: Words of the design that this version does not know yet.
 _LATER = {"static", "q4_k", "q8_0"}
-_FLAGS = ("narrow", "asym", "sym", "tensor", "channel", "gN", "tileNxM", "token")
+_SYMMETRIES = ("sym", "asym", "float-zero")
+_FLAGS = ("narrow", *_SYMMETRIES, "tensor", "channel", "gN", "tileNxM", "token")
 
 
 def parse_scheme(text: str) -> Scheme:
@@ -54,15 +55,16 @@ def parse_scheme(text: str) -> Scheme:
     methods = [word for word in rest if word in RANGES]
     _at_most_one(text, "granularities", [granularity.name for granularity in granularities])
     _at_most_one(text, "range methods", methods)
-    _at_most_one(text, "symmetries", [word for word in rest if word in ("sym", "asym")])
+    _at_most_one(text, "symmetries", [word for word in rest if word in _SYMMETRIES])
     _at_most_one(text, "times narrow", [word for word in rest if word == "narrow"])
     for word in rest:
-        if not (word in RANGES or word in ("narrow", "sym", "asym") or _granularity(word)):
+        if not (word in RANGES or word == "narrow" or word in _SYMMETRIES or _granularity(word)):
             raise SchemeError(unknown(word, [*_FLAGS, *RANGES], what=f"word in scheme {text!r}:"))
     return Scheme(
         format=_narrow(number_format) if "narrow" in rest else number_format,
         granularity=granularities[0] if granularities else _usual_granularity(number_format),
-        symmetric="asym" not in rest,
+        symmetric=not {"asym", "float-zero"} & set(rest),
+        float_zero="float-zero" in rest,
         range_method=lookup(RANGES, methods[0], what="range method")() if methods else None,
     )
 
@@ -84,7 +86,7 @@ def scheme_to_text(scheme: Scheme) -> str:
         words.append("narrow")
     words.append(scheme.granularity.name)
     if not scheme.symmetric:
-        words.append("asym")
+        words.append("float-zero" if scheme.float_zero else "asym")
     if scheme.ranging != replace(scheme, range_method=None).ranging:
         words.append(scheme.ranging.name)
     return " ".join(words)

@@ -33,6 +33,8 @@ class Scheme:
     granularity: Granularity = field(default_factory=PerTensor)
     #: Zero point fixed at the middle; otherwise an integer code stands for 0.
     symmetric: bool = True
+    #: The zero point lies anywhere between codes and is stored as a float, as HQQ does; 0 is then no level.
+    float_zero: bool = False
     #: How the bounds of a group are chosen; left out: absmax when symmetric (lsq for binary and ternary), else minmax.
     range_method: RangeMethod | None = None
     #: The type a scale is rounded to before codes are computed with it; `None`: the weight's own 16-bit type.
@@ -43,12 +45,16 @@ class Scheme:
     def __post_init__(self) -> None:
         if not self.symmetric and not self.format.takes_zero_point:
             raise SchemeError(f"{self.format.name} takes no zero point; leave out 'asym'")
+        if self.symmetric and self.float_zero:
+            raise SchemeError("a symmetric scheme has its zero point in the middle; float_zero needs symmetric=False")
         if self.symmetric and self.format == Int(1):
             raise SchemeError("int1 symmetric has the levels -1 and 0 only; use 'int1 asym'")
         if self.scale_type not in (None, "float16", "bfloat16", "float32"):
             raise SchemeError(f"scale type {self.scale_type!r} is none of float16, bfloat16, float32")
         if self.scale_scheme is not None and self.scale_type is not None:
             raise SchemeError("a scale that is itself quantized has no float type; set that of its own scheme")
+        if self.scale_scheme is not None and self.float_zero:
+            raise SchemeError("a float zero point is stored beside float scales; leave out the scheme of the scale")
         if self.scale_scheme is not None and not self.scale_scheme.symmetric:
             raise SchemeError(f"scales are positive: quantize them symmetrically, not by '{self.scale_scheme}'")
         if self.range_method is None:
@@ -73,7 +79,9 @@ class Scheme:
     @property
     def grid(self) -> Grid:
         """The levels and the arithmetic that a range method searches on."""
-        return Grid(format=self.format, symmetric=self.symmetric, scale_type=self.scale_type)
+        return Grid(
+            format=self.format, symmetric=self.symmetric, float_zero=self.float_zero, scale_type=self.scale_type
+        )
 
     def bits_per_weight(self, shape: tuple[int, ...]) -> float:
         """Return the mean bits of a number in an array of `shape`: codes, 16-bit scales and zero points."""
@@ -85,7 +93,8 @@ class Scheme:
         scale_bits: float = 32 if self.scale_type == "float32" else 16
         if self.scale_scheme is not None:
             scale_bits = self.scale_scheme.bits_per_weight(scale_shape)
-        extra = prod(scale_shape) * (scale_bits + (0 if self.symmetric else self.format.bits))
+        zero_bits = 0 if self.symmetric else scale_bits if self.float_zero else self.format.bits
+        extra = prod(scale_shape) * (scale_bits + zero_bits)
         return self.format.bits + extra / prod(shape)
 
     def __str__(self) -> str:
