@@ -15,7 +15,7 @@ import numpy as np
 
 from fewbit.errors import SchemeError
 from fewbit.numerics.lookup import look_up, rank, rank_between
-from fewbit.numerics.namespace import Array, array_namespace, stop_gradient
+from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace, stop_gradient
 from fewbit.numerics.rounding import straight_through
 
 
@@ -99,6 +99,9 @@ def _thresholds(entries: tuple[float, ...]) -> tuple[float, ...]:
         tie_goes_up = upper % 2 == 0
         if Fraction(float(nearest)) < middle or (Fraction(float(nearest)) == middle and not tie_goes_up):
             nearest = np.nextafter(nearest, np.float32(np.inf))
+        # Values below 2^-126 count as 0, and XLA reads such a threshold as 0 too: the next one that it can tell apart.
+        if 0.0 < nearest < SMALLEST_NORMAL:
+            nearest = np.float32(SMALLEST_NORMAL)
         thresholds.append(float(nearest))
     return tuple(thresholds)
 
