@@ -126,9 +126,6 @@ def _parameters(weight: Array, scheme: Scheme, importance: Array | None) -> tupl
     box = scheme.granularity.box(shape)
     if importance is not None:
         importance = xp.broadcast_to(xp.astype(importance, xp.float32), shape)
-    elif scheme.float_zero and shape != tuple(n * step for n, step in zip(counts(shape, box), box, strict=True)):
-        # Where 0 is no level, the zeros that fill an uneven group must weigh nothing.
-        importance = xp.ones_like(weight, dtype=xp.float32)
     bounds = [
         _bounds(weight[rows, ...], box, scheme, None if importance is None else importance[rows, ...])
         for rows in _slices(weight, box)
@@ -152,6 +149,19 @@ def _slices(weight: Array, box: tuple[int, ...], *, cut_boxes: bool = False) -> 
 
 
 def _bounds(weight: Array, box: tuple[int, ...], scheme: Scheme, importance: Array | None) -> tuple[Array, Array]:
+    """Return the bounds of each box; an uneven last one is ranged on its own, without the zeros that fill it later."""
+    for axis, (size, step) in enumerate(zip(weight.shape, box, strict=True)):
+        even = size // step * step
+        if 0 < even < size:
+            ahead = (slice(None),) * axis
+            parts = [
+                _bounds(weight[cut], box, scheme, None if importance is None else importance[cut])
+                for cut in ((*ahead, slice(0, even), ...), (*ahead, slice(even, size), ...))
+            ]
+            xp = array_namespace(weight)
+            low, high = (xp.concat(list(pair), axis=2 * axis) for pair in zip(*parts, strict=True))
+            return low, high
+    box = tuple(min(size, step) for size, step in zip(weight.shape, box, strict=True))
     boxes = split(to_float32(weight), box)
     weights = None if importance is None else split(importance, box)
     return scheme.ranging(boxes, box_axes(weight.ndim), scheme.grid, weights)

@@ -127,7 +127,8 @@ def test_encode_and_round_equal_the_cast_of_ml_dtypes(peer, xp):
     form, dtype = PEERS[peer]
     values = np.concatenate([every_bfloat16(form.maximum), around(midpoints(form.levels))])
     array = xp.from_numpy(values)
-    cast = values.astype(dtype)
+    # Magnitudes below 2^-126 count as 0, which has no sign: XLA flushes them.
+    cast = np.where(np.abs(values) < 2.0**-126, np.float32(0), values).astype(dtype)
     np.testing.assert_array_equal(xp.to_numpy(form.encode(array)), cast.view(np.uint8), strict=True)
     np.testing.assert_array_equal(xp.to_numpy(form.round(array)), cast.astype(np.float32), strict=True)
 

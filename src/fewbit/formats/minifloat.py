@@ -111,8 +111,10 @@ class Float:
         xp = array_namespace(values)
         binade, units = self._position(values, noise)
         codes = binade * 2**self.mantissa + xp.astype(units, xp.int32)
-        # Where the code of -0 means NaN, a negative value that rounds to 0 becomes +0.
-        negative = (values < 0) & (codes > 0) if self.specials == "fnuz" else values < 0
+        # What float32 holds as a subnormal only is 0, not -0: XLA flushes it before it is looked at.
+        negative = values <= -SMALLEST_NORMAL
+        if self.specials == "fnuz":  # the code of -0 means NaN
+            negative = negative & (codes > 0)
         sign = xp.astype(negative, xp.int32) * 2 ** (self.bits - 1)
         return xp.astype(codes + sign, xp.uint8)
 

@@ -25,7 +25,7 @@ class PowerOfTwo:
     (True, True)
     """
 
-    #: Fractions from here on go to the next power; 2 truncates, as the specification's example does.
+    #: Fractions from here on go to the next power; 2 truncates.
     up_from: float = 1.5
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Cut an array into equal boxes, one scale each, and put it together again.
 
 `split` turns shape (n0*b0, n1*b1) into (n0, b0, n1, b1); the boxes are reduced over the odd axes. An uneven last
-box is filled with zeros, which no range method notices: every range holds 0.
+box is filled with zeros, which get codes that `merge` drops; ranges are chosen without them.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def repeat(count: int, step: Callable[[Any, State], State], state: State) -> Sta
         import torch
 
         if torch.compiler.is_compiling():
-            eager: State = torch.compiler.disable(_one_by_one)(count, step, state)
+            eager: State = torch.compiler.disable(_one_by_one)(count, step, state)  # type: ignore[no-untyped-call]
             return eager
     return _one_by_one(count, step, state)
 

@@ -14,7 +14,7 @@ from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
 from fewbit.formats.scale_type import ScaleType, round_scale, round_zero_point
 from fewbit.numerics import affine
-from fewbit.numerics.namespace import Array, array_namespace, numbers_at_once, settled, stop_gradient
+from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace, numbers_at_once, settled, stop_gradient
 from fewbit.numerics.rounding import straight_through
 from fewbit.numerics.summation import tree_sum
 
@@ -35,7 +35,12 @@ class Grid:
     def scale(self, low: Array, high: Array) -> Array:
         """Return the scale for bounds `low <= 0 <= high`, not yet rounded to its type."""
         if self.symmetric:
-            return affine.symmetric_scale(larger(-low, high), self.format.reach)
+            scale = affine.symmetric_scale(larger(-low, high), self.format.reach)
+            if 0.0 in self.format.levels:
+                return scale
+            # Signs have no 0: a group of zeros gets the least scale, not 1.
+            xp = array_namespace(scale)
+            return xp.where(high - low > 0.0, scale, xp.zeros_like(scale) + SMALLEST_NORMAL)
         return affine.asymmetric_scale(low, high, self.integer.qmax - self.integer.qmin)
 
     def zero_point(self, low: Array, scale: Array) -> Array | None:

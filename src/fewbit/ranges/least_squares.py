@@ -1,7 +1,8 @@
 """Scale and zero point by alternating least squares, from several starts.
 
 Given the codes, x = s * u + c is linear in s and c with u = code - zero point: solve it, shift the zero point by c / s,
-round again. Each start is the extremes shrunk by a factor; the best error over all starts and rounds wins, box by box.
+round again. The first start is what shrinking the extremes finds, the others are the extremes shrunk by a factor; the best error
+over all starts and rounds wins, box by box.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class LeastSquares:
             state = repeat(self.rounds, alternate, (*best, low * table[start], high * table[start]))
             return state[0], state[1], state[2]
 
-        best = repeat(self.starts, from_start, search.start(low, high))
+        best = search.shrunk(low, high, 2 * self.starts, self.smallest)
+        best = repeat(self.rounds, alternate, (*best, best[0], best[1]))[:3]
+        best = repeat(self.starts, from_start, best)
         return best[0], best[1]
 
 

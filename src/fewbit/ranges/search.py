@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from fewbit.numerics.loop import repeat
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.numerics.namespace import Array, array_namespace, constants_like
 from fewbit.ranges.grid import Grid
 
 #: Low bound, high bound, and the error that they leave.
@@ -38,3 +38,18 @@ class Search:
     def improve_over(self, best: Best, count: int, trial: Callable[[Any, Best], tuple[Array, Array]]) -> Best:
         """Return the best of `best` and of the bounds `trial(i, best so far)` for i from 0 to `count` - 1."""
         return repeat(count, lambda index, so_far: self.improve(so_far, *trial(index, so_far)), best)
+
+    def shrunk(self, low: Array, high: Array, steps: int, smallest: float) -> Best:
+        """Return the best of the extremes shrunk by factors from 1 to `smallest`; when asymmetric, each end alone too."""
+        levels, reach = self.grid.format.levels, self.grid.format.reach
+        # A full-range symmetric grid clips its largest positive value; a slightly wider range may be better.
+        widest = (levels[-1] + 1.0) / reach if self.grid.symmetric else 1.0
+        factors = [min(max(widest, 1.0), 1.1), *(1.0 - (1.0 - smallest) * step / steps for step in range(1, steps + 1))]
+        table, count = constants_like(factors, "float32", self.boxes), len(factors)
+        best = self.improve_over(self.start(low, high), count, lambda i, _: (low * table[i], high * table[i]))
+        if self.grid.symmetric:
+            return best
+        both = best[:2]
+        best = self.improve_over(best, count, lambda i, _: (both[0], both[1] * table[i]))
+        upper = best[:2]
+        return self.improve_over(best, count, lambda i, _: (upper[0] * table[i], upper[1]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.namespace import Array, constants_like
+from fewbit.numerics.namespace import Array
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
@@ -39,17 +39,5 @@ class SquaredError:
     ) -> tuple[Array, Array]:
         """Return the best bounds found; never worse than the extremes."""
         low, high = (AbsMax() if grid.symmetric else MinMax())(boxes, axes)
-        # A full-range symmetric grid clips its largest positive value; a wider range that does not may be better.
-        widest = (grid.format.levels[-1] + 1.0) / grid.format.reach if grid.symmetric else 1.0
-        factors = [min(max(widest, 1.0), 1.1)]
-        factors += [1.0 - (1.0 - self.smallest) * step / self.steps for step in range(1, self.steps + 1)]
-        table, count = constants_like(factors, "float32", boxes), len(factors)
-        search = Search(boxes, axes, grid, weights)
-        best = search.start(low, high)
-        best = search.improve_over(best, count, lambda index, _: (low * table[index], high * table[index]))
-        if not grid.symmetric:
-            low, high, _ = best
-            best = search.improve_over(best, count, lambda index, _: (low, high * table[index]))
-            low, high, _ = best
-            best = search.improve_over(best, count, lambda index, _: (low * table[index], high))
-        return best[0], best[1]
+        low, high, _ = Search(boxes, axes, grid, weights).shrunk(low, high, self.steps, self.smallest)
+        return low, high

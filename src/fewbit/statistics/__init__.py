@@ -1,0 +1,12 @@
+"""What calibration accumulates about a layer's input: streaming, mergeable, arrays only.
+
+Every statistic is made by `init(width, like)` and takes `update(rows)`, `merge(other)`; `result` reads it.
+"""
+
+from __future__ import annotations
+
+#: Statistics by the name that algorithms ask for them.
+STATISTICS = {
+    "second_moment": "fewbit.statistics.second_moment:SecondMoment",
+    "extremes": "fewbit.statistics.extremes:Extremes",
+}
