@@ -7,7 +7,9 @@ result.report.save("report.html")
 result.save("out/")
 """
 
+from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.nearest import Nearest
+from fewbit.calibration import Calibration
 from fewbit.errors import FewbitError
 from fewbit.formats.codebook import Codebook
 from fewbit.formats.integer import Int
@@ -23,10 +25,12 @@ from fewbit.schemes.scheme import Scheme
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "Codebook",
     "Evaluation",
     "FewbitError",
     "Float",
+    "Gptq",
     "Int",
     "Nearest",
     "Options",

@@ -6,6 +6,7 @@ FewbitError
 ├── RecipeError          a rule, preset or option that does not exist or matches nothing
 ├── PlanError            the plan holds problems; nothing was done
 ├── SourceError          a model or text cannot be read
+├── CalibrationError     calibration data that cannot be used, or is missing
 ├── NonFiniteError       NaN or infinity where numbers were expected
 ├── CheckpointError      a file cannot be written or read, or would not hold the numbers exactly
 ├── NotYetError          designed, but not in this version
@@ -37,6 +38,10 @@ class PlanError(FewbitError):
 
 class SourceError(FewbitError):
     """A model or a text that cannot be read."""
+
+
+class CalibrationError(FewbitError, ValueError):
+    """Calibration data that cannot be used."""
 
 
 class NonFiniteError(FewbitError, ValueError):

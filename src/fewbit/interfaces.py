@@ -160,6 +160,25 @@ class Replacement(Protocol):
         """Put the float form back."""
 
 
+@dataclass(frozen=True, slots=True)
+class CalibratedPart:
+    """Layers to quantize together, and what calibration has seen of their inputs."""
+
+    layers: tuple[Layer, ...]
+    #: Statistics by name, by layer; nothing for a layer that needs none or that no input reached.
+    statistics: Mapping[str, Mapping[str, Any]]
+
+
+class CalibrationRun(Protocol):
+    """The stages of a calibration, each an iterator of parts."""
+
+    def __len__(self) -> int:
+        """Return the number of stages."""
+
+    def __iter__(self) -> Iterator[Iterator[CalibratedPart]]:
+        """Yield the stages; quantize and install the layers of a part before asking for the next."""
+
+
 class Frontend(Protocol):
     """What knows a framework."""
 
@@ -183,6 +202,17 @@ class Frontend(Protocol):
 
         Raises `NonFiniteError` naming the tensor that does not fit.
         """
+
+    def calibrate(
+        self,
+        model: Any,
+        layers: Sequence[Layer],
+        wanted: Mapping[str, Sequence[str]],
+        batches: Sequence[Any],
+        *,
+        sequential: bool,
+    ) -> CalibrationRun:
+        """Return a run of `batches` through `model`; `wanted` names the statistics of each layer to be quantized."""
 
     def place(self, model: Any, device: str) -> Any:
         """Return the model on `device`; raises `RecipeError` for a device that is not there."""

@@ -1,27 +1,27 @@
-"""plan -> solve -> replace -> measure: the only place where the order of the work is written."""
+"""plan -> calibrate -> solve -> replace -> measure: the only place where the order of the work is written."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewbit.errors import CheckpointError, NotYetError, PlanError, RecipeError
-from fewbit.evaluation.fidelity import sqnr
+from fewbit.calibration import Calibration, parse_calibration
+from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.formats.scale_type import scale_fits
-from fewbit.interfaces import Frontend, Progress, Replacement, Silent, Source, checkpoint_format, frontend_of
+from fewbit.interfaces import Progress, Silent, Source, checkpoint_format, frontend_of
 from fewbit.planning import Plan, PlanRow, resolve
 from fewbit.presets import parse_recipe
-from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe, Rule
 from fewbit.report.data import LayerReport, Report
 from fewbit.result import Result
 from fewbit.schemes.scheme import ScaleType
+from fewbit.solving import Data, Solved, needs_data, solve
 from fewbit.sources import open_source
 
 _STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
@@ -46,7 +46,7 @@ class Options:
 
     #: `auto` is the model's own place; else a torch device such as `cuda`.
     device: str = "auto"
-    #: Recorded; nearest rounding draws no random numbers.
+    #: For the text that a model writes for its own calibration; recorded.
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
     #: The command line to put into the report.
@@ -88,7 +88,8 @@ def quantize(
         recipe: a preset's name, the path of a TOML file, or a `Recipe`.
         to: the checkpoint format to check against and whose type of scale to round to.
         dtype: type of floats and scales in files, see `plan`; float numbers of the model are rounded to it.
-        calibration: not in this version.
+        calibration: data for algorithms that need it (`gptq`): batches as for `evaluation`, the path of a text file,
+            `self` (a language model writes its own text, what happens by default) or a `Calibration`.
         evaluation: batches to measure quality on; without them only weights are measured.
         options: device, seed, progress.
 
@@ -97,14 +98,14 @@ def quantize(
         NonFiniteError: NaN or infinity in a weight or an activation; the layer is named, its model left float.
 
     >>> import torch
-    >>> result = quantize(torch.nn.Sequential(torch.nn.Linear(64, 8)), "w4a16")
-    >>> result.report.layers[0].becomes
-    'int4 g64'
+    >>> batches = [torch.randn(16, 64) for _ in range(4)]
+    >>> result = quantize(torch.nn.Sequential(torch.nn.Linear(64, 8)), "w4a16", calibration=batches)
+    >>> result.report.layers[0].becomes, result.report.layers[0].algorithm
+    ('int4 g64', 'gptq')
 
     """
-    if calibration is not None:
-        raise NotYetError("calibration: no algorithm of this version uses it; leave it out")
     options = options or Options()
+    given = parse_calibration(calibration)
     asked = None if evaluation is None else _with_batches(evaluation)
     source, parsed = _float_source(model), parse_recipe(recipe)
     frontend = frontend_of("torch")
@@ -115,11 +116,17 @@ def quantize(
             live = frontend.place(live, options.device)
     made = _plan(source, live, parsed, to=to, dtype=dtype)
     made.require_sound()
+    data = Data()
+    if needs_data(made):
+        given = given or _default_calibration(source)
+        with clock.phase("calibration data"):
+            batches = given.batches(live, source, seed=options.seed, progress=options.progress)
+        data = Data(batches=batches, sequential=given.sequential)
     with clock.phase("solve"):
-        solved = _solve(live, made, frontend, options.progress)
+        solved = solve(live, made, frontend, data, options.progress)
         kept = {tensor.name for tensor in made.manifest({}, {}).floats}
         changed = frontend.round_floats(live, kept, made.storage_type)
-    replacements = [replacement for replacement, _ in solved.values()]
+    replacements = [done.replacement for done in solved.values()]
     measured = Measured()
     if asked is not None:
         with clock.phase("measure"):
@@ -128,8 +135,9 @@ def quantize(
         replacement.install()
     report = replace(
         _report(made, solved, measured, options),
-        remarks=_remarks(changed, solved, made),
+        remarks=_remarks(changed, solved, made, idle=given is not None and not data.batches),
         text=asked.name if asked else None,
+        calibration=given.described if given and data.batches else None,
         seconds=clock.seconds,
     )
     return Result(model=live, plan=made, report=report, source=source)
@@ -171,6 +179,12 @@ def _with_batches(evaluation: Evaluation | Sequence[Any]) -> Evaluation:
     return replace(evaluation, batches=batches)
 
 
+def _default_calibration(source: Source) -> Calibration:
+    if source.tokenizer() is None:
+        raise PlanError("gptq needs calibration data and this model writes no text; give calibration=[batch, ...]")
+    return Calibration(data="self")
+
+
 def _float_source(model: Any) -> Source:
     from fewbit.sources.checkpoint import CheckpointFolder
 
@@ -196,23 +210,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     )
 
 
-def _solve(model: Any, made: Plan, frontend: Frontend, progress: Progress) -> dict[str, tuple[Replacement, float]]:
-    """Return for each layer its quantized form, not yet installed, and the SQNR of its weight."""
-    solved = {}
-    todo = [row for row in made.rows if row.scheme]
-    for row in progress.track(todo, "quantize"):
-        assert row.scheme is not None
-        assert row.algorithm is not None
-        weight = frontend.weight(model, row.layer)
-        qtensor: QTensor = row.algorithm(weight, None, row.scheme)
-        solved[row.layer.name] = (
-            frontend.replacement(model, row.layer, qtensor),
-            sqnr(weight, qtensor.dequantize()),
-        )
-    return solved
-
-
-def _report(made: Plan, solved: dict[str, tuple[Replacement, float]], measured: Measured, options: Options) -> Report:
+def _report(made: Plan, solved: Mapping[str, Solved], measured: Measured, options: Options) -> Report:
     return Report(
         model=made.model,
         recipe=made.recipe.name,
@@ -230,7 +228,8 @@ def _report(made: Plan, solved: dict[str, tuple[Replacement, float]], measured: 
     )
 
 
-def _layer_report(row: PlanRow, solved: dict[str, tuple[Replacement, float]], measured: Measured) -> LayerReport:
+def _layer_report(row: PlanRow, solved: Mapping[str, Solved], measured: Measured) -> LayerReport:
+    done = solved.get(row.layer.name)
     return LayerReport(
         name=row.layer.name,
         kind=row.layer.kind,
@@ -239,18 +238,23 @@ def _layer_report(row: PlanRow, solved: dict[str, tuple[Replacement, float]], me
         algorithm=row.algorithm.name if row.algorithm else None,
         bytes_before=row.bytes_before,
         bytes_after=row.bytes_after,
-        weight_sqnr=solved[row.layer.name][1] if row.layer.name in solved else None,
+        weight_sqnr=done.weight_sqnr if done else None,
+        nearest_sqnr=done.nearest_sqnr if done else None,
+        solved_sqnr=done.solved_sqnr if done else None,
+        damping=done.damping if done else None,
+        seconds=done.seconds if done else None,
         output_sqnr=(measured.layers or {}).get(row.layer.name),
         notes=row.notes,
     )
 
 
-def _remarks(changed: int, solved: dict[str, tuple[Replacement, float]], made: Plan) -> tuple[str, ...]:
-    remarks = []
+def _remarks(changed: int, solved: Mapping[str, Solved], made: Plan, *, idle: bool) -> tuple[str, ...]:
+    remarks = ["calibration data was not used: no algorithm of this recipe needs any"] if idle else []
     if changed:
         remarks.append(f"{changed:,} float numbers were rounded to {made.storage_type}, the type they are stored in")
-    for name, (replacement, _) in solved.items():
-        qtensor = replacement.qtensor
+    for name, done in solved.items():
+        remarks += [f"{name}: {text}" for text in done.remarks]
+        qtensor = done.replacement.qtensor
         kind = qtensor.scheme.scale_type
         wide = int((~scale_fits(qtensor.scale, kind)).sum()) if kind else 0
         if wide:

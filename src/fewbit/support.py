@@ -127,4 +127,4 @@ def _parsed(text: str) -> Scheme | None:
 def _solves(name: str, scheme: Scheme) -> bool:
     weight = np.linspace(-1.0, 1.0, 128 * 128, dtype=np.float32).reshape(128, 128)
     result = lookup(ALGORITHMS, name, what="algorithm")()(weight, None, scheme)
-    return bool(np.isfinite(result.dequantize()).all())
+    return bool(np.isfinite(result.qtensor.dequantize()).all())

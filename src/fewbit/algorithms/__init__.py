@@ -1,12 +1,14 @@
 """How codes are found for a weight: one paper a file, a callable frozen dataclass each, and `solve`.
 
-An algorithm is `(weight (out, in), statistics, scheme) -> QTensor`; it never sees a model.
+An algorithm is `(weight (out, in), statistics, scheme) -> Solution`, a QTensor with what the report says of it; it
+never sees a model.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
+from fewbit.algorithms.solution import Solution
 from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError, RecipeError
 from fewbit.numerics.namespace import Array
@@ -14,9 +16,9 @@ from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
 #: Algorithms by name.
-ALGORITHMS = {"nearest": "fewbit.algorithms.nearest:Nearest"}
+ALGORITHMS = {"nearest": "fewbit.algorithms.nearest:Nearest", "gptq": "fewbit.algorithms.gptq:Gptq"}
 #: Algorithms of the design that this version does not have.
-LATER = ("adaround", "autoround", "awq", "gptq", "hqq")
+LATER = ("adaround", "autoround", "awq", "hqq")
 
 
 class Algorithm(Protocol):
@@ -30,8 +32,8 @@ class Algorithm(Protocol):
     def statistics(self) -> tuple[str, ...]:
         """Which statistics of the layer's input it needs; empty: no calibration."""
 
-    def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> QTensor:
-        """Return the quantized `weight` (out, in)."""
+    def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
+        """Return the quantized `weight` (out, in); `statistics` are by name, as `self.statistics` asks for them."""
 
 
 def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:
@@ -71,4 +73,4 @@ def options_applied(factory: Any, options: dict[str, Any], what: str) -> Any:
 
 def solve(weight: Array, scheme: Scheme, algorithm: str | Algorithm = "nearest", statistics: Any = None) -> QTensor:
     """Return `weight` (out, in), an array of any framework, quantized by `algorithm`, in the caller's framework."""
-    return parse_algorithm(algorithm)(weight, statistics, scheme)
+    return parse_algorithm(algorithm)(weight, statistics, scheme).qtensor

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fewbit.algorithms.solution import Solution
 from fewbit.numerics.namespace import Array
-from fewbit.qtensor import QTensor, quantize
+from fewbit.qtensor import quantize
 from fewbit.schemes.scheme import Scheme
 
 
@@ -27,6 +28,6 @@ class Nearest:
         """It needs none."""
         return ()
 
-    def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> QTensor:  # noqa: ARG002
+    def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:  # noqa: ARG002
         """Return `weight` (out, in) rounded to the nearest levels; `statistics` are not used."""
-        return quantize(weight, scheme)
+        return Solution(quantize(weight, scheme))

@@ -28,7 +28,10 @@ def demo(
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     chosen = choose_recipe(recipe, None, None, [])
-    run = Run(model="smollm2", recipe=chosen, output=output, overwrite=overwrite, command=context.obj)
+    run = Run(
+        model="smollm2", recipe=chosen, output=output, overwrite=overwrite, command=context.obj,
+        calibration=("self", 16, 128, False),  # a quarter of the default: a demo is to be short
+    )  # fmt: skip
     result = run.carry_out(terminal)
     with terminal.phase("reload"):
         sentence = continuation(output, _PROMPT)

@@ -14,6 +14,7 @@ from fewbit.cli.words import AsJson, Device, Model, Output, Overwrite, Quiet, Se
 from fewbit.errors import NotYetError, RecipeError
 
 if TYPE_CHECKING:
+    from fewbit.planning import Plan
     from fewbit.recipe import Recipe
     from fewbit.result import Result
 
@@ -26,7 +27,7 @@ def quantize(  # a command's options are its arguments
     output: Output = None,
     recipe: Annotated[str | None, typer.Option(help="A preset (w4a16, ...) or a .toml file. Default: w4a16.")] = None,
     weight: Annotated[str | None, typer.Option(help='Scheme of all linear layers instead, e.g. "int4 g64".')] = None,
-    algorithm: Annotated[str | None, typer.Option(help="How codes are found, with --weight: nearest.")] = None,
+    algorithm: Annotated[str | None, typer.Option(help="How codes are found, with --weight: nearest, gptq.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay float; a regular expression.")] = None,
     to: Annotated[str, typer.Option(help="Layout of the output.")] = "compressed-tensors",
     dtype: Annotated[str, typer.Option(help="Type of floats and scales: auto, float32, float16, bfloat16.")] = "auto",
@@ -40,8 +41,16 @@ def quantize(  # a command's options are its arguments
     quiet: Quiet = False,
     as_json: AsJson = False,
     input_scheme: Annotated[str | None, typer.Option("--input", help=_LATER)] = None,
-    calibration: Annotated[str | None, typer.Option(help=_LATER)] = None,
-    samples: Annotated[int | None, typer.Option(help=_LATER)] = None,
+    calibration: Annotated[
+        str, typer.Option(help="Data for gptq: a UTF-8 text file, or self: the model writes its own text.")
+    ] = "self",
+    samples: Annotated[int, typer.Option(help="Sequences to calibrate with.", min=1)] = 32,
+    calibration_length: Annotated[
+        int | None, typer.Option(help="Tokens of each; default: 256 of its own text, 512 of a file.", min=2)
+    ] = None,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Calibrate the layers of a block one after the other.")
+    ] = False,
     target_bits: Annotated[float | None, typer.Option(help=_LATER)] = None,
     runtime: Annotated[str | None, typer.Option(help=_LATER)] = None,
     memory: Annotated[str | None, typer.Option(help=_LATER)] = None,
@@ -51,7 +60,7 @@ def quantize(  # a command's options are its arguments
     """Quantize MODEL, measure what it cost, and write a folder that other runtimes load."""
     refuse_later(
         {
-            "--input": input_scheme, "--calibration": calibration, "--samples": samples, "--target-bits": target_bits,
+            "--input": input_scheme, "--target-bits": target_bits,
             "--runtime": runtime, "--memory": memory, "--executor": executor, "--resume": resume,
         }
     )  # fmt: skip
@@ -65,6 +74,7 @@ def quantize(  # a command's options are its arguments
     run = Run(
         model=model, recipe=chosen, output=output, to=to, dtype=dtype, text=text, sequences=sequences, length=length,
         overwrite=overwrite, device=device, seed=seed, command=context.obj,
+        calibration=(calibration, samples, calibration_length, sequential),
     )  # fmt: skip
     result = run.carry_out(terminal)
     terminal.result(
@@ -90,6 +100,8 @@ class Run:
     seed: int = 0
     #: The command line, for the report.
     command: str | None = None
+    #: Data, samples, length and whether layers are calibrated in sequence.
+    calibration: tuple[str, int, int | None, bool] = ("self", 32, None, False)
 
     def carry_out(self, terminal: Terminal) -> Result:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
@@ -112,11 +124,26 @@ class Run:
             command=self.command,
         )
         result = fb.quantize(
-            self.model, self.recipe, to=self.to, dtype=self.dtype, evaluation=evaluation, options=options
+            self.model,
+            self.recipe,
+            to=self.to,
+            dtype=self.dtype,
+            calibration=self._calibration(made),
+            evaluation=evaluation,
+            options=options,
         )
         with terminal.phase("write"):
             result.save(self.output, self.to, overwrite=self.overwrite)
         return result
+
+    def _calibration(self, made: Plan) -> Any:
+        from fewbit.calibration import Calibration
+        from fewbit.solving import needs_data
+
+        data, samples, length, sequential = self.calibration
+        if not needs_data(made):
+            return None
+        return Calibration(data=data, samples=samples, length=length, sequential=sequential)
 
     def _evaluation(self) -> Any:
         if self.text == "none":

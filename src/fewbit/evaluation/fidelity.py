@@ -24,3 +24,17 @@ def sqnr(original: Array, quantized: Array) -> float:
     original = xp.astype(original, xp.float64)
     noise = original - xp.astype(quantized, xp.float64)
     return decibels(float(xp.sum(original * original)), float(xp.sum(noise * noise)))
+
+
+def output_sqnr(original: Array, quantized: Array, moment: Array) -> float:
+    """Return the SQNR in dB of `x @ quantized.T` against `x @ original.T` for inputs x of this second moment (in, in).
+
+    With D = quantized - original it is tr(W H W^T) / tr(D H D^T): no input is needed again.
+    """
+    difference = quantized - original
+    return decibels(_power(original, moment), _power(difference, moment))
+
+
+def _power(weight: Array, moment: Array) -> float:
+    xp = array_namespace(weight)
+    return float(xp.sum(xp.matmul(weight, moment) * weight, dtype=xp.float64))

@@ -1,8 +1,7 @@
 """Scale and zero point by alternating least squares, from several starts.
 
 Given the codes, x = s * u + c is linear in s and c with u = code - zero point: solve it, shift the zero point by c / s,
-round again. The first start is what shrinking the extremes finds, the others are the extremes shrunk by a factor; the best error
-over all starts and rounds wins, box by box.
+round again. Starts are what shrinking the extremes finds, and the extremes times some factors; the best wins.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Search:
         return repeat(count, lambda index, so_far: self.improve(so_far, *trial(index, so_far)), best)
 
     def shrunk(self, low: Array, high: Array, steps: int, smallest: float) -> Best:
-        """Return the best of the extremes shrunk by factors from 1 to `smallest`; when asymmetric, each end alone too."""
+        """Return the best of the extremes shrunk by factors down to `smallest`; when asymmetric, each end alone too."""
         levels, reach = self.grid.format.levels, self.grid.format.reach
         # A full-range symmetric grid clips its largest positive value; a slightly wider range may be better.
         widest = (levels[-1] + 1.0) / reach if self.grid.symmetric else 1.0

@@ -54,6 +54,13 @@ class LayerReport:
     weight_sqnr: float | None = None
     #: SQNR in dB of the layer's output on the float model's inputs; `None` where not measured.
     output_sqnr: float | None = None
+    #: SQNR in dB of its output on the calibration data: rounded to nearest, and as it was solved.
+    nearest_sqnr: float | None = None
+    solved_sqnr: float | None = None
+    #: What was added to the diagonal of its second moment, as a share of the mean.
+    damping: float | None = None
+    #: What its algorithm took.
+    seconds: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -74,6 +81,8 @@ class Report:
     adaptations: tuple[str, ...] = ()
     #: What fell back, what was rounded besides the layers.
     remarks: tuple[str, ...] = ()
+    #: What statistics were gathered on; `None` where no algorithm needed any.
+    calibration: str | None = None
     #: What quality was measured on, and the results; `None` where nothing was.
     text: str | None = None
     before: Quality | None = None
@@ -128,6 +137,8 @@ class Report:
             ("layers", f"{len(self.quantized)} quantized, {len(self.layers) - len(self.quantized)} float"),
             ("tensors", f"{size}, {ratio:.2f} times smaller"),
         ]
+        if self.calibration:
+            rows.append(("calibrated on", self.calibration))
         if self.before and self.after:
             rows += [
                 ("perplexity", f"{self.before.perplexity:.3f} -> {self.after.perplexity:.3f}"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.errors import NonFiniteError, PlanError, RecipeError
+from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.quantized import QuantizedLayer
@@ -102,6 +103,18 @@ class TorchFrontend:
                 changed += int((nearest != tensor).sum())
                 tensor.copy_(nearest)
         return changed
+
+    def calibrate(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        wanted: Mapping[str, Sequence[str]],
+        batches: Sequence[Any],
+        *,
+        sequential: bool,
+    ) -> CalibrationRun:
+        """Return a run of `batches` through `model`, one block at a time behind the quantized ones."""
+        return CalibrationRun(model, layers, wanted, batches, sequential=sequential)
 
     def place(self, model: Any, device: str) -> Any:
         """Return a module or tensor on `device`.

@@ -30,6 +30,7 @@ class QuantizedLayer(nn.Module):
         #: Type of the float weight that was replaced; `weight` has it, and so do an embedding's rows.
         self.dtype = dtype
         self._kernel = select(qtensor.scheme)
+        self._held: Tensor | None = None
         self._pack(qtensor)
 
     @property
@@ -50,6 +51,14 @@ class QuantizedLayer(nn.Module):
         return {f"weight_{name}": tensor for name, tensor in to_canonical(self.qtensor).items()} | {
             "weight_scheme": scheme
         }
+
+    def hold(self) -> None:
+        """Keep the dequantized weight until `release`, for many calls in a row."""
+        self._held = self.weight
+
+    def release(self) -> None:
+        """Dequantize at every call again."""
+        self._held = None
 
     def extra_repr(self) -> str:
         """Return shape and notation, for `print(model)`."""
@@ -121,6 +130,8 @@ class QuantizedLinear(QuantizedLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `inputs (..., in) @ weight.T + bias` as (..., out)."""
+        if self._held is not None and self._held.dtype == inputs.dtype:
+            return nn.functional.linear(inputs, self._held, self.bias)
         return self._kernel.linear(inputs, self._packed(), self.scheme, self.bias)
 
 

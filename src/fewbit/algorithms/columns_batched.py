@@ -1,0 +1,123 @@
+"""GPTQ's inner loops on any torch device: one column at a time, all rows at once. Contract: that of columns_compiled.
+
+What the CPU does row by row in compiled code runs here as operations on (out,) and (out, span) tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Grid = tuple[float, float, Tensor]
+
+
+def _unit(value: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """Return the nearest units to `value`, which is in units of the scale."""
+    low, high, levels = grid
+    if levels.shape[0] == 0:
+        return (value + zero).round().clamp(low, high) - zero
+    last = torch.searchsorted(levels, value.contiguous(), right=True).clamp(1, levels.shape[0] - 1)
+    below, above = levels[last - 1], levels[last]
+    return torch.where(value - below <= above - value, below, above)
+
+
+def _units(values: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
+    rounded = (values / scale[:, None]).round()
+    return torch.minimum(torch.maximum(rounded, torch.as_tensor(low)), torch.as_tensor(high))
+
+
+def _error(values: Tensor, weights: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
+    difference = values - _units(values, scale, low, high) * scale[:, None]
+    return (weights * difference.square()).sum(1)
+
+
+def _settle(values: Tensor, weights: Tensor, best: tuple[Tensor, Tensor], low: Any, high: Any) -> Tensor:
+    """Return the scale after alternating between units and scale, kept where that helps."""
+    error, scale = best
+    for _ in range(3):
+        units = _units(values, scale, low, high)
+        product, square = (weights * units * values).sum(1), (weights * units.square()).sum(1)
+        trial = torch.where((product > 0) & (square > 0), product / square, scale)
+        found = _error(values, weights, trial, low, high)
+        scale, error = torch.where(found < error, trial, scale), torch.minimum(found, error)
+    return scale
+
+
+def search_symmetric(
+    weight: Tensor, weights: Tensor, limits: tuple[float, float, float], factors: Tensor, scale: Tensor
+) -> None:
+    """Set `scale` (out,) to that of least weighted squared error for each row of `weight` (out, group)."""
+    low, high, reach = limits
+    amax = weight.abs().amax(1)
+    plain = torch.where(amax > 1e-37, amax / reach, torch.ones_like(amax))
+    best = _best(weight, weights, [factor * plain for factor in factors], low, high)
+    scale.copy_(torch.where(amax > 1e-37, _settle(weight, weights, best, low, high), torch.ones_like(amax)))
+
+
+def search_asymmetric(
+    weight: Tensor,
+    weights: Tensor,
+    limits: tuple[float, float, float],
+    factors: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+) -> None:
+    """Set `scale` and `zero` (out,) for each row of `weight` (out, group): zero points near that of the extremes."""
+    first, last, _ = limits
+    steps = last - first
+    least, most = weight.amin(1).clamp(max=0.0), weight.amax(1).clamp(min=0.0)
+    there = most - least > 1e-37
+    plain = torch.where(there, (most - least) / steps, torch.ones_like(most))
+    centre = (-least / plain).round()
+    error, chosen, place = torch.full_like(plain, float("inf")), plain.clone(), centre.clone()
+    for shift in range(-2, 3):
+        below = (centre + shift).clamp(0, steps)
+        none = torch.zeros_like(plain)
+        # The least scale that clips nothing with this zero point.
+        whole = torch.maximum(
+            torch.where(below > 0, -least / below.clamp(min=1), none),
+            torch.where(below < steps, most / (steps - below).clamp(min=1), none),
+        ).minimum(plain * 2)
+        low, high = -below[:, None], (steps - below)[:, None]
+        found, trial = _best(weight, weights, [factor * whole for factor in factors], low, high)
+        better = found < error
+        error = torch.where(better, found, error)
+        chosen, place = torch.where(better, trial, chosen), torch.where(better, below, place)
+    settled = _settle(weight, weights, (error, chosen), -place[:, None], (steps - place)[:, None])
+    scale.copy_(torch.where(there, settled, torch.ones_like(settled)))
+    zero.copy_(torch.where(there, first + place, torch.full_like(place, first)))
+
+
+def _best(values: Tensor, weights: Tensor, trials: list[Tensor], low: Any, high: Any) -> tuple[Tensor, Tensor]:
+    best = _error(values, weights, trials[0], low, high)
+    scale = trials[0]
+    for trial in trials[1:]:
+        error = _error(values, weights, trial, low, high)
+        scale, best = torch.where(error < best, trial, scale), torch.minimum(error, best)
+    return best, scale
+
+
+def round_columns(
+    weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, grid: Grid, units: Tensor, errors: Tensor
+) -> None:
+    """Round the columns of `weight` (out, span) one by one, each error spread over those that follow."""
+    for j in range(weight.shape[1]):
+        value, own = weight[:, j], scale[:, j]
+        unit = _unit(value / own, zero[:, j], grid)
+        error = (value - unit * own) / upper[j, j]
+        units[:, j], errors[:, j] = unit, error
+        weight[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
+
+
+def descend(
+    units: Tensor, gradient: Tensor, moment: Tensor, scale: Tensor, zero: Tensor, grid: Grid, sweeps: int
+) -> None:
+    """Move each code to the best value for the others as they are, `sweeps` times over all columns."""
+    for _ in range(sweeps):
+        for j in range(units.shape[1]):
+            own, old = scale[:, j], units[:, j].clone()
+            unit = _unit(old + gradient[:, j] / (moment[j, j] * own), zero[:, j], grid)
+            units[:, j] = unit
+            gradient -= ((unit - old) * own)[:, None] * moment[j]

@@ -1,0 +1,163 @@
+"""GPTQ's inner loops on the CPU, compiled by numba; rows of the weight are independent and run in parallel.
+
+A grid is given as (low, high, levels): codes are low .. high, or indices into sorted `levels` when there are any.
+units = what a code stands for in units of the scale: code - zero point, or a level. # weight: (out, in)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+#: Freedoms that let sums use vector units; NaN and infinity do not occur, order of sums may change.
+_FAST = {"reassoc", "contract", "arcp", "nsz", "nnan", "ninf"}
+_ONE = np.float32(1.0)
+
+
+@numba.njit(fastmath=_FAST, cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _unit(value: Any, zero: Any, low: Any, high: Any, levels: Any) -> Any:
+    """Return the nearest unit to `value`, which is in units of the scale."""
+    if levels.shape[0] == 0:
+        return min(max(np.rint(value + zero), low), high) - zero
+    first, last = 0, levels.shape[0] - 1
+    while last - first > 1:
+        middle = (first + last) // 2
+        if levels[middle] <= value:
+            first = middle
+        else:
+            last = middle
+    return levels[first] if value - levels[first] <= levels[last] - value else levels[last]
+
+
+@numba.njit(fastmath=_FAST, cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _error(values: Any, weights: Any, scale: Any, low: Any, high: Any) -> Any:
+    """Return the weighted squared error of rounding to whole units between `low` and `high`."""
+    inverse, error = _ONE / scale, np.float32(0.0)
+    for k in range(values.shape[0]):
+        difference = values[k] - min(max(np.rint(values[k] * inverse), low), high) * scale
+        error += weights[k] * difference * difference
+    return error
+
+
+@numba.njit(fastmath=_FAST, cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _fitted(values: Any, weights: Any, scale: Any, low: Any, high: Any) -> Any:
+    """Return the scale that fits the units of `scale` best, or 0 where there is none."""
+    inverse, product, square = _ONE / scale, np.float32(0.0), np.float32(0.0)
+    for k in range(values.shape[0]):
+        unit = min(max(np.rint(values[k] * inverse), low), high)
+        product += weights[k] * unit * values[k]
+        square += weights[k] * unit * unit
+    return product / square if square > 0 and product > 0 else np.float32(0.0)
+
+
+@numba.njit(fastmath=_FAST, cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _settle(values: Any, weights: Any, best: Any, low: Any, high: Any) -> Any:
+    """Return (error, scale) after alternating between units and scale while that helps; `best` is where to start."""
+    error, scale = best
+    for _ in range(3):
+        trial = _fitted(values, weights, scale, low, high)
+        if trial <= 0:
+            break
+        found = _error(values, weights, trial, low, high)
+        if found >= error:
+            break
+        error, scale = found, trial
+    return error, scale
+
+
+@numba.njit(parallel=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
+def search_symmetric(weight: Any, weights: Any, limits: Any, factors: Any, scale: Any) -> None:
+    """Set `scale` (out,) to that of least weighted squared error for each row of `weight` (out, group)."""
+    low, high, reach = limits
+    for row in numba.prange(weight.shape[0]):
+        values = weight[row]
+        amax = np.float32(0.0)
+        for k in range(values.shape[0]):
+            amax = max(amax, abs(values[k]))
+        scale[row] = _ONE
+        if amax > np.float32(1e-37):
+            best, chosen = np.float32(np.inf), amax / reach
+            for factor in factors:
+                trial = factor * amax / reach
+                error = _error(values, weights, trial, low, high)
+                if error < best:
+                    best, chosen = error, trial
+            scale[row] = _settle(values, weights, (best, chosen), low, high)[1]
+
+
+@numba.njit(parallel=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
+def search_asymmetric(weight: Any, weights: Any, limits: Any, factors: Any, scale: Any, zero: Any) -> None:
+    """Set `scale` and `zero` (out,) for each row of `weight` (out, group): zero points near that of the extremes."""
+    first, last, _ = limits
+    steps = last - first
+    for row in numba.prange(weight.shape[0]):
+        values = weight[row]
+        least, most = np.float32(0.0), np.float32(0.0)
+        for k in range(values.shape[0]):
+            least, most = min(least, values[k]), max(most, values[k])
+        scale[row], zero[row] = _ONE, first
+        if most - least > np.float32(1e-37):
+            plain = (most - least) / steps
+            centre = np.rint(-least / plain)
+            best, chosen, place = np.float32(np.inf), plain, centre
+            for shift in range(-2, 3):
+                below = centre + shift
+                if below < 0 or below > steps:
+                    continue
+                # The least scale that clips nothing with this zero point.
+                whole = np.float32(0.0)
+                if below > 0:
+                    whole = max(whole, -least / below)
+                if steps - below > 0:
+                    whole = max(whole, most / (steps - below))
+                whole = min(whole, plain * np.float32(2.0))
+                for factor in factors:
+                    error = _error(values, weights, factor * whole, -below, steps - below)
+                    if error < best:
+                        best, chosen, place = error, factor * whole, below
+            scale[row] = _settle(values, weights, (best, chosen), -place, steps - place)[1]
+            zero[row] = first + place
+
+
+@numba.njit(parallel=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
+def round_columns(weight: Any, upper: Any, scale: Any, zero: Any, grid: Any, units: Any, errors: Any) -> None:
+    """Round the columns of `weight` (out, span) one by one, each error spread over those that follow.
+
+    `upper` is (span, span), `scale` and `zero` are (out, span); `units` and `errors` are filled, `weight` is used up.
+    """
+    low, high, levels = grid
+    for row in numba.prange(weight.shape[0]):
+        for j in range(weight.shape[1]):
+            value, own = weight[row, j], scale[row, j]
+            unit = _unit(value * (_ONE / own), zero[row, j], low, high, levels)
+            error = (value - unit * own) / upper[j, j]
+            units[row, j] = unit
+            errors[row, j] = error
+            for k in range(j + 1, weight.shape[1]):
+                weight[row, k] -= error * upper[j, k]
+
+
+@numba.njit(parallel=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
+def descend(units: Any, gradient: Any, moment: Any, scale: Any, zero: Any, grid: Any, sweeps: int) -> None:
+    """Move each code to the best value for the others as they are, `sweeps` times over all columns.
+
+    `gradient` is (weight - units * scale) @ moment, kept up to date; the error (w - q) H (w - q)^T only falls.
+    """
+    low, high, levels = grid
+    for row in numba.prange(units.shape[0]):
+        for _ in range(sweeps):
+            moved = False
+            for j in range(units.shape[1]):
+                own, old = scale[row, j], units[row, j]
+                best = old + gradient[row, j] / (moment[j, j] * own)
+                unit = _unit(best, zero[row, j], low, high, levels)
+                if unit != old:
+                    step = (unit - old) * own
+                    units[row, j] = unit
+                    moved = True
+                    for k in range(units.shape[1]):
+                        gradient[row, k] -= step * moment[j, k]
+            if not moved:
+                break

@@ -1,0 +1,70 @@
+"""GPTQ: round column by column, spread each error over the columns to come; then descend, and fit the scales.
+
+w_k -= e U_jk for k > j with e = (w_j - q_j) / U_jj, H^-1 = U^T U. Source: GPTQ, arXiv 2210.17323; the descent is
+coordinate descent on the same error (QuantEase, arXiv 2309.01885).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fewbit.algorithms.column_order import ORDERS
+from fewbit.algorithms.solution import Solution
+from fewbit.errors import MissingExtraError, RecipeError
+from fewbit.numerics.namespace import Array
+from fewbit.qtensor import quantize
+from fewbit.schemes.scheme import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Gptq:
+    """Rounding that minimizes the error of the layer's output on calibration data."""
+
+    #: Order of the columns: `none`, `activation`, `group-aware`; `auto` is group-aware for up to 4 bits, else none.
+    order: Literal["auto", "none", "activation", "group-aware"] = "auto"
+    #: What is added to the diagonal of the second moment, as a share of its mean; raised while it is not enough.
+    damping: float = 0.01
+    #: Search scale and zero point of each group by the error they leave; otherwise the scheme's range method decides.
+    search: bool = True
+    #: Sweeps of coordinate descent after the column loop; 0: none.
+    sweeps: int = 4
+    #: Fit the scales to the codes in the end, where each row or group of a row has its own.
+    fit: bool = True
+
+    def __post_init__(self) -> None:
+        if self.order != "auto" and self.order not in ORDERS:
+            raise RecipeError(f"gptq: order {self.order!r} is none of auto, {', '.join(ORDERS)}")
+        if not 0.0 < self.damping < 1.0:
+            raise RecipeError(f"gptq: damping {self.damping} is outside (0, 1); 0.01 is usual")
+        if not (isinstance(self.sweeps, int) and self.sweeps >= 0):
+            raise RecipeError(f"gptq: sweeps {self.sweeps!r} is no number of times; 4 is usual, 0 leaves descent out")
+
+    @property
+    def name(self) -> str:
+        """The word for it in recipes."""
+        return "gptq"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The second moments of the layer's input."""
+        return ("second_moment",)
+
+    def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
+        """Return `weight` (out, in) rounded for the inputs that `statistics["second_moment"]` has seen.
+
+        Raises:
+            NonFiniteError: the second moment is not finite, or cannot be factored.
+            MissingExtraError: torch or numba is not installed.
+
+        """
+        moment = (statistics or {}).get("second_moment")
+        if moment is None or not moment.count:
+            why = "no calibration input reached it" if moment is not None else "there is no statistic of its input"
+            return Solution(quantize(weight, scheme), remarks=(f"{why}: rounded to nearest",))
+        try:
+            from fewbit.algorithms.column_loop import rounded
+        except ImportError as error:
+            raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
+
+        return rounded(weight, moment.result(), scheme, self)

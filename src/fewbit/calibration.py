@@ -1,0 +1,118 @@
+"""What a model is calibrated with: batches that are given, a text file, or text that the model writes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewbit.errors import CalibrationError
+from fewbit.interfaces import Progress, Silent, Source
+
+#: Without other wishes a model writes this much: two cores manage a few hundred tokens a second.
+SELF_SAMPLES, SELF_LENGTH = 32, 256
+#: Tokens of a sequence that is cut from a text.
+TEXT_LENGTH = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Data that statistics are gathered on.
+
+    >>> Calibration(data="self").samples
+    32
+    """
+
+    #: Batches as for `Evaluation`; the path of a UTF-8 text file; or `self`.
+    data: Sequence[Any] | str | Path
+    #: Sequences to write, or to cut from a text.
+    samples: int = SELF_SAMPLES
+    #: Tokens of each; left out: 256 when the model writes, 512 of a text.
+    length: int | None = None
+    #: Measure the layers of a block one after the other, each behind the quantized ones before it.
+    sequential: bool = False
+    #: What to call batches in the report.
+    name: str = "the given batches"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or (self.length is not None and self.length < 2):
+            raise CalibrationError(
+                f"calibration with {self.samples} samples of {self.length} tokens; "
+                "give at least one sample of two tokens"
+            )
+
+    @property
+    def described(self) -> str:
+        """What the report says that it was calibrated with."""
+        if not isinstance(self.data, str | Path):
+            return f"{self.name}: {len(self.data)} batches"
+        if self.data == "self":
+            return f"text that the model wrote: {self.samples} x {self.length or SELF_LENGTH} tokens"
+        return f"{Path(self.data).name}: {self.samples} x {self.length or TEXT_LENGTH} tokens"
+
+    def batches(self, model: Any, source: Source, *, seed: int = 0, progress: Progress | None = None) -> list[Any]:
+        """Return the batches, one at least; `model` is the live one.
+
+        Raises:
+            CalibrationError: nothing to calibrate with, or tokens that the model does not know.
+            SourceError: a text that cannot be read or is too short.
+
+        """
+        if self.data == "self":
+            from fewbit.synthetic.self_text import written_by
+
+            return list(
+                written_by(
+                    model,
+                    sequences=self.samples,
+                    length=self.length or SELF_LENGTH,
+                    seed=seed,
+                    progress=progress or Silent(),
+                )
+            )
+        if isinstance(self.data, str | Path):
+            from fewbit.evaluation.text import read_text, token_sequences
+
+            tokenizer = source.tokenizer()
+            if tokenizer is None:
+                raise CalibrationError(f"{source.name} has no tokenizer for {self.data}; give batches of token ids")
+            text, _ = read_text(self.data)
+            return list(token_sequences(tokenizer, text, sequences=self.samples, length=self.length or TEXT_LENGTH))
+        given = list(self.data)
+        if not given:
+            raise CalibrationError("calibration holds no batch; give some, or leave it out")
+        for number, batch in enumerate(given):
+            _check_tokens(batch, number, model)
+        return given
+
+
+def parse_calibration(value: Any) -> Calibration | None:
+    """Return the calibration for `None` or `none`, `self`, the path of a text, batches, or a `Calibration`."""
+    if value is None or (isinstance(value, str) and value == "none"):
+        return None
+    if isinstance(value, Calibration):
+        return value
+    if isinstance(value, str | Path):
+        return Calibration(data=value)
+    if isinstance(value, Mapping) or hasattr(value, "shape") or not hasattr(value, "__iter__"):
+        raise CalibrationError(
+            f"calibration is a list of batches, a text file or 'self', not one {type(value).__name__}; "
+            "wrap it in a list"
+        )
+    return Calibration(data=list(value))
+
+
+def _check_tokens(batch: Any, number: int, model: Any) -> None:
+    """Raise for token ids outside of the vocabulary: an embedding would fail without a word of where."""
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    ids: Any = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    if vocabulary is None or not hasattr(ids, "dtype") or "int" not in str(ids.dtype) or not ids.numel():
+        return
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or most >= vocabulary:
+        wrong = least if least < 0 else most
+        raise CalibrationError(
+            f"calibration batch {number}: token {wrong} is outside the vocabulary of {vocabulary}; "
+            "use the model's own tokenizer"
+        )

@@ -1,0 +1,183 @@
+"""Run calibration data through a model, one block at a time, and gather statistics of what its layers get.
+
+Each block runs on what the already quantized blocks before it put out. Layers that get the same tensor share one
+statistic. In true-sequential order the layers of a block come in parts, each measured behind the quantized ones before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.catalogue import lookup
+from fewbit.errors import CalibrationError, FewbitError
+from fewbit.frontends.torch.block_inputs import BlockInputs, walk_blocks
+from fewbit.frontends.torch.blocks import Partition, find_blocks
+from fewbit.frontends.torch.calls import Call, run_batch
+from fewbit.frontends.torch.quantized import QuantizedLayer
+from fewbit.interfaces import CalibratedPart, Layer
+from fewbit.statistics import STATISTICS
+
+
+class CalibrationRun:
+    """The stages of a calibration: blocks in the order of the model, then what lies outside of them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        wanted: Mapping[str, Sequence[str]],
+        batches: Sequence[Any],
+        *,
+        sequential: bool = False,
+    ) -> None:
+        """Prepare; `wanted` names the statistics of each layer that is to be quantized, `sequential` cuts blocks up."""
+        self._model, self._wanted, self._batches, self._sequential = model, wanted, batches, sequential
+        self._partition: Partition = find_blocks(model, layers)
+
+    def __len__(self) -> int:
+        return len(self._partition.blocks) + 1
+
+    def __iter__(self) -> Iterator[Iterator[CalibratedPart]]:
+        """Yield for each stage its parts; quantize and install the layers of a part before asking for the next."""
+        blocks = {block.name: block for block in self._partition.blocks}
+        left = {block.name for block in blocks.values() if any(layer.name in self._wanted for layer in block.layers)}
+        for step in walk_blocks(self._model, list(blocks), self._batches) if left else ():
+            own = [layer for layer in blocks[step.name].layers if layer.name in self._wanted]
+            yield self._parts(own, _runs_of(step))
+            held = [module for module in step.module.modules() if isinstance(module, QuantizedLayer)]
+            left.discard(step.name)
+            if not left:  # no one asks for the outputs of the last block
+                break
+            # The walk now runs this block once for every batch: dequantize once.
+            for module in held:
+                module.hold()
+            self._held = held
+        outside = [layer for layer in self._partition.outside if layer.name in self._wanted]
+        runs = [partial(run_batch, self._model, batch) for batch in self._batches]
+        yield self._parts(outside, runs)
+
+    def _parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
+        for module in getattr(self, "_held", ()):
+            module.release()
+        measured = [layer for layer in layers if self._wanted[layer.name] and layer.kind != "embedding"]
+        if not measured:
+            yield CalibratedPart(tuple(layers), {})
+            return
+        watch = _Watch(self._model, measured, self._wanted)
+        if not self._sequential:
+            yield CalibratedPart(tuple(layers), watch.gather(runs))
+            return
+        rest = [layer for layer in layers if layer not in measured]
+        if rest:
+            yield CalibratedPart(tuple(rest), {})
+        for group in watch.groups(runs):
+            yield CalibratedPart(group, _Watch(self._model, group, self._wanted).gather(runs))
+
+
+def _runs_of(step: BlockInputs) -> list[Callable[[], Any]]:
+    """Return a way to run the block on each of its calls."""
+    if not step.link.replayable:
+        return [lambda: list(step.outputs())]
+    return [partial(_run_copy, call, step.module) for call in step.calls]
+
+
+def _run_copy(call: Call, module: nn.Module) -> Any:
+    return call.copy().run(module)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Listens to the inputs of some layers."""
+
+    model: nn.Module
+    layers: Sequence[Layer]
+    wanted: Mapping[str, Sequence[str]]
+    #: The layer that keeps the statistic of each; found in the first run.
+    leaders: dict[str, str] = field(default_factory=dict)
+    #: Layers in the order of their calls in the first run.
+    calls: list[str] = field(default_factory=list)
+    #: Inputs seen in the run in progress, each with the layer that keeps its statistic.
+    current: list[tuple[Tensor, str]] = field(default_factory=list)
+
+    def gather(self, runs: Sequence[Callable[[], Any]]) -> dict[str, dict[str, Any]]:
+        """Return the statistics of each layer over all `runs`; layers that share an input share the objects."""
+        kept: dict[str, dict[str, Any]] = {}
+
+        def take(layer: Layer, rows: Tensor) -> None:
+            if self._leader(layer, rows) == layer.name:
+                for name, statistic in kept.setdefault(layer.name, self._statistics(layer, rows)).items():
+                    _update(statistic, name, layer, rows)
+
+        for number, run in enumerate(runs):
+            # Once it is known that each layer is called once, a run may stop at the last of them.
+            last = self.calls[-1] if number and len(self.calls) == len(self.layers) == len(set(self.calls)) else None
+            with self._listening(take, record=number == 0, last=last):
+                run()
+        return {layer.name: kept[self.leaders[layer.name]] for layer in self.layers if layer.name in self.leaders}
+
+    def groups(self, runs: Sequence[Callable[[], Any]]) -> list[tuple[Layer, ...]]:
+        """Return the layers in the order of their calls in the first run, those that share an input together."""
+        with self._listening(lambda layer, rows: self._leader(layer, rows) and None, record=True, last=None):
+            runs[0]()
+        order = dict.fromkeys(self.leaders[name] for name in self.calls)
+        groups = [tuple(layer for layer in self.layers if self.leaders.get(layer.name) == leader) for leader in order]
+        unseen = tuple(layer for layer in self.layers if layer.name not in self.leaders)
+        return [*groups, unseen] if unseen else groups
+
+    def _leader(self, layer: Layer, rows: Tensor) -> str:
+        """Return which layer keeps the statistic of `layer`'s input; found in the first run, checked in the others."""
+        first = next((leader for seen, leader in self.current if seen is rows), layer.name)
+        if self.leaders.setdefault(layer.name, first) != first:
+            raise CalibrationError(
+                f"{layer.name}: it shares its input with {self.leaders[layer.name]} in one calibration batch and not "
+                "in another; give batches that take the same way through the model"
+            )
+        self.current.append((rows, first))
+        return first
+
+    def _statistics(self, layer: Layer, rows: Tensor) -> dict[str, Any]:
+        return {
+            name: lookup(STATISTICS, name, what="statistic").init(layer.shape[1], rows)
+            for name in self.wanted[layer.name]
+        }
+
+    @contextmanager
+    def _listening(self, take: Callable[[Layer, Tensor], Any], *, record: bool, last: str | None) -> Iterator[None]:
+        def hook(layer: Layer) -> Any:
+            @torch.no_grad()
+            def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG001
+                take(layer, args[0] if args else next(iter(kwargs.values())))
+                if record:
+                    self.calls.append(layer.name)
+                if layer.name == last:
+                    raise _EnoughError
+
+            return self.model.get_submodule(layer.name).register_forward_pre_hook(enter, with_kwargs=True)
+
+        handles = [hook(layer) for layer in self.layers]
+        try:
+            yield
+        except _EnoughError:
+            pass
+        finally:
+            self.current.clear()
+            for handle in handles:
+                handle.remove()
+
+
+def _update(statistic: Any, name: str, layer: Layer, rows: Tensor) -> None:
+    try:
+        statistic.update(rows)
+    except FewbitError as error:
+        raise type(error)(f"{layer.name}: {name}: {error}") from error
+
+
+class _EnoughError(BaseException):
+    """Stops a run after the last layer that is listened to; no `except Exception` inside a model catches it."""

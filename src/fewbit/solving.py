@@ -1,0 +1,107 @@
+"""Solve every layer of a plan: those that need no data first, then block by block behind the quantized ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewbit.errors import FewbitError
+from fewbit.evaluation.fidelity import output_sqnr, sqnr
+from fewbit.interfaces import Frontend, Layer, Progress, Replacement
+from fewbit.planning import Plan, PlanRow
+from fewbit.qtensor import quantize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solved:
+    """A layer's quantized form and how it came about."""
+
+    replacement: Replacement
+    #: SQNR in dB of the weight.
+    weight_sqnr: float
+    #: SQNR in dB of the layer's output on the calibration data, rounded to nearest and as solved.
+    nearest_sqnr: float | None = None
+    solved_sqnr: float | None = None
+    #: What was added to the diagonal of the second moment, as a share of its mean.
+    damping: float | None = None
+    #: What the algorithm alone took.
+    seconds: float = 0.0
+    #: What fell back.
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Calibration batches, and whether the layers of a block are measured one after the other."""
+
+    batches: Sequence[Any] = ()
+    sequential: bool = False
+
+
+def solve(model: Any, made: Plan, frontend: Frontend, data: Data, progress: Progress) -> dict[str, Solved]:
+    """Return each layer of the plan solved, in the plan's order; the float forms are installed again at the end."""
+    rows = {row.layer.name: row for row in made.rows if row.scheme}
+    solved: dict[str, Solved] = {}
+    try:
+        for row in _tracked(model, made, rows, frontend, data, progress):
+            found = _solve(model, row[0], row[1], frontend)
+            solved[row[0].layer.name] = found
+            found.replacement.install()
+    finally:
+        for done in solved.values():
+            done.replacement.restore()
+    return {name: solved[name] for name in rows}
+
+
+def needs_data(made: Plan) -> bool:
+    """Whether an algorithm of the plan asks for statistics."""
+    return any(row.algorithm.statistics for row in made.rows if row.algorithm)
+
+
+def _tracked(
+    model: Any, made: Plan, rows: Mapping[str, PlanRow], frontend: Frontend, data: Data, progress: Progress
+) -> Iterator[tuple[PlanRow, Mapping[str, Any]]]:
+    """Yield every row with the statistics of its layer; it must be installed before the next is asked for."""
+    wanted = {name: row.algorithm.statistics if row.algorithm else () for name, row in rows.items()}
+    free = [row for name, row in rows.items() if not wanted[name]]
+    for row in progress.track(free, "quantize") if free else ():
+        yield row, {}
+    waiting = {name: names for name, names in wanted.items() if names}
+    if not waiting:
+        return
+    layers: list[Layer] = [row.layer for row in made.rows]
+    run = frontend.calibrate(model, layers, waiting, data.batches, sequential=data.sequential)
+    stages: Any = run  # as good as a sequence: it has a length and is gone through once
+    for stage in progress.track(stages, "calibrate and quantize"):
+        for part in stage:
+            for layer in part.layers:
+                yield rows[layer.name], part.statistics.get(layer.name, {})
+
+
+def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Frontend) -> Solved:
+    assert row.scheme is not None
+    assert row.algorithm is not None
+    weight = frontend.weight(model, row.layer)
+    started = time.perf_counter()
+    try:
+        solution = row.algorithm(weight, statistics, row.scheme)
+    except FewbitError as error:
+        raise type(error)(f"{row.layer.name}: {error}") from error
+    seconds = time.perf_counter() - started
+    values = solution.qtensor.dequantize()
+    nearest = best = None
+    if "second_moment" in statistics:
+        moment = statistics["second_moment"].result()
+        nearest = output_sqnr(weight, quantize(weight, row.scheme).dequantize(), moment)
+        best = output_sqnr(weight, values, moment)
+    return Solved(
+        replacement=frontend.replacement(model, row.layer, solution.qtensor),
+        weight_sqnr=sqnr(weight, values),
+        nearest_sqnr=nearest,
+        solved_sqnr=best,
+        damping=solution.damping,
+        seconds=seconds,
+        remarks=solution.remarks,
+    )

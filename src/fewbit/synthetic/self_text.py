@@ -1,0 +1,69 @@
+"""A language model writes its own calibration text.
+
+Sequence i starts with token floor(i * V / n) of V; the next few tokens are the most likely ones, which makes the start
+plausible, and the rest is sampled from the model's distribution. Source: LLM-QAT, arXiv 2305.17888, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewbit.errors import CalibrationError
+from fewbit.interfaces import Progress
+
+#: Tokens after the first that are the most likely ones.
+_GREEDY = 4
+#: Sequences that are written side by side.
+_ABREAST = 32
+
+
+@torch.no_grad()
+def written_by(model: Any, *, sequences: int, length: int, seed: int, progress: Progress) -> list[Tensor]:
+    """Return `sequences` token tensors (1, length) that `model`, a causal language model of transformers, wrote.
+
+    Raises:
+        CalibrationError: a model that writes no text, or a length beyond its context.
+
+    """
+    configuration = getattr(model, "config", None)
+    vocabulary = getattr(configuration, "vocab_size", None)
+    if vocabulary is None or not hasattr(model, "generate"):
+        raise CalibrationError(
+            f"{type(model).__name__} writes no text of its own; give calibration batches, or a text file"
+        )
+    context = getattr(configuration, "max_position_embeddings", length)
+    if length > context:
+        raise CalibrationError(f"calibration sequences of {length} tokens exceed the context of {context}; use fewer")
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    starts = torch.tensor([[i * vocabulary // sequences] for i in range(sequences)], device=device)
+    training = model.training
+    model.eval()
+    try:
+        written: list[Tensor] = []
+        for first in range(0, sequences, _ABREAST):
+            own = starts[first : first + _ABREAST]
+            steps = progress.track(range(length - 1), f"write text {first // _ABREAST + 1}")
+            tokens = torch.cat([own, *_continued(model, own, steps, generator)], 1)
+            written += [tokens[row : row + 1] for row in range(len(tokens))]
+        return written
+    finally:
+        model.train(training)
+
+
+def _continued(model: Any, tokens: Tensor, steps: Iterator[int], generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the next token of each row, (rows, 1), for every step."""
+    cache = None
+    for step in steps:
+        output = model(tokens, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        scores = output.logits[:, -1].float()
+        if step < _GREEDY:
+            tokens = scores.argmax(-1, keepdim=True)
+        else:
+            tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator)
+        yield tokens
