@@ -8,7 +8,7 @@ DEMO_OUTPUT ?= demo-output
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test check format benchmark clean
+.PHONY: help demo test check format benchmark numerics-benchmark clean
 
 help:
 	@echo "make demo       install, quantize a language model, measure it, reload it with transformers"
@@ -16,6 +16,7 @@ help:
 	@echo "make check      formatting, lint, types, import directions"
 	@echo "make format     let ruff format and mend"
 	@echo "make benchmark  the README's table of weight-only schemes"
+	@echo "make numerics-benchmark  speed of encoding and decoding beside that of a copy"
 	@echo "make clean      remove the environment and what the demo wrote"
 
 .venv/python.stamp: constraints.txt
@@ -52,6 +53,9 @@ format: .venv/test.stamp
 
 benchmark: .venv/demo.stamp
 	$(BIN)/python benchmarks/weight_only.py
+
+numerics-benchmark: .venv/demo.stamp
+	$(BIN)/python benchmarks/numerics.py
 
 clean:
 	rm -rf .venv $(DEMO_OUTPUT)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fewbit as fb
-from fewbit.errors import NonFiniteError, NotYetError, PlanError, RecipeError
+from fewbit.errors import CalibrationError, NonFiniteError, PlanError, RecipeError
 
 # A mean of float64 sums; the implementation may add in another order.
 SUMS = 1e-9
@@ -50,6 +50,10 @@ class Recorder:
         return fb.Options().progress.phase(description)
 
 
+#: Calibration data for `two_layers`.
+BATCHES = list(torch.randn(4, 32, 64, generator=torch.Generator().manual_seed(5)))
+
+
 # What it does.
 
 
@@ -66,7 +70,7 @@ def test_the_module_is_changed_in_place_and_runs():
 def test_the_sqnr_of_each_weight_is_what_its_dequantized_form_shows(recipe):
     model = two_layers()
     weights = {name: model.get_submodule(name).weight.clone() for name in ("0", "2")}
-    report = fb.quantize(model, recipe).report
+    report = fb.quantize(model, recipe, calibration=BATCHES).report
     for layer in report.layers:
         direct = by_formula(weights[layer.name], model.get_submodule(layer.name).weight)
         assert layer.weight_sqnr == pytest.approx(direct, abs=SUMS)
@@ -74,17 +78,18 @@ def test_the_sqnr_of_each_weight_is_what_its_dequantized_form_shows(recipe):
 
 
 def test_more_bits_lose_less():
-    levels = [fb.quantize(two_layers(), name).report.layers[0].weight_sqnr for name in ("w2a16", "w4a16", "w8a16")]
+    recipes = [fb.Recipe([fb.Rule(kind="linear", weight=text)]) for text in ("int2 g32", "int4 g32", "int8 channel")]
+    levels = [fb.quantize(two_layers(), recipe).report.layers[0].weight_sqnr for recipe in recipes]
     assert levels == sorted(levels)
-    assert levels[2] - levels[1] == pytest.approx(24, abs=6)  # 6 dB a bit; per channel instead of g64 costs a little
+    assert levels[2] - levels[1] == pytest.approx(24, abs=6)  # 6 dB a bit; per channel instead of g32 costs a little
 
 
 def test_quantizing_an_equal_model_twice_gives_the_same_bytes(tmp_path):
     contents = []
     for name in ("first", "second"):
         model = two_layers()
-        torch.manual_seed(len(contents))  # nearest rounding draws no random numbers: the state of torch is no input
-        path = fb.quantize(model, "w4a16", to="compressed-tensors").save(tmp_path / name)
+        torch.manual_seed(len(contents))  # the state of torch is no input
+        path = fb.quantize(model, "w4a16", to="compressed-tensors", calibration=BATCHES).save(tmp_path / name)
         contents.append([(path / file).read_bytes() for file in ("model.safetensors", "config.json")])
     assert contents[0] == contents[1]
 
@@ -162,7 +167,7 @@ def test_a_weight_that_is_not_finite_is_named_and_the_model_left_untouched(value
     model = poisoned(value)
     before = state(model)
     with pytest.raises(NonFiniteError, match=r"^2: 1 of 512 weights are NaN or infinite; repair or keep it$"):
-        fb.quantize(model, recipe, dtype="bfloat16")
+        fb.quantize(model, recipe, dtype="bfloat16", calibration=BATCHES)
     assert_same_state(model, before)
     assert [type(module) for module in model] == [nn.Linear, nn.ReLU, nn.Linear]
 
@@ -228,7 +233,10 @@ def test_a_kept_float_that_is_not_finite_is_named():
         ({"recipe": "w4a61"}, RecipeError, "did you mean 'w4a16'"),
         ({"recipe": "w8a16", "to": "compressed-tensor"}, RecipeError, "did you mean 'compressed-tensors'"),
         ({"recipe": "w8a16", "dtype": "half"}, RecipeError, "dtype 'half' is none of auto, float32, float16, bfloat16"),
-        ({"recipe": "w8a16", "calibration": []}, NotYetError, "calibration: no algorithm .* uses it; leave it out"),
+        ({"recipe": "w4a16", "calibration": []}, CalibrationError, "calibration holds no batch; give some"),
+        ({"recipe": "w4a16"}, PlanError, "gptq needs calibration data and this model writes no text"),
+        ({"recipe": "w4a16", "calibration": "text.txt"}, CalibrationError, "Sequential has no tokenizer for text.txt"),
+        ({"recipe": "w4a16", "calibration": torch.ones(2, 64)}, CalibrationError, "not one Tensor; wrap it in a list"),
     ],
 )
 def test_what_does_not_exist_is_refused_with_the_remedy(arguments, kind, message):

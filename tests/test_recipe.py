@@ -108,7 +108,7 @@ PYTHON_MISTAKES = {
         lambda: fb.Rule("a", weight="int8", algorithm="neerest"), RecipeError, "unknown algorithm 'neerest'",
         "did you mean 'nearest'"),
     "algorithm of a later version": (
-        lambda: fb.Rule("a", weight="int4", algorithm="gptq"), NotYetError, "algorithm 'gptq' is not in this version",
+        lambda: fb.Rule("a", weight="int4", algorithm="awq"), NotYetError, "algorithm 'awq' is not in this version",
         "use one of: nearest"),
     "algorithm is a number": (lambda: fb.Rule("a", weight="int8", algorithm=3), RecipeError, "3", "nearest"),
     "option of an algorithm": (
@@ -171,7 +171,7 @@ def test_a_mistake_in_toml_is_answered_with_its_place(case):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("weight", '"int44"'), ("match", '"("'), ("input", '"int8"'), ("algorithm", '"gptq"')]
+    ("key", "value"), [("weight", '"int44"'), ("match", '"("'), ("input", '"int8"'), ("algorithm", '"awq"')]
 )
 def test_a_value_that_python_would_refuse_is_noted_with_the_number_of_its_toml_rule(key, value):
     lines = {"kind": '"linear"', "weight": '"int8"', key: value}

@@ -54,7 +54,7 @@ def test_asymmetry_is_for_integers_only():
     for row in support.schemes():
         format_word = row.scheme.split()[0]
         assert row.asymmetric == ("int" in format_word)
-        assert row.algorithms == ("nearest",)
+        assert row.algorithms == ("nearest", "gptq")
         if format_word in FORMATS and not format_word.startswith("int1"):
             assert parse_scheme(row.scheme).format == lookup(FORMATS, format_word, what="number format")
 

@@ -42,14 +42,12 @@ class Calibration:
                 "give at least one sample of two tokens"
             )
 
-    @property
-    def described(self) -> str:
+    def described(self, batches: Sequence[Any]) -> str:
         """What the report says that it was calibrated with."""
         if not isinstance(self.data, str | Path):
-            return f"{self.name}: {len(self.data)} batches"
-        if self.data == "self":
-            return f"text that the model wrote: {self.samples} x {self.length or SELF_LENGTH} tokens"
-        return f"{Path(self.data).name}: {self.samples} x {self.length or TEXT_LENGTH} tokens"
+            return f"{self.name}: {len(batches)} batches"
+        what = "text that the model wrote" if self.data == "self" else Path(self.data).name
+        return f"{what}: {len(batches)} x {batches[0].shape[-1]} tokens"
 
     def batches(self, model: Any, source: Source, *, seed: int = 0, progress: Progress | None = None) -> list[Any]:
         """Return the batches, one at least; `model` is the live one.
@@ -60,13 +58,13 @@ class Calibration:
 
         """
         if self.data == "self":
-            from fewbit.synthetic.self_text import written_by
+            from fewbit.synthetic.self_text import context_of, written_by
 
             return list(
                 written_by(
                     model,
                     sequences=self.samples,
-                    length=self.length or SELF_LENGTH,
+                    length=self.length or min(SELF_LENGTH, context_of(model) or SELF_LENGTH),
                     seed=seed,
                     progress=progress or Silent(),
                 )

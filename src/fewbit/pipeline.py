@@ -118,7 +118,7 @@ def quantize(
     made.require_sound()
     data = Data()
     if needs_data(made):
-        given = given or _default_calibration(source)
+        given = given or _default_calibration(live)
         with clock.phase("calibration data"):
             batches = given.batches(live, source, seed=options.seed, progress=options.progress)
         data = Data(batches=batches, sequential=given.sequential)
@@ -137,7 +137,7 @@ def quantize(
         _report(made, solved, measured, options),
         remarks=_remarks(changed, solved, made, idle=given is not None and not data.batches),
         text=asked.name if asked else None,
-        calibration=given.described if given and data.batches else None,
+        calibration=given.described(data.batches) if given and data.batches else None,
         seconds=clock.seconds,
     )
     return Result(model=live, plan=made, report=report, source=source)
@@ -179,8 +179,10 @@ def _with_batches(evaluation: Evaluation | Sequence[Any]) -> Evaluation:
     return replace(evaluation, batches=batches)
 
 
-def _default_calibration(source: Source) -> Calibration:
-    if source.tokenizer() is None:
+def _default_calibration(model: Any) -> Calibration:
+    from fewbit.synthetic.self_text import writes_text
+
+    if not writes_text(model):
         raise PlanError("gptq needs calibration data and this model writes no text; give calibration=[batch, ...]")
     return Calibration(data="self")
 

@@ -8,6 +8,7 @@ import pytest
 
 from fewbit.algorithms import ALGORITHMS, LATER, options_applied, parse_algorithm, solve
 from fewbit.algorithms.nearest import Nearest
+from fewbit.algorithms.solution import Solution
 from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError, RecipeError
 from fewbit.qtensor import quantize
@@ -30,7 +31,7 @@ class Recorder:
 
     def __call__(self, *given):
         self.calls.append(given)
-        return "the result"
+        return Solution("the result")
 
 
 def weight() -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from fewbit.cli.application import main
 
 LATER_OPTIONS = {
-    "--input": "int8", "--calibration": "self", "--samples": "8", "--target-bits": "4.5", "--runtime": "ort-cpu",
+    "--input": "int8", "--target-bits": "4.5", "--runtime": "ort-cpu",
     "--memory": "8GB", "--executor": "ray", "--resume": None,
 }  # fmt: skip
 LATER_COMMANDS = ["convert a -o b", "compare a b", "verify out", "finetune model"]
@@ -87,8 +87,8 @@ MISTAKES = {
     "algorithm": (
         ["quantize", "m", "-o", "out", "--weight", "int8", "--algorithm", "neerest"], "did you mean 'nearest'?"),
     "later algorithm": (
-        ["quantize", "m", "-o", "out", "--weight", "int4", "--algorithm", "gptq"],
-        "algorithm 'gptq' is not in this version"),
+        ["quantize", "m", "-o", "out", "--weight", "int4", "--algorithm", "awq"],
+        "algorithm 'awq' is not in this version"),
     "pattern": (["quantize", "m", "-o", "out", "--keep", "("], "match = '(' is not a regular expression"),
     "pattern to inspect": (["inspect", "m", "--match", "("], "--match '(' is not a regular expression"),
     "text": (["evaluate", "m", "--text", "no.txt"], "cannot read text no.txt: No such file"),

@@ -36,6 +36,14 @@ def two_layers():
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16))
 
 
+def nearest(scheme):
+    return fb.Recipe([fb.keep(kind="head", optional=True), fb.keep(kind="embedding", optional=True),
+                      fb.Rule(kind="linear", weight=scheme)], adapts=True)  # fmt: skip
+
+
+FOUR_BITS, TWO_BITS = nearest("int4 g128"), nearest("int2 g128")
+
+
 def language_model(**options):
     torch.manual_seed(0)
     return TinyLanguageModel(**options)
@@ -50,7 +58,7 @@ def test_a_module_is_measured_by_the_sqnr_of_its_output_over_all_batches():
     model = two_layers()
     reference = copy.deepcopy(model)
     batches = list(torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(1)))
-    report = fb.quantize(model, "w4a16", evaluation=fb.Evaluation(batches=batches, name="noise")).report
+    report = fb.quantize(model, FOUR_BITS, evaluation=fb.Evaluation(batches=batches, name="noise")).report
     with torch.no_grad():
         outputs = [torch.cat([m(batch) for batch in batches]) for m in (reference, model)]
     assert report.output_sqnr == pytest.approx(by_formula(*outputs), abs=SUMS)
@@ -61,7 +69,7 @@ def test_each_layer_is_measured_on_the_float_models_inputs_of_the_first_batch():
     model = two_layers()
     reference = copy.deepcopy(model)
     batches = list(torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1)))
-    report = fb.quantize(model, "w4a16", evaluation=batches).report
+    report = fb.quantize(model, FOUR_BITS, evaluation=batches).report
     x = batches[0]
     with torch.no_grad():
         for layer in report.layers:
@@ -94,7 +102,7 @@ def test_a_batch_may_be_arguments_or_keywords_and_an_output_may_be_nested(form, 
 
 def test_batches_may_come_from_a_generator():
     batches = list(torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(1)))
-    reports = [fb.quantize(two_layers(), "w4a16", evaluation=b).report for b in (batches, (b for b in batches))]
+    reports = [fb.quantize(two_layers(), FOUR_BITS, evaluation=b).report for b in (batches, (b for b in batches))]
     assert reports[0].output_sqnr == reports[1].output_sqnr
 
 
@@ -126,7 +134,7 @@ def test_a_language_model_is_measured_by_perplexity_divergence_and_agreement(wra
     reference = copy.deepcopy(model)
     tokens = torch.randint(300, (4, 20), generator=torch.Generator().manual_seed(1))
     batches = [{"input_ids": piece} if as_dict else piece for piece in tokens.split(2)]
-    report = fb.quantize(model, "w2a16", evaluation=batches).report
+    report = fb.quantize(model, TWO_BITS, evaluation=batches).report
 
     def log_probabilities(m):
         with torch.no_grad():

@@ -31,6 +31,8 @@ def output_sqnr(original: Array, quantized: Array, moment: Array) -> float:
 
     With D = quantized - original it is tr(W H W^T) / tr(D H D^T): no input is needed again.
     """
+    xp = array_namespace(original)
+    original = xp.astype(original, xp.float32)
     difference = quantized - original
     return decibels(_power(original, moment), _power(difference, moment))
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fewbit.numerics.namespace import Array, array_namespace, constants_like
+from fewbit.numerics.namespace import Array, array_namespace, constants_like, numbers_at_once
+
+#: Up to so many thresholds are compared with one by one.
+_FEW = 32
 
 
 def look_up(table: Sequence[float], index: Array) -> Array:
@@ -18,6 +21,13 @@ def look_up(table: Sequence[float], index: Array) -> Array:
 def rank(thresholds: Sequence[float], values: Array) -> Array:
     """Return how many of the ascending `thresholds` are at or below each of `values`, as int32."""
     xp = array_namespace(values)
+    if len(thresholds) <= _FEW:
+        # Comparisons run on vector units and fuse; a binary search does neither.
+        kind = xp.int32 if numbers_at_once(values) > 1 << 60 else xp.uint8
+        count = xp.zeros_like(values, dtype=kind)
+        for threshold in thresholds:
+            count = count + xp.astype(values >= threshold, kind)
+        return xp.astype(count, xp.int32)
     table = constants_like(list(thresholds), "float32", values)
     flat = xp.searchsorted(table, xp.reshape(values, (-1,)), side="right")
     return xp.astype(xp.reshape(flat, values.shape), xp.int32)

@@ -51,7 +51,7 @@ def _inside_last(boxes: Array, axes: tuple[int, ...]) -> Array:
     xp = array_namespace(boxes)
     outer = [axis for axis in range(boxes.ndim) if axis not in axes]
     moved = xp.permute_dims(boxes, (*outer, *axes))
-    return xp.sort(xp.reshape(moved, (*(boxes.shape[axis] for axis in outer), -1)), axis=-1)
+    return xp.sort(xp.reshape(moved, (*(boxes.shape[axis] for axis in outer), -1)), axis=-1, stable=False)
 
 
 def _quantile(ordered: Array, share: float, boxes: Array, axes: tuple[int, ...]) -> Array:

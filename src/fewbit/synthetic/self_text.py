@@ -21,6 +21,19 @@ _GREEDY = 4
 _ABREAST = 32
 
 
+def writes_text(model: Any) -> bool:
+    """Whether `model` is a causal language model of transformers."""
+    can = getattr(model, "can_generate", lambda: False)()
+    configuration = getattr(model, "config", None)
+    encodes = getattr(configuration, "is_encoder_decoder", False)
+    return bool(can) and not encodes and getattr(configuration, "vocab_size", None) is not None
+
+
+def context_of(model: Any) -> int | None:
+    """Return how many tokens `model` can look at, or `None` where its configuration does not say."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
 @torch.no_grad()
 def written_by(model: Any, *, sequences: int, length: int, seed: int, progress: Progress) -> list[Tensor]:
     """Return `sequences` token tensors (1, length) that `model`, a causal language model of transformers, wrote.
@@ -29,14 +42,12 @@ def written_by(model: Any, *, sequences: int, length: int, seed: int, progress: 
         CalibrationError: a model that writes no text, or a length beyond its context.
 
     """
-    configuration = getattr(model, "config", None)
-    vocabulary = getattr(configuration, "vocab_size", None)
-    if vocabulary is None or not hasattr(model, "generate"):
+    if not writes_text(model):
         raise CalibrationError(
             f"{type(model).__name__} writes no text of its own; give calibration batches, or a text file"
         )
-    context = getattr(configuration, "max_position_embeddings", length)
-    if length > context:
+    vocabulary, context = model.config.vocab_size, context_of(model)
+    if context is not None and length > context:
         raise CalibrationError(f"calibration sequences of {length} tokens exceed the context of {context}; use fewer")
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)

@@ -1,0 +1,112 @@
+"""What the scripts of the peers share: schemes in fewbit's spelling, the float model, and the JSON line printed last.
+
+Run: not by itself; `llmcompressor_gptq.py` and `hqq_data_free.py` import it, each inside its own environment.
+Source: benchmarks/peers; needs torch, transformers, safetensors and psutil, which every peer brings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """Integers of `bits` bits, `group` neighbours in a row sharing a scale."""
+
+    text: str
+    bits: int
+    group: int
+    symmetric: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Scheme:
+        """Return the scheme that `text` spells."""
+        found = re.fullmatch(r"int([1-8]) g([1-9]\d*)( asym)?", text)
+        if not found:
+            raise argparse.ArgumentTypeError(f"scheme '{text}' is not of the form 'int4 g64' or 'int4 g64 asym'")
+        return cls(text, int(found[1]), int(found[2]), symmetric=not found[3])
+
+
+def arguments(description: str | None, *, tokens: bool) -> argparse.Namespace:
+    """Return the command line: `model`, `scheme`, `out`, and `tokens` where the peer calibrates."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
+    if tokens:
+        parser.add_argument("--tokens", type=Path, required=True, help="int64 (sequences, length), a .npy file")
+    parser.add_argument("--scheme", type=Scheme.parse, required=True, help="'int4 g64', 'int3 g64 asym', ...")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parsed = parser.parse_args()
+    if not (parsed.model / "config.json").is_file():
+        fail(f"{parsed.model} has no config.json; name a Hugging Face folder")
+    if not parsed.out.parent.is_dir():
+        fail(f"{parsed.out.parent} is not a folder; make it first")
+    return parsed
+
+
+def fail(message: str) -> NoReturn:
+    sys.exit(f"{Path(sys.argv[0]).name}: {message}")
+
+
+def load(folder: Path) -> Any:
+    """Return the causal language model of `folder` in the dtype of its files."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+
+
+def linear_layers(model: Any) -> dict[str, torch.nn.Linear]:
+    """Return every linear layer but the head by name."""
+    head = model.get_output_embeddings()
+    found = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head
+    }
+    if not found:
+        fail(f"{type(model).__name__} has no torch.nn.Linear besides its head; name another --model")
+    return found
+
+
+def timed(work: Callable[[], object]) -> dict[str, float]:
+    """Do `work`; return its seconds, the seconds of all cores, and the most memory the process has held by its end."""
+    started, used = time.perf_counter(), time.process_time()
+    work()
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - used
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak}
+
+
+def finish(
+    weights: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size], given: argparse.Namespace, **figures: Any
+) -> None:
+    """Check that `weights` are finite and of the `shapes` of the layers, write them as float32, print the JSON line."""
+    if weights.keys() != shapes.keys():
+        missing, unasked = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
+        fail(f"the peer left out {missing} and quantized {unasked} unasked; mend this script")
+    for name, weight in weights.items():
+        if weight.shape != shapes[name]:
+            fail(f"layer {name} came back as {tuple(weight.shape)}, not {tuple(shapes[name])}")
+        if not torch.isfinite(weight).all():
+            fail(f"layer {name} came back with NaN or infinity; the peer cannot do '{given.scheme.text}' here")
+    save_file({f"{name}.weight": weight.float().contiguous() for name, weight in weights.items()}, given.out)
+    started = psutil.Process().create_time()
+    line = {"scheme": given.scheme.text, "layers": len(weights), **figures, "seconds_total": time.time() - started}
+    print(json.dumps({key: round(value, 1) if isinstance(value, float) else value for key, value in line.items()}))
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the installed versions of Python and `packages`."""
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
