@@ -1,72 +1,201 @@
-"""Weight-only schemes on smollm2: KL divergence, perplexity, size and time, as a Markdown table.
+"""Weight-only schemes of fewbit beside llm-compressor and HQQ: divergence, agreement, perplexity, time and memory.
 
-Run: python benchmarks/weight_only.py [--sequences 8] [--length 512] [--schemes "int4 g64" "int8"]
-The head and the embedding stay float. Text: pydoc_data.topics of the running Python. Rows are printed as they come.
+Run: python benchmarks/weight_only.py [--model smollm2-rotated] [--calibration FILE] [--text FILE] [--rows REGEX]
+Each row runs in a process of its own and is cached in benchmarks/cache, so that a stopped run goes on where it was.
+Peers run from environments of their own, made by benchmarks/peers/make.sh; without one its rows are left out, aloud.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import hashlib
+import json
+import re
+import subprocess
 import sys
-import tempfile
-import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import fewbit as fb
-from fewbit.evaluation.size import bytes_on_disk
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_model
+
+from fewbit.evaluation.quality import compare
 from fewbit.evaluation.text import read_text, token_sequences
 from fewbit.report.data import installed_versions, this_machine
 from fewbit.sources import open_source
 
-SCHEMES = ("int8", "e4m3", "int4 g64", "int4 g64 asym", "int3 g64", "int3 g64 asym", "int2 g64 asym")
-HEADER = ("scheme", "bits a weight", "KL, nats", "top-1", "perplexity", "weights on disk, MB", "quantize, s")
+HERE = Path(__file__).resolve().parent
+CACHE = HERE / "cache"
+HEADER = ("tool", "scheme", "KL, nats", "top-1", "perplexity", "seconds", "CPU s", "solving s", "peak MB")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    tool: str
+    scheme: str
+    #: Options of the tool's script besides model, tokens, scheme and out.
+    options: tuple[str, ...] = ()
+    label: str = ""
+
+    def command(self, folder: Path, tokens: Path, out: Path) -> list[str]:
+        """Return the command line that makes the row's weights."""
+        python, script, calibrates = TOOLS[self.tool]
+        data = ["--tokens", str(tokens)] if calibrates else []
+        arguments = ["--model", str(folder), *data, "--scheme", self.scheme, "--out", str(out), *self.options]
+        return [str(python), str(HERE / script), *arguments]
+
+
+TOOLS = {
+    "fewbit": (Path(sys.executable), "fewbit_row.py", True),
+    "llm-compressor": (HERE / "peers/llmcompressor/bin/python", "peers/llmcompressor_gptq.py", True),
+    "HQQ": (HERE / "peers/hqq/bin/python", "peers/hqq_data_free.py", False),
+}
+
+
+def fewbit(scheme: str, label: str, **algorithm: Any) -> Row:
+    return Row("fewbit", scheme, ("--algorithm", json.dumps({"name": "gptq", **algorithm})), label)
+
+
+def rows() -> list[Row]:
+    schemes = ["int4 g64", "int4 g64 asym", "int3 g64", "int3 g64 asym", "int2 g64 asym"]
+    table = []
+    for scheme in schemes:
+        table.append(Row("fewbit", scheme, ("--algorithm", '{"name": "nearest"}'), "nearest"))
+        table.append(Row("llm-compressor", scheme, (), "GPTQ"))
+        if "asym" in scheme:
+            table.append(Row("HQQ", scheme, (), "data-free"))
+        table.append(fewbit(scheme, "gptq"))
+    table.append(fewbit("int4 g64", "gptq, order none", order="none"))
+    table.append(fewbit("int4 g64", "gptq, order activation", order="activation"))
+    table.append(fewbit("int4 g64", "gptq, no descent, no fit", sweeps=0, fit=False))
+    sequential = fewbit("int4 g64", "gptq, true-sequential")
+    table.append(Row("fewbit", "int4 g64", (*sequential.options, "--sequential"), sequential.label))
+    return table
+
+
+@dataclass
+class Bench:
+    """The model, the texts, and what has been measured on them."""
+
+    model: str
+    calibration: str | None
+    text: str | None
+    sequences: int = 8
+    length: int = 512
+    samples: int = 32
+    _float: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        CACHE.mkdir(exist_ok=True)
+        self.source = open_source(self.model)
+        self.folder = CACHE / self.model
+        if not (self.folder / "config.json").exists():
+            self.folder.mkdir(exist_ok=True)
+            save_model(self.source.load(), str(self.folder / "model.safetensors"), metadata={"format": "pt"})
+            self.source.tokenizer().save_pretrained(self.folder)
+            configuration = {**self.source.configuration(), "dtype": "float32"}
+            (self.folder / "config.json").write_text(json.dumps(configuration))
+        self.batches = self._pieces(self.text, 0, self.sequences)
+        # Without a text of its own, calibration takes the pieces after those of the evaluation.
+        pieces = self._pieces(self.calibration, 0 if self.calibration else self.sequences, self.samples)
+        self.tokens = CACHE / f"tokens-{self._digest(torch.cat(pieces).numpy())}.npy"
+        np.save(self.tokens, torch.cat(pieces).numpy())
+
+    def _pieces(self, text: str | None, skip: int, count: int) -> list[torch.Tensor]:
+        words, _ = read_text(text)
+        return token_sequences(self.source.tokenizer(), words, sequences=skip + count, length=self.length)[skip:]
+
+    @staticmethod
+    def _digest(*parts: Any) -> str:
+        made = hashlib.sha256()
+        for part in parts:
+            made.update(part if isinstance(part, np.ndarray) else json.dumps(part, sort_keys=True).encode())
+        return made.hexdigest()[:16]
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """Return the figures of `row`, from the cache where nothing that they depend on has changed."""
+        own = row.tool == "fewbit"
+        code = [path.read_text() for path in sorted((HERE.parent / "src").rglob("*.py"))] if own else TOOLS[row.tool][1]
+        evaluated = torch.cat(self.batches).numpy()
+        key = self._digest(
+            asdict(row), self.model, self.tokens.name, code, installed_versions() if own else "", evaluated
+        )
+        cached = CACHE / f"row-{key}.json"
+        if cached.exists():
+            return dict(json.loads(cached.read_text()))
+        weights = CACHE / "weights.safetensors"
+        ran = subprocess.run(
+            row.command(self.folder, self.tokens, weights), capture_output=True, text=True, check=False
+        )
+        if ran.returncode:
+            print(ran.stderr[-2000:], file=sys.stderr)
+            raise SystemExit(f"{row.tool} {row.scheme} {row.label}: exit code {ran.returncode}")
+        figures = json.loads(ran.stdout.strip().splitlines()[-1]) | self._quality(load_file(weights))
+        weights.unlink()
+        partial = cached.with_suffix(".partial")
+        partial.write_text(json.dumps(figures))
+        partial.rename(cached)
+        return figures
+
+    def _quality(self, weights: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Return divergence, agreement and perplexity of the float model with `weights` in place of its own."""
+        if self._float is None:
+            self._float = open_source(self.folder).load()
+        parameters = dict(self._float.named_parameters())
+        before = {name: parameters[name].detach().clone() for name in weights}
+
+        @torch.no_grad()
+        def forward(tokens: torch.Tensor, own: dict[str, torch.Tensor]) -> torch.Tensor:
+            for name, weight in own.items():
+                parameters[name].data = weight
+            return self._float(tokens, use_cache=False).logits
+
+        _, after = compare(lambda t: forward(t, before), lambda t: forward(t, weights), self.batches)
+        forward(self.batches[0][:, :1], before)
+        return {"kl": after.kl_divergence, "top1": after.top1_agreement, "perplexity": after.perplexity}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=8)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--schemes", nargs="+", default=SCHEMES)
-    arguments = parser.parse_args()
-    source = open_source("smollm2")
-    text, name = read_text(None)
-    batches = token_sequences(source.tokenizer(), text, sequences=arguments.sequences, length=arguments.length)
+    parser.add_argument("--model", default="smollm2", help="smollm2 or smollm2-rotated")
+    parser.add_argument("--calibration", help="UTF-8 text; default: pydoc_data.topics after the pieces evaluated")
+    parser.add_argument("--text", help="UTF-8 text to evaluate on; default: pydoc_data.topics")
+    parser.add_argument("--rows", default="", help="only rows whose 'tool scheme label' holds this regular expression")
+    given = parser.parse_args()
+    bench = Bench(given.model, given.calibration, given.text)
     versions = installed_versions()
-    print(f"{name}, {arguments.sequences} x {arguments.length} tokens; {this_machine()}; torch {versions['torch']}\n")
-    print(row(HEADER))
-    print(row(["---", *["---:"] * (len(HEADER) - 1)]))
-    for number, scheme in enumerate(arguments.schemes):
-        cells, reference = measure(scheme, fb.Evaluation(batches=batches, name=name))
-        if number == 0:
-            print(row(reference), flush=True)
-        print(row(cells), flush=True)
+    print(
+        f"{given.model}; calibrated on {bench.samples} x {bench.length} tokens of {named(given.calibration)}, "
+        f"evaluated on {bench.sequences} x {bench.length} of {named(given.text)}; {this_machine()}; "
+        f"torch {versions['torch']}\n"
+    )
+    print(line(HEADER))
+    print(line(["---", "---", *["---:"] * (len(HEADER) - 2)]), flush=True)
+    for row in rows():
+        if not re.search(given.rows, f"{row.tool} {row.scheme} {row.label}"):
+            continue
+        if not TOOLS[row.tool][0].exists():
+            print(f"{row.tool} is not installed: run benchmarks/peers/make.sh", file=sys.stderr)
+            continue
+        found = bench.measure(row)
+        quality = [f"{found['kl']:.4f}", f"{found['top1']:.3f}", f"{found['perplexity']:.2f}"]
+        cost = [
+            f"{found.get(name, float('nan')):.0f}" for name in ("seconds", "cpu_seconds", "solving_seconds", "peak_mb")
+        ]
+        print(line([f"{row.tool}, {row.label}", row.scheme, *quality, *cost]), flush=True)
 
 
-def measure(scheme: str, evaluation: fb.Evaluation) -> tuple[list[str], list[str]]:
-    """Return the row of a scheme, and the row of the float model that it was measured beside."""
-    model = open_source("smollm2").load()
-    recipe = fb.Recipe([fb.Rule(kind="linear", weight=scheme)])
-    result = fb.quantize(model, recipe, to="compressed-tensors", dtype="float16", evaluation=evaluation)
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        result.save(Path(folder) / "model")
-        seconds = result.report.seconds["solve"] + time.perf_counter() - started
-        size = bytes_on_disk(Path(folder) / "model")
-    before, after = result.report.before, result.report.after
-    rows = [row for row in result.plan.rows if row.scheme]
-    bits = 8 * sum(row.bytes_after for row in rows) / sum(math.prod(row.layer.shape) for row in rows)
-    cells = [
-        scheme, f"{bits:.2f}", f"{after.kl_divergence:.4f}", f"{after.top1_agreement:.3f}", f"{after.perplexity:.2f}",
-        f"{size / 1e6:.1f}", f"{seconds:.1f}",
-    ]  # fmt: skip
-    whole = f"{result.plan.bytes_before / 1e6:.1f}"
-    return cells, ["float16", "16", "0", "1", f"{before.perplexity:.2f}", whole, ""]
+def named(text: str | None) -> str:
+    return Path(text).name if text else "pydoc_data.topics"
 
 
-def row(cells: list[str] | tuple[str, ...]) -> str:
+def line(cells: Any) -> str:
     return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
