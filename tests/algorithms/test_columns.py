@@ -45,7 +45,7 @@ def left_over(weight, weights, scale, zero, low, high):
     return (weights.double() * (w - q * s).square()).sum(1)
 
 
-WEIGHT = torch.cat([draw(60, 40) * 3, torch.zeros(1, 40), draw(1, 40).abs(), -draw(1, 40).abs(), draw(1, 40) * 1e-30])
+WEIGHT = torch.cat([draw(60, 40) * 3, torch.zeros(1, 40), draw(1, 40).abs(), -draw(1, 40).abs(), draw(1, 40) * 1e-12])
 WEIGHTS = draw(40, seed=1).abs() + 0.1
 
 
