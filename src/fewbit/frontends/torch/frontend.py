@@ -87,21 +87,26 @@ class TorchFrontend:
 
         """
         target = getattr(torch, storage_type)
-        rounded = {}
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            if name in names and tensor.dtype.is_floating_point:
-                rounded[name] = (tensor, tensor.detach().to(target).to(tensor.dtype))
-                bad = int((~torch.isfinite(rounded[name][1])).sum())
-                if bad:
-                    raise NonFiniteError(
-                        f"{name}: {bad} of its numbers are not finite in {storage_type}; repair them, "
-                        "or use another dtype where they overflow"
-                    )
+        own = {
+            name: tensor.detach()
+            for name, tensor in model.state_dict(keep_vars=True).items()
+            if name in names and tensor.dtype.is_floating_point
+        }
+        for name, tensor in own.items():
+            bad = sum(int((~torch.isfinite(piece.to(target))).sum()) for piece in _pieces(tensor))
+            if bad:
+                raise NonFiniteError(
+                    f"{name}: {bad} of its numbers are not finite in {storage_type}; repair them, "
+                    "or use another dtype where they overflow"
+                )
         changed = 0
-        with torch.no_grad():
-            for tensor, nearest in rounded.values():
-                changed += int((nearest != tensor).sum())
-                tensor.copy_(nearest)
+        for tensor in own.values():
+            for piece in _pieces(tensor):
+                nearest = piece.to(target).to(piece.dtype)
+                differ = int((nearest != piece).sum())
+                if differ:  # a write would copy pages that are mapped from a file
+                    piece.copy_(nearest)
+                changed += differ
         return changed
 
     def calibrate(
@@ -175,6 +180,11 @@ def from_stored(array: np.ndarray[Any, Any]) -> Tensor:
         raw = torch.from_numpy(array.view(f"u{array.dtype.itemsize}"))
         return raw.view(getattr(torch, array.dtype.name))
     return torch.from_numpy(array)
+
+
+def _pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """Return views of a few million numbers that make up `tensor`."""
+    return torch.split(tensor.view(-1), 1 << 22) if tensor.is_contiguous() else [tensor]
 
 
 def _type_name(dtype: torch.dtype) -> str:
