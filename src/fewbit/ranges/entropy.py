@@ -14,7 +14,7 @@ from fewbit.errors import SchemeError
 from fewbit.numerics.loop import repeat
 from fewbit.numerics.namespace import Array, array_namespace, device
 from fewbit.numerics.summation import tree_sum
-from fewbit.ranges.grid import Grid
+from fewbit.ranges.grid import Grid, pieces
 from fewbit.ranges.minmax import MinMax
 
 
@@ -48,7 +48,9 @@ class Entropy:
         low, high = MinMax()(boxes, axes)
         amax = xp.where(-low > high, -low, high)
         outer = tuple(size for axis, size in enumerate(boxes.shape) if axis not in axes)
-        counts = _histogram(xp.abs(boxes) / xp.where(amax > 0.0, amax, xp.ones_like(amax)), axes, self.bins)
+        whole = xp.where(amax > 0.0, amax, xp.ones_like(amax))
+        parts = [_histogram(xp.abs(part) / whole, axes, self.bins) for part, _ in pieces(boxes, axes, None)]
+        counts = sum(parts[1:], start=parts[0])
         levels = max(len(grid.format.levels) // 2, 2)
         start = (xp.zeros_like(counts[:, :1]) + self.bins, _divergence(counts, self.bins, levels))
 

@@ -6,6 +6,7 @@ Both go through the same arithmetic, so the error searched is the error made (bu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -85,14 +86,8 @@ class Grid:
     def error(self, boxes: Array, low: Array, high: Array, axes: tuple[int, ...], weights: Array | None) -> Array:
         """Return the squared error, summed over `axes` and weighted by `weights`, that bounds leave."""
         scale, zero = self.parameters(low, high)
-        if boxes.shape[0] > 1 or 1 not in axes or weights is not None:
-            return self._error(boxes, scale, zero, axes, weights)
-        # A single box can be the whole tensor: go through it a slice at a time.
-        rows = max(1, numbers_at_once(boxes) // max(1, prod(boxes.shape) // boxes.shape[1]))
-        ends = [(start, min(start + rows, boxes.shape[1])) for start in range(0, boxes.shape[1], rows)]
-        slices = [boxes[:, start:end, ...] for start, end in ends]
-        return sum((self._error(piece, scale, zero, axes, None) for piece in slices[1:]),
-                   start=self._error(slices[0], scale, zero, axes, None))  # fmt: skip
+        parts = [self._error(part, scale, zero, axes, own) for part, own in pieces(boxes, axes, weights)]
+        return sum(parts[1:], start=parts[0])
 
     def _error(self, boxes: Array, scale: Array, zero: Array | None, axes: tuple[int, ...], weights: Any) -> Array:
         difference = settled(self.rounded(boxes, scale, zero)) - boxes
@@ -104,6 +99,17 @@ class Grid:
         """The number format as the integer that an asymmetric grid has."""
         assert isinstance(self.format, Int)  # Scheme refuses zero points elsewhere
         return self.format
+
+
+def pieces(boxes: Array, axes: tuple[int, ...], weights: Array | None) -> Iterator[tuple[Array, Array | None]]:
+    """Yield `boxes` and `weights`; a single box, which can be a whole tensor, in parts of what fits a cache."""
+    if boxes.shape[0] > 1 or 1 not in axes:
+        yield boxes, weights
+        return
+    rows = max(1, numbers_at_once(boxes) // max(1, prod(boxes.shape) // boxes.shape[1]))
+    for start in range(0, boxes.shape[1], rows):
+        own = slice(start, min(start + rows, boxes.shape[1]))
+        yield boxes[:, own, ...], None if weights is None else weights[:, own, ...]
 
 
 def larger(a: Array, b: Array) -> Array:

@@ -14,7 +14,7 @@ from fewbit.numerics.loop import repeat
 from fewbit.numerics.namespace import Array, array_namespace, constants_like, settled
 from fewbit.numerics.summation import tree_sum
 from fewbit.ranges.absmax import AbsMax
-from fewbit.ranges.grid import Grid
+from fewbit.ranges.grid import Grid, pieces
 from fewbit.ranges.minmax import MinMax
 from fewbit.ranges.search import Best, Search
 
@@ -64,27 +64,31 @@ class LeastSquares:
 
 def _refit(search: Search, low: Array, high: Array) -> tuple[Array, Array]:
     """Return the bounds of the scale and zero point that fit the codes of the bounds `low` and `high` best."""
-    boxes, axes, grid, weights = search.boxes, search.axes, search.grid, search.weights
-    xp = array_namespace(boxes)
+    grid = search.grid
     scale, zero = grid.parameters(low, high)
-    units = grid.units(boxes, scale, zero)
-
-    def total(values: Array) -> Array:
-        return tree_sum(values if weights is None else values * weights, axes)
-
+    xp = array_namespace(scale)
+    count, units, boxes, squares, products = _sums(search, scale, zero)
     if zero is None:
-        squares = total(units * units)
-        fitted = total(boxes * units) / xp.where(squares > 0.0, squares, xp.ones_like(squares))
+        fitted = products / xp.where(squares > 0.0, squares, xp.ones_like(squares))
         high = xp.where(fitted > 0.0, fitted, scale) * grid.format.reach
         return -high, high
-    count, mean_unit, mean_box = total(xp.ones_like(boxes)), total(units), total(boxes)
     count = xp.where(count > 0.0, count, xp.ones_like(count))
-    mean_unit, mean_box = mean_unit / count, mean_box / count
-    spread = total((units - mean_unit) * (units - mean_unit))
-    slope = total((units - mean_unit) * (boxes - mean_box)) / xp.where(spread > 0.0, spread, xp.ones_like(spread))
-    slope = xp.where(slope > 0.0, slope, scale)
+    spread = squares - settled(units * units / count)
+    slope = (products - settled(units * boxes / count)) / xp.where(spread > 0.0, spread, xp.ones_like(spread))
+    slope = xp.where((slope > 0.0) & (spread > 0.0), slope, scale)
     qmin, qmax = grid.integer.qmin, grid.integer.qmax
-    moved = zero - (mean_box - settled(slope * mean_unit)) / slope
+    moved = zero - (boxes - settled(slope * units)) / (settled(slope * count))
     if not grid.float_zero:
         moved = xp.clip(xp.round(moved), qmin, qmax)
     return (qmin - moved) * slope, (qmax - moved) * slope
+
+
+def _sums(search: Search, scale: Array, zero: Array | None) -> list[Array]:
+    """Return the weighted sums over each box of 1, u, x, u^2 and x u."""
+    sums: list[Array] = []
+    for part, weights in pieces(search.boxes, search.axes, search.weights):
+        units = search.grid.units(part, scale, zero)
+        terms = (array_namespace(part).ones_like(part), units, part, units * units, part * units)
+        found = [tree_sum(term if weights is None else settled(term) * weights, search.axes) for term in terms]
+        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+    return sums
