@@ -35,10 +35,13 @@ def test_the_demo_quantizes_every_linear_layer_in_groups_of_64(demo):
     ]
 
 
-def test_nearest_rounding_costs_what_it_is_known_to_cost(demo):
+def test_the_demo_costs_less_than_nearest_rounding(demo):
     _, report = demo
-    # 0.42 nats on this text; half and double of it leave room for another Python's text, not for a defect.
-    assert 0.2 < report["after"]["kl_divergence"] < 0.8
+    # Nearest rounding leaves 0.42 nats on this text, here and there more or less with the text of another Python.
+    assert 0.02 < report["after"]["kl_divergence"] < 0.3
+    gained = [layer["solved_sqnr"] - layer["nearest_sqnr"] for layer in report["layers"] if layer["solved_sqnr"]]
+    assert len(gained) == 210
+    assert min(gained) > 0.0
     assert report["before"]["perplexity"] < report["after"]["perplexity"]
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,17 @@ from fewbit.statistics.second_moment import SecondMoment
 PLAIN = Gptq(order="none", search=False, sweeps=0, fit=False)
 #: Float32 products against float64 ones, as a share of the result.
 SUMS = 1e-4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Handing work this small from one pool of threads to another takes longer than the work."""
+    before = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(before[0])
+    torch.set_num_threads(before[1])
 
 
 def correlated(width, rows=400, seed=0):
@@ -279,7 +291,7 @@ def test_rows_of_zeros_stay_zeros(text):
 @pytest.mark.parametrize("text", ["int1 asym g16", "int2 asym g16", "int4 asym g16", "uint4 asym channel"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_asymmetric_groups_of_one_sign(text, sign):
-    # BUG (int1 asym, positive weights): search_asymmetric tries the zero point at the end that nothing reaches, with
+
     # a scale of 0; the infinity that follows makes NaN of the rest of the row.
     weight = np.abs(weights(24, 64)) * np.float32(sign)
     weight[:, ::5] = 0.0
@@ -346,7 +358,7 @@ def test_without_data_it_rounds_to_nearest_and_says_so(given):
 
 
 def test_inputs_that_are_all_zero_round_to_nearest():
-    # BUG: hessian.factor: the mean diagonal is 0, so no damping helps, and NonFiniteError stops the whole model.
+
     weight = weights(24, 64)
     solution = Gptq()(weight, statistics(np.zeros((10, 64), np.float32)), parse_scheme("int4 g16"))
     np.testing.assert_array_equal(solution.qtensor.codes, quantize(weight, parse_scheme("int4 g16")).codes)

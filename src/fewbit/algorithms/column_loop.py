@@ -200,7 +200,11 @@ class _ColumnLoop:
     def _call(self, name: str, *arguments: Any) -> None:
         """Call a kernel; the compiled ones take NumPy views of the same memory, and float32 numbers."""
         kernel = getattr(self.kernels, name)
-        kernel(*(_as_numpy(argument) for argument in arguments) if self.kernels is columns_compiled else arguments)
+        if self.kernels is not columns_compiled:
+            kernel(*arguments)
+            return
+        with columns_compiled.threads_for(arguments[0].numel()):
+            kernel(*(_as_numpy(argument) for argument in arguments))
 
 
 def _as_numpy(argument: Any) -> Any:

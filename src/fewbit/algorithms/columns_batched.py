@@ -81,8 +81,10 @@ def search_asymmetric(
             torch.where(below < steps, most / (steps - below).clamp(min=1), none),
         ).minimum(plain * 2)
         low, high = -below[:, None], (steps - below)[:, None]
+        usable = whole > 0  # not so: one bit, and all values on one side
+        whole = torch.where(usable, whole, plain)
         found, trial = _best(weight, weights, [factor * whole for factor in factors], low, high)
-        better = found < error
+        better = usable & (found < error)
         error = torch.where(better, found, error)
         chosen, place = torch.where(better, trial, chosen), torch.where(better, below, place)
     settled = _settle(weight, weights, (error, chosen), -place[:, None], (steps - place)[:, None])

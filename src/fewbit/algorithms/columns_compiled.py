@@ -6,6 +6,8 @@ units = what a code stands for in units of the scale: code - zero point, or a le
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -14,6 +16,21 @@ import numpy as np
 #: Freedoms that let sums use vector units; NaN and infinity do not occur, order of sums may change.
 _FAST = {"reassoc", "contract", "arcp", "nsz", "nnan", "ninf"}
 _ONE = np.float32(1.0)
+
+
+#: Work on fewer numbers is done sooner by one thread than shared out: torch's threads are waiting beside numba's.
+_SHARED_FROM = 1 << 18
+
+
+@contextmanager
+def threads_for(numbers: int) -> Iterator[None]:
+    """Run kernels in one thread while the block runs if they work on few numbers."""
+    threads = numba.get_num_threads()
+    numba.set_num_threads(threads if numbers >= _SHARED_FROM else 1)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(threads)
 
 
 @numba.njit(fastmath=_FAST, cache=True, inline="always")  # type: ignore[untyped-decorator]
@@ -88,7 +105,9 @@ def search_symmetric(weight: Any, weights: Any, limits: Any, factors: Any, scale
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
-def search_asymmetric(weight: Any, weights: Any, limits: Any, factors: Any, scale: Any, zero: Any) -> None:
+def search_asymmetric(  # noqa: C901  # numba compiles it as one
+    weight: Any, weights: Any, limits: Any, factors: Any, scale: Any, zero: Any
+) -> None:
     """Set `scale` and `zero` (out,) for each row of `weight` (out, group): zero points near that of the extremes."""
     first, last, _ = limits
     steps = last - first
@@ -113,6 +132,8 @@ def search_asymmetric(weight: Any, weights: Any, limits: Any, factors: Any, scal
                 if steps - below > 0:
                     whole = max(whole, most / (steps - below))
                 whole = min(whole, plain * np.float32(2.0))
+                if whole <= 0:  # one bit, and all values on one side
+                    continue
                 for factor in factors:
                     error = _error(values, weights, factor * whole, -below, steps - below)
                     if error < best:

@@ -67,4 +67,7 @@ class Gptq:
         except ImportError as error:
             raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
 
-        return rounded(weight, moment.result(), scheme, self)
+        result = moment.result()
+        if not bool((result != 0.0).any()):
+            return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
+        return rounded(weight, result, scheme, self)

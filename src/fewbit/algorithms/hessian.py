@@ -14,8 +14,8 @@ from fewbit.errors import NonFiniteError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What the damping is multiplied with while the factorization fails.
-_RETRIES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, 1e4)
+#: The damping grows by this while the factorization fails, up to the limit.
+_GROWTH, _LIMIT = 3.0, 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,16 @@ def factor(moment: Tensor, order: Tensor, damping: float) -> Hessian:
     ordered = moment[order][:, order].to(torch.float32)
     mean = float(ordered.diagonal().double().mean())
     identity = torch.eye(ordered.shape[0], dtype=torch.float32, device=ordered.device)
-    for times in _RETRIES:
+    while damping <= _LIMIT:
         damped = ordered.clone()
-        damped.diagonal().add_(times * damping * mean)
+        damped.diagonal().add_(damping * mean)
         reverse, failed = torch.linalg.cholesky_ex(damped.flip(0, 1).contiguous())
         if int(failed) == 0:
             upper = torch.linalg.solve_triangular(reverse.flip(0, 1).contiguous(), identity, upper=True)
             if bool(torch.isfinite(upper).all()):
-                return Hessian(damped, upper.contiguous(), times * damping)
+                return Hessian(damped, upper.contiguous(), damping)
+        damping *= _GROWTH
     raise NonFiniteError(
-        f"the second moment of its inputs cannot be factored, even with {_RETRIES[-1] * damping:g} of its mean "
+        f"the second moment of its inputs cannot be factored, even with {_LIMIT:g} times its mean "
         "diagonal added; look for inputs of extreme size, or use nearest rounding"
     )

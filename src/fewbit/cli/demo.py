@@ -30,7 +30,7 @@ def demo(
     chosen = choose_recipe(recipe, None, None, [])
     run = Run(
         model="smollm2", recipe=chosen, output=output, overwrite=overwrite, command=context.obj,
-        calibration=("self", 16, 128, False),  # a quarter of the default: a demo is to be short
+        calibration=("self", 8, 128, False),  # an eighth of the default: a demo is to be short
     )  # fmt: skip
     result = run.carry_out(terminal)
     with terminal.phase("reload"):

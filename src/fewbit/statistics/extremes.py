@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewbit.errors import NonFiniteError
 from fewbit.numerics.namespace import Array, array_namespace, device
 
 
@@ -47,10 +48,19 @@ class Extremes:
         self.count += other.count
 
     def result(self) -> tuple[Array, Array]:
-        """Return the bounds, each float32 (width,)."""
+        """Return the bounds, each float32 (width,).
+
+        Raises:
+            NonFiniteError: a row held NaN or infinity.
+
+        """
+        xp = array_namespace(self.low)
+        if self.count and not bool(xp.all(xp.isfinite(self.low)) & xp.all(xp.isfinite(self.high))):
+            raise NonFiniteError("its inputs hold NaN or infinity; look upstream")
         return self.low, self.high
 
     def _widen(self, low: Array, high: Array) -> None:
         xp = array_namespace(low)
-        self.low = xp.where(low < self.low, low, self.low)
-        self.high = xp.where(high > self.high, high, self.high)
+        # Asked this way round, NaN stays.
+        self.low = xp.where(self.low <= low, self.low, low)
+        self.high = xp.where(self.high >= high, self.high, high)

@@ -60,7 +60,8 @@ class CalibrationRun:
                 module.hold()
             self._held = held
         outside = [layer for layer in self._partition.outside if layer.name in self._wanted]
-        runs = [partial(run_batch, self._model, batch) for batch in self._batches]
+        scores = any(layer.kind == "head" for layer in outside)
+        runs = [partial(run_batch, self._model, batch, every_score=scores) for batch in self._batches]
         yield self._parts(outside, runs)
 
     def _parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
@@ -103,8 +104,8 @@ class _Watch:
     leaders: dict[str, str] = field(default_factory=dict)
     #: Layers in the order of their calls in the first run.
     calls: list[str] = field(default_factory=list)
-    #: Inputs seen in the run in progress, each with the layer that keeps its statistic.
-    current: list[tuple[Tensor, str]] = field(default_factory=list)
+    #: Inputs seen in the run in progress, each with its version and the layer that keeps its statistic.
+    current: list[tuple[Tensor, int | None, str]] = field(default_factory=list)
 
     def gather(self, runs: Sequence[Callable[[], Any]]) -> dict[str, dict[str, Any]]:
         """Return the statistics of each layer over all `runs`; layers that share an input share the objects."""
@@ -133,13 +134,16 @@ class _Watch:
 
     def _leader(self, layer: Layer, rows: Tensor) -> str:
         """Return which layer keeps the statistic of `layer`'s input; found in the first run, checked in the others."""
-        first = next((leader for seen, leader in self.current if seen is rows), layer.name)
+        # What was written into since is another input; a tensor of inference mode cannot tell, and is not shared.
+        version = None if rows.is_inference() else rows._version
+        same = (leader for seen, then, leader in self.current if seen is rows and then == version is not None)
+        first = next(same, layer.name)
         if self.leaders.setdefault(layer.name, first) != first:
             raise CalibrationError(
                 f"{layer.name}: it shares its input with {self.leaders[layer.name]} in one calibration batch and not "
                 "in another; give batches that take the same way through the model"
             )
-        self.current.append((rows, first))
+        self.current.append((rows, version, first))
         return first
 
     def _statistics(self, layer: Layer, rows: Tensor) -> dict[str, Any]:

@@ -58,15 +58,16 @@ class Call:
             return module(*self.args, **self.kwargs)
 
 
-def run_batch(model: nn.Module, batch: Any) -> Any:
+def run_batch(model: nn.Module, batch: Any, *, every_score: bool = False) -> Any:
     """Run `model` on a batch (a tensor, a tuple of arguments or a dict) for the sake of its blocks.
 
-    Without key-value caches, and of a language model that can do so with the scores of the last position only.
+    Without key-value caches, and of a language model that can do so with the scores of the last position only, unless
+    `every_score` is wanted.
     """
     call = Call((), dict(batch)) if isinstance(batch, Mapping) else Call(_as_tuple(batch), {})
     signature = inspect.signature(model.forward)
     free = signature.parameters.keys() - signature.bind_partial(*call.args).arguments
-    if "labels" in call.kwargs:  # their loss takes the scores of all positions
+    if every_score or "labels" in call.kwargs:  # their loss takes the scores of all positions
         free -= {"logits_to_keep"}
     sparing = {name: value for name, value in _SPARING.items() if name in free}
     with _configured_without_cache(model):
