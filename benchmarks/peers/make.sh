@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the environment of a peer that the benchmarks compare with: benchmarks/peers/NAME, with the versions of NAME.txt.
+# Makes the environment of a peer that the benchmarks compare with: benchmarks/peers/NAME, with NAME.txt's versions.
 # Run: benchmarks/peers/make.sh llmcompressor    or hqq; again after a change of NAME.txt, else it does nothing.
-# PYTHON names another python3. PIP_ARGS="--index-url URL --extra-index-url URL" names an index with a CPU build of torch:
+# PYTHON names another python3. PIP_ARGS="--index-url URL --extra-index-url URL" names an index with a CPU torch:
 # on Linux the torch of PyPI brings several gigabytes of CUDA libraries.
 set -euo pipefail
 
