@@ -15,7 +15,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make check      formatting, lint, types, import directions"
 	@echo "make format     let ruff format and mend"
-	@echo "make benchmark  the README's table of weight-only schemes"
+	@echo "make benchmark  weight-only schemes beside llm-compressor and HQQ; takes hours, goes on where it was"
 	@echo "make numerics-benchmark  speed of encoding and decoding beside that of a copy"
 	@echo "make clean      remove the environment and what the demo wrote"
 
