@@ -1,14 +1,13 @@
 """fewbit on all linear layers but the head; writes the weights that they compute with, as float32: a row of a table.
 
 Run: python fewbit_row.py --model FOLDER --tokens FILE.npy --scheme "int4 g64" --algorithm '{"name": "gptq"}' --out FILE
-The last line printed is JSON: seconds, CPU seconds, peak memory of the process (ru_maxrss), and where the time went.
+The last line printed is JSON: seconds, CPU seconds, peak memory of the process, and where the time went.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,9 @@ from safetensors.torch import save_file
 import fewbit as fb
 from fewbit.sources import open_source
 
+sys.path.append(str(Path(__file__).parent / "peers"))
+from peer import peak_memory
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True)
     parser.add_argument("--scheme", required=True)
     parser.add_argument("--algorithm", type=json.loads, default={"name": "gptq"})
-    parser.add_argument("--sequential", action="store_true")
+    parser.add_argument("--sequential", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     model = open_source(given.model).load()
@@ -37,7 +39,7 @@ def main() -> None:
     figures = {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - used,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6,
+        "peak_mb": peak_memory() / 1e6,
         "solving_seconds": sum(layer.seconds or 0.0 for layer in result.report.layers),
     }
     rows = [row.layer.name for row in result.plan.rows if row.scheme]

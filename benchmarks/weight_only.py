@@ -72,8 +72,8 @@ def rows() -> list[Row]:
     table.append(fewbit("int4 g64", "gptq, order none", order="none"))
     table.append(fewbit("int4 g64", "gptq, order activation", order="activation"))
     table.append(fewbit("int4 g64", "gptq, no descent, no fit", sweeps=0, fit=False))
-    sequential = fewbit("int4 g64", "gptq, true-sequential")
-    table.append(Row("fewbit", "int4 g64", (*sequential.options, "--sequential"), sequential.label))
+    together = fewbit("int4 g64", "gptq, not true-sequential")
+    table.append(Row("fewbit", "int4 g64", (*together.options, "--no-sequential"), together.label))
     return table
 
 

@@ -84,9 +84,18 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
     started, used = time.perf_counter(), time.process_time()
     work()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - used
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_memory() / 1e6}
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held.
+
+    On Linux not ru_maxrss: a process that was spawned begins with the figure of the one that spawned it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def finish(

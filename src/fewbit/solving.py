@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from fewbit.errors import FewbitError
-from fewbit.evaluation.fidelity import output_sqnr, sqnr
+from fewbit.evaluation.fidelity import decibels, output_power, sqnr
 from fewbit.interfaces import Frontend, Layer, Progress, Replacement
 from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
@@ -37,7 +38,7 @@ class Data:
     """Calibration batches, and whether the layers of a block are measured one after the other."""
 
     batches: Sequence[Any] = ()
-    sequential: bool = False
+    sequential: bool = True
 
 
 def solve(model: Any, made: Plan, frontend: Frontend, data: Data, progress: Progress) -> dict[str, Solved]:
@@ -45,10 +46,12 @@ def solve(model: Any, made: Plan, frontend: Frontend, data: Data, progress: Prog
     rows = {row.layer.name: row for row in made.rows if row.scheme}
     solved: dict[str, Solved] = {}
     try:
-        for row in _tracked(model, made, rows, frontend, data, progress):
-            found = _solve(model, row[0], row[1], frontend)
-            solved[row[0].layer.name] = found
-            found.replacement.install()
+        # What waits inside of the calibration is let go of also when a layer cannot be solved.
+        with closing(_tracked(model, made, rows, frontend, data, progress)) as tracked:
+            for row, statistics in tracked:
+                found = _solve(model, row, statistics, frontend)
+                solved[row.layer.name] = found
+                found.replacement.install()
     finally:
         for done in solved.values():
             done.replacement.restore()
@@ -62,7 +65,7 @@ def needs_data(made: Plan) -> bool:
 
 def _tracked(
     model: Any, made: Plan, rows: Mapping[str, PlanRow], frontend: Frontend, data: Data, progress: Progress
-) -> Iterator[tuple[PlanRow, Mapping[str, Any]]]:
+) -> Generator[tuple[PlanRow, Mapping[str, Any]]]:
     """Yield every row with the statistics of its layer; it must be installed before the next is asked for."""
     wanted = {name: row.algorithm.statistics if row.algorithm else () for name, row in rows.items()}
     free = [row for name, row in rows.items() if not wanted[name]]
@@ -94,8 +97,9 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
     nearest = best = None
     if "second_moment" in statistics:
         moment = statistics["second_moment"].result()
-        nearest = output_sqnr(weight, quantize(weight, row.scheme).dequantize(), moment)
-        best = output_sqnr(weight, values, moment)
+        signal = output_power(weight, moment)
+        nearest = decibels(signal, output_power(quantize(weight, row.scheme).dequantize() - weight, moment))
+        best = decibels(signal, output_power(values - weight, moment))
     return Solved(
         replacement=frontend.replacement(model, row.layer, solution.qtensor),
         weight_sqnr=sqnr(weight, values),

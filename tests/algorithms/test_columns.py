@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewbit.algorithms import columns_batched, columns_compiled
-from fewbit.algorithms.column_loop import _FACTORS as FACTORS
+from fewbit.algorithms.column_scales import _FACTORS as FACTORS
 from fewbit.formats.codebook import NF4
 
 #: Sums of 40 float32 products in another order, as a share of the sum of magnitudes.

@@ -67,7 +67,6 @@ class Gptq:
         except ImportError as error:
             raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
 
-        result = moment.result()
-        if not bool((result != 0.0).any()):
+        if not bool((moment.result() != 0.0).any()):
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
-        return rounded(weight, result, scheme, self)
+        return rounded(weight, moment, scheme, self)

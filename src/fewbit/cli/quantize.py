@@ -49,8 +49,11 @@ def quantize(  # a command's options are its arguments
         int | None, typer.Option(help="Tokens of each; default: 256 of its own text, 512 of a file.", min=2)
     ] = None,
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="Calibrate the layers of a block one after the other.")
-    ] = False,
+        bool,
+        typer.Option(
+            help="Calibrate the layers of a block one after the other; all at once takes longer and less memory."
+        ),
+    ] = True,
     target_bits: Annotated[float | None, typer.Option(help=_LATER)] = None,
     runtime: Annotated[str | None, typer.Option(help=_LATER)] = None,
     memory: Annotated[str | None, typer.Option(help=_LATER)] = None,

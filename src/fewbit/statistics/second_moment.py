@@ -6,13 +6,17 @@ Source: GPTQ, arXiv 2210.17323, section 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from fewbit.errors import NonFiniteError
-from fewbit.numerics.namespace import Array, array_namespace, device
+from fewbit.numerics.namespace import Array, array_namespace, device, is_torch
+
+_T = TypeVar("_T")
 
 #: Columns of a panel: small enough to leave out most of the lower triangle, large enough for fast products.
-_PANEL = 192
+_PANEL = 256
 
 
 @dataclass(slots=True)
@@ -23,6 +27,8 @@ class SecondMoment:
     total: Array
     #: Rows seen.
     count: int = 0
+    #: The result and what was made of it, until more rows come.
+    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def init(cls, width: int, like: Array) -> SecondMoment:
@@ -46,25 +52,45 @@ class SecondMoment:
         rows = xp.astype(xp.reshape(rows, (-1, self.width)), xp.float32, copy=False)
         for start in range(0, self.width, _PANEL):
             stop = min(start + _PANEL, self.width)
-            product = xp.matmul(rows[:, start:stop].T, rows[:, start:])
-            self.total[start:stop, start:] += product
+            if is_torch(rows):  # adds while it multiplies
+                self.total[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+            else:
+                self.total[start:stop, start:] += xp.matmul(rows[:, start:stop].T, rows[:, start:])
         self.count += int(rows.shape[0])
+        self._derived.clear()
 
     def merge(self, other: SecondMoment) -> None:
         """Add what `other` has seen."""
         self.total += other.total
         self.count += other.count
+        self._derived.clear()
 
     def result(self) -> Array:
-        """Return H as float32 (width, width), symmetric; zeros when nothing was seen.
+        """Return H as float32 (width, width), symmetric; zeros when nothing was seen. Not to be written into.
 
         Raises:
             NonFiniteError: it holds NaN or infinity.
 
         """
+        if "result" not in self._derived:
+            self._derived["result"] = self._mean()
+        return self._derived["result"]
+
+    def derive(self, key: Hashable, make: Callable[[Array], _T]) -> _T:
+        """Return `make(result())`, made once for all layers that share this input; `key` tells what it is."""
+        if ("derived", key) not in self._derived:
+            self._derived["derived", key] = make(self.result())
+        made: _T = self._derived["derived", key]
+        return made
+
+    def _mean(self) -> Array:
         xp = array_namespace(self.total)
-        upper = xp.triu(self.total)
-        moment = (upper + xp.triu(self.total, k=1).T) / max(self.count, 1)
-        if not bool(xp.all(xp.isfinite(moment))):
+        moment = self.total / max(self.count, 1)
+        for start in range(0, self.width, _PANEL):
+            stop = min(start + _PANEL, self.width)
+            corner = moment[start:stop, start:stop]
+            moment[start:stop, start:stop] = xp.triu(corner) + xp.triu(corner, k=1).T
+            moment[stop:, start:stop] = moment[start:stop, stop:].T
+        if not bool(xp.isfinite(xp.min(moment)) & xp.isfinite(xp.max(moment))):
             raise NonFiniteError("its inputs hold NaN or infinity, or numbers whose square overflows; look upstream")
         return moment

@@ -7,6 +7,7 @@ What is in memory: the inputs of one block for all batches, and what its success
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,17 +15,27 @@ from torch import nn
 from fewbit.errors import RecipeError
 from fewbit.frontends.torch.block_links import BlockLink, trace_blocks
 from fewbit.frontends.torch.calls import Call, items, run_batch
+from fewbit.frontends.torch.paused_runs import PausedRuns
+from fewbit.frontends.torch.resident_memory import give_back
 
 
 class BlockInputs:
     """One block and the calls that it gets; both are good until the walk's next step."""
 
-    def __init__(self, model: nn.Module, link: BlockLink, batches: Sequence[Any], calls: list[Call]) -> None:
+    def __init__(
+        self, model: nn.Module, link: BlockLink, batches: Sequence[Any], calls: list[Call], *, feeds: bool = False
+    ) -> None:
         self.link = link
         #: What the block is called with: a call for each batch, or more where the model calls it several times.
         self.calls = calls
+        #: How many calls there were at first.
+        self.number = len(calls)
         self._model = model
         self._batches = batches
+        #: Whether the next block's inputs are made of this one's outputs.
+        self._feeds = feeds
+        self._paused: PausedRuns | None = None
+        self._finished: list[Any] = []
 
     @property
     def name(self) -> str:
@@ -40,6 +51,34 @@ class BlockInputs:
     def module(self) -> nn.Module:
         """The block as it now is."""
         return self._model.get_submodule(self.name)
+
+    def pause(self, groups: Sequence[Sequence[str]]) -> PausedRuns:
+        """Return runs of the calls that wait at the layers of `groups`; the calls are used up."""
+        calls, self.calls = self.calls, []
+        module = self.module
+        self._paused = PausedRuns(self._model, groups, [partial(call.run, module) for call in calls])
+        return self._paused
+
+    def finish(self) -> None:
+        """Run the block as it now is, or let its paused runs end, where the next block asks for that."""
+        if self._feeds:
+            self._finished = list(self.last_outputs())
+
+    def last_outputs(self) -> Iterator[Any]:
+        """Run the block as it now is, or let its paused runs end; every call and output is let go of."""
+        while self._finished:
+            yield self._finished.pop(0)
+        if self._paused:
+            yield from self._paused.outputs()
+        while self.calls:
+            yield self.calls.pop(0).run(self.module)
+
+    def __enter__(self) -> BlockInputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._paused:
+            self._paused.close()
 
     def outputs(self) -> Iterator[Any]:
         """Run the block as it now is on each call in turn; hooks inside it see every input once.
@@ -72,25 +111,27 @@ def walk_blocks(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) 
     for index, link in enumerate(links):
         base = shared.get(link.base or "", [])
         # A batch that takes another way, past a block, breaks the chain for all.
-        whole = link.previous == current.name and len(base) == len(current.calls) == len(batches)
+        whole = link.previous == current.name and len(base) == current.number == len(batches)
+        feeds = any(later.chained and later.previous == link.name for later in links[index + 1 : index + 2])
         if link.chained and whole:
-            current = BlockInputs(model, link, batches, _passed_on(current, link, base))
+            current = BlockInputs(model, link, batches, _passed_on(current, link, base), feeds=feeds)
         else:
             current.calls.clear()
             reached = batches if link.calls else ()
             calls = [call for batch in reached for call in _listen(model, link, batch, leaving=False)]
             shared[link.name] = _for_followers(calls, link, links)
-            current = BlockInputs(model, link.captured(), batches, calls)
+            current = BlockInputs(model, link.captured(), batches, calls, feeds=feeds)
+            give_back(model.parameters())  # the trace and the capture have read more than one block
         for name in shared.keys() - {later.base for later in links[index + 1 :]}:
             del shared[name]
         yield current
 
 
 def _passed_on(block: BlockInputs, link: BlockLink, base: list[Call]) -> list[Call]:
-    """Return the calls of the block after `block`; each call of `block` is let go of once it has run."""
+    """Return the calls of the block after `block`."""
     calls = []
-    for known in base:
-        outputs = items(block.calls.pop(0).run(block.module))
+    for known, output in zip(base, block.last_outputs(), strict=True):
+        outputs = items(output)
         calls.append(known.replaced({slot: outputs[which] for slot, which in link.slots.items()}))
     return calls
 

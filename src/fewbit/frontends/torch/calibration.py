@@ -1,7 +1,8 @@
 """Run calibration data through a model, one block at a time, and gather statistics of what its layers get.
 
 Each block runs on what the already quantized blocks before it put out. Layers that get the same tensor share one
-statistic. In true-sequential order the layers of a block come in parts, each measured behind the quantized ones before.
+statistic. In true-sequential order the layers of a block come in parts, each measured behind the quantized ones before:
+the runs of the block wait at each part and go on behind it; what cannot wait is run anew for every part.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fewbit.frontends.torch.block_inputs import BlockInputs, walk_blocks
 from fewbit.frontends.torch.blocks import Partition, find_blocks
 from fewbit.frontends.torch.calls import Call, run_batch
 from fewbit.frontends.torch.quantized import QuantizedLayer
+from fewbit.frontends.torch.resident_memory import give_back, trim
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.statistics import STATISTICS
 
@@ -50,24 +52,45 @@ class CalibrationRun:
         left = {block.name for block in blocks.values() if any(layer.name in self._wanted for layer in block.layers)}
         for step in walk_blocks(self._model, list(blocks), self._batches) if left else ():
             own = [layer for layer in blocks[step.name].layers if layer.name in self._wanted]
-            yield self._parts(own, _runs_of(step))
-            held = [module for module in step.module.modules() if isinstance(module, QuantizedLayer)]
             left.discard(step.name)
-            if not left:  # no one asks for the outputs of the last block
+            weights = list(step.module.parameters())
+            with _Held(step.module) as held, step:
+                yield self._block_parts(own, step, held)
+                if left:  # else no one asks for the outputs
+                    held.renew()
+                    step.finish()
+            # What one block leaves behind must not add up over all of them.
+            give_back(weights)
+            trim()
+            if not left:
                 break
-            # The walk now runs this block once for every batch: dequantize once.
-            for module in held:
-                module.hold()
-            self._held = held
         outside = [layer for layer in self._partition.outside if layer.name in self._wanted]
         scores = any(layer.kind == "head" for layer in outside)
         runs = [partial(run_batch, self._model, batch, every_score=scores) for batch in self._batches]
         yield self._parts(outside, runs)
 
+    def _block_parts(self, layers: list[Layer], step: BlockInputs, held: _Held) -> Iterator[CalibratedPart]:
+        """Yield the parts of a block; in sequential order its runs wait where they can."""
+        measured, rest = self._split(layers)
+        runs = _runs_of(step)
+        if not (self._sequential and measured and step.link.replayable and runs):
+            yield from self._parts(layers, runs)
+            return
+        watch = _Watch(self._model, measured, self._wanted)
+        groups = watch.groups(runs)
+        if len(watch.calls) != len(measured) or {*watch.calls} != {layer.name for layer in measured}:
+            yield from self._parts(layers, runs)
+            return
+        if rest:
+            yield CalibratedPart(tuple(rest), {})
+        paused = step.pause([[layer.name for layer in group] for group in groups])
+        for group in groups:
+            held.renew()
+            yield CalibratedPart(group, watch.shared(group, paused.reach(group[0].name)))
+
     def _parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
-        for module in getattr(self, "_held", ()):
-            module.release()
-        measured = [layer for layer in layers if self._wanted[layer.name] and layer.kind != "embedding"]
+        """Yield the parts of layers whose inputs are seen in `runs`, which can be repeated."""
+        measured, rest = self._split(layers)
         if not measured:
             yield CalibratedPart(tuple(layers), {})
             return
@@ -75,11 +98,37 @@ class CalibrationRun:
         if not self._sequential:
             yield CalibratedPart(tuple(layers), watch.gather(runs))
             return
-        rest = [layer for layer in layers if layer not in measured]
         if rest:
             yield CalibratedPart(tuple(rest), {})
         for group in watch.groups(runs):
             yield CalibratedPart(group, _Watch(self._model, group, self._wanted).gather(runs))
+
+    def _split(self, layers: list[Layer]) -> tuple[list[Layer], list[Layer]]:
+        """Return the layers whose inputs are to be measured, and the others."""
+        measured = [layer for layer in layers if self._wanted[layer.name] and layer.kind != "embedding"]
+        return measured, [layer for layer in layers if layer not in measured]
+
+
+class _Held:
+    """The quantized layers of a block dequantized once, while it runs for every batch."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._block = block
+        self._layers: list[QuantizedLayer] = []
+
+    def renew(self) -> None:
+        """Hold what has been quantized since."""
+        new = [part for part in self._block.modules() if isinstance(part, QuantizedLayer) and part not in self._layers]
+        for layer in new:
+            layer.hold()
+        self._layers += new
+
+    def __enter__(self) -> _Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self._layers:
+            layer.release()
 
 
 def _runs_of(step: BlockInputs) -> list[Callable[[], Any]]:
@@ -123,14 +172,26 @@ class _Watch:
                 run()
         return {layer.name: kept[self.leaders[layer.name]] for layer in self.layers if layer.name in self.leaders}
 
+    def shared(self, group: Sequence[Layer], inputs: Iterator[Tensor]) -> dict[str, dict[str, Any]]:
+        """Return the statistics of layers that all get these inputs."""
+        kept: dict[str, Any] = {}
+        for rows in inputs:
+            kept = kept or self._statistics(group[0], rows)
+            for name, statistic in kept.items():
+                _update(statistic, name, group[0], rows)
+        return {layer.name: kept for layer in group}
+
     def groups(self, runs: Sequence[Callable[[], Any]]) -> list[tuple[Layer, ...]]:
         """Return the layers in the order of their calls in the first run, those that share an input together."""
         with self._listening(lambda layer, rows: self._leader(layer, rows) and None, record=True, last=None):
             runs[0]()
-        order = dict.fromkeys(self.leaders[name] for name in self.calls)
-        groups = [tuple(layer for layer in self.layers if self.leaders.get(layer.name) == leader) for leader in order]
+        groups: dict[str, dict[str, Layer]] = {}
+        known = {layer.name: layer for layer in self.layers}
+        for name in self.calls:
+            groups.setdefault(self.leaders[name], {})[name] = known[name]
         unseen = tuple(layer for layer in self.layers if layer.name not in self.leaders)
-        return [*groups, unseen] if unseen else groups
+        found = [tuple(group.values()) for group in groups.values()]
+        return [*found, unseen] if unseen else found
 
     def _leader(self, layer: Layer, rows: Tensor) -> str:
         """Return which layer keeps the statistic of `layer`'s input; found in the first run, checked in the others."""

@@ -54,7 +54,7 @@ class Call:
     @torch.no_grad()
     def run(self, module: nn.Module) -> Any:
         """Return the output of `module` for this call, in evaluation mode."""
-        with _evaluating(module):
+        with evaluating(module):
             return module(*self.args, **self.kwargs)
 
 
@@ -148,7 +148,7 @@ def _is_cache(value: Any) -> bool:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Keep `module` in evaluation mode, and give every part the mode that it had."""
     training = [part for part in module.modules() if part.training]
     module.eval()

@@ -1,0 +1,105 @@
+"""Scales and zero points of the columns while GPTQ rounds them: fixed before, or chosen when a group is reached.
+
+A chosen one leaves the least sum over columns of (w_k - q_k)^2 / U_kk^2, which is what rounding column k costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fewbit.algorithms import columns
+from fewbit.algorithms.column_order import Span
+from fewbit.algorithms.hessian import Hessian
+from fewbit.formats.integer import Int
+from fewbit.formats.scale_type import round_scale
+from fewbit.numerics.groups import beside_boxes, merge, split
+from fewbit.qtensor import QTensor, quantize
+from fewbit.ranges.absmax import AbsMax
+from fewbit.ranges.minmax import MinMax
+from fewbit.ranges.squared_error import SquaredError
+from fewbit.schemes.granularity import PerChannel, PerGroup
+from fewbit.schemes.scheme import Scheme
+
+#: Shares of the scale that clips nothing that a search tries.
+_FACTORS = tuple(1.07 - 0.03 * step for step in range(20))
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnScales:
+    """Parameters of the columns as they come, not as they are ordered."""
+
+    #: float32 (out, n).
+    scale: Tensor
+    #: float32 (out, n); zeros for symmetric schemes.
+    zero: Tensor
+    #: int64 (in,): which of the n each column uses.
+    index: Tensor
+
+    @classmethod
+    def open(cls, weight: Tensor, spans: list[Span]) -> ColumnScales:
+        """Return parameters that are still to be chosen, one for each row and span of columns."""
+        sizes = torch.tensor([stop - start for start, stop in spans])
+        index = torch.arange(len(spans)).repeat_interleave(sizes).to(weight.device)
+        scale = weight.new_ones(len(weight), len(spans))
+        return cls(scale, torch.zeros_like(scale), index)
+
+    @classmethod
+    def of(cls, stored: QTensor) -> ColumnScales:
+        """Return the parameters of a quantized weight of any granularity."""
+        shape, scale = stored.shape, stored.scale_values()
+        box = stored.scheme.granularity.box(shape)
+
+        def by_column(part: Tensor | None) -> Tensor:
+            blank = torch.zeros(shape, device=scale.device)
+            return blank if part is None else merge(split(blank, box) + beside_boxes(part.float()), shape)
+
+        return cls(by_column(scale), by_column(stored.zero_point), torch.arange(shape[1], device=scale.device))
+
+    def columns(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point (out, k) of some columns."""
+        index = self.index[which]
+        return self.scale[:, index], self.zero[:, index]
+
+
+def own_scales(scheme: Scheme) -> bool:
+    """Whether each row has scales of its own, for groups of columns or for all, kept as plain floats."""
+    each_row = scheme.granularity == PerChannel() or isinstance(scheme.granularity, PerGroup)
+    return each_row and scheme.scale_scheme is None
+
+
+def spans_of(width: int, scheme: Scheme) -> list[Span]:
+    """Return the groups of columns that share a scale."""
+    size = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else width
+    return [(start, min(start + size, width)) for start in range(0, width, size)]
+
+
+def fixed(weight: Tensor, hessian: Hessian, scheme: Scheme, *, search: bool) -> QTensor:
+    """Return `weight` (out, in) rounded to nearest under scales chosen before the first column."""
+    importance = torch.empty_like(hessian.upper[0], dtype=torch.float64)
+    importance[hessian.order] = hessian.upper.diagonal().double().pow(-2)
+    if search and isinstance(scheme.ranging, AbsMax | MinMax):
+        scheme = replace(scheme, range_method=SquaredError())
+    return quantize(weight, scheme, (importance / importance.mean()).float())
+
+
+def chosen(group: Tensor, importance: Tensor, scheme: Scheme, *, search: bool) -> tuple[Tensor, Tensor]:
+    """Return scale, rounded to its type, and zero point (out,) for one group of columns (out, k)."""
+    weights = (importance / importance.mean()).float()
+    usual = isinstance(scheme.ranging, AbsMax | MinMax)
+    if not (search and usual and isinstance(scheme.format, Int)) or scheme.float_zero:
+        ranging = SquaredError(steps=16) if search and usual else scheme.ranging
+        low, high = ranging(group[:, None, None, :], (1, 3), scheme.grid, weights)
+        scale, zero = scheme.grid.parameters(low, high)
+        return scale.reshape(-1), torch.zeros_like(scale.reshape(-1)) if zero is None else zero.reshape(-1)
+    scale = group.new_ones(len(group))
+    zero = torch.zeros_like(scale)
+    limits = (float(scheme.format.qmin), float(scheme.format.qmax), float(scheme.format.reach))
+    factors = group.new_tensor(_FACTORS)
+    if scheme.symmetric:
+        columns.run("search_symmetric", group, weights, limits, factors, scale)
+    else:
+        columns.run("search_asymmetric", group, weights, limits, factors, scale, zero)
+    return round_scale(scale, scheme.scale_type), zero

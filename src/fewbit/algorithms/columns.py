@@ -1,0 +1,37 @@
+"""GPTQ's inner loops where the tensors are: compiled for the CPU, batched for any other device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fewbit.algorithms import columns_batched, columns_compiled
+from fewbit.formats.integer import Int
+from fewbit.formats.number_format import NumberFormat
+
+
+def grid_of(form: NumberFormat, like: Tensor) -> tuple[float, float, Tensor]:
+    """Return (lowest code, highest code, levels) of a format; levels are empty for integers."""
+    if isinstance(form, Int):
+        return float(form.qmin), float(form.qmax), like.new_empty(0)
+    levels = like.new_tensor(form.levels)
+    return 0.0, float(len(form.levels) - 1), levels
+
+
+def run(name: str, *arguments: Any) -> None:
+    """Run a kernel; the compiled ones take NumPy views of the same memory, and float32 numbers."""
+    if arguments[0].device.type != "cpu":
+        getattr(columns_batched, name)(*arguments)
+        return
+    with columns_compiled.threads_for(arguments[0].numel()):
+        getattr(columns_compiled, name)(*(_as_numpy(argument) for argument in arguments))
+
+
+def _as_numpy(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.numpy()
+    if isinstance(argument, tuple):
+        return tuple(_as_numpy(part) for part in argument)
+    return np.float32(argument) if isinstance(argument, float) else argument

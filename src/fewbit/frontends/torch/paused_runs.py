@@ -1,0 +1,120 @@
+"""Runs of a block that wait at its layers: all come to one, it is measured and quantized, and they go on from there.
+
+So a block in true-sequential order costs one forward for each batch; measuring and running on apart would cost two.
+What is in memory is what a forward holds at the layer, for every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from weakref import ReferenceType, ref
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from fewbit.errors import CalibrationError
+from fewbit.frontends.torch.calls import evaluating
+
+
+@dataclass(slots=True)
+class _Run:
+    #: The forward, on a stack of its own.
+    stack: greenlet
+    #: Where it waits; `None` before its start and after its end.
+    layer: str | None = None
+    #: What the layer is given.
+    rows: Tensor | None = None
+    output: Any = None
+
+    def go_on(self) -> None:
+        """Run up to the next layer that it is to wait at, or to the end."""
+        self.rows = None
+        # Each run that starts or ends in there finds gradients off, whatever the order in which they take turns.
+        with torch.no_grad():
+            reached = self.stack.switch()
+        if self.stack.dead:
+            self.layer, self.output = None, reached
+        else:
+            self.layer, self.rows = reached
+
+
+class PausedRuns:
+    """Runs that wait at the first layer of each group, in the order of the groups; a group shares one input."""
+
+    def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]], runs: Sequence[Callable[[], Any]]) -> None:
+        """Set up; nothing runs yet. Every run must call each layer of the groups once, and in their order."""
+        self._model = model
+        self._order: Mapping[str, int] = {name: index for index, names in enumerate(groups) for name in names}
+        self._leaders = {names[0] for names in groups}
+        self._runs = [_Run(greenlet(run)) for run in runs]
+        #: By the run in progress: the input that the last group's first layer got.
+        self._inputs: dict[greenlet, ReferenceType[Tensor]] = {}
+        self._undo = ExitStack()
+        # Runs that take turns would give back the mode of training in another order than they took it.
+        self._undo.enter_context(evaluating(model))
+        for name in self._order:
+            self._undo.callback(_give_back_forward, *self._gate(name))
+
+    def reach(self, leader: str) -> Iterator[Tensor]:
+        """Let every run go on to the layer called `leader`, and yield what it is given there."""
+        for run in self._runs:
+            while not run.stack.dead and run.layer != leader:
+                run.go_on()
+            if run.rows is None:
+                raise CalibrationError(
+                    f"{leader}: not every calibration batch reaches it; calibrate without sequential order"
+                )
+            yield run.rows
+
+    def outputs(self) -> Iterator[Any]:
+        """Let every run go on to its end, yield what it returns and let go of it."""
+        while self._runs:
+            run = self._runs[0]
+            while not run.stack.dead:
+                run.go_on()
+            del self._runs[0]
+            yield run.output
+
+    def close(self) -> None:
+        """Abandon what still waits; the layers are called as before."""
+        for run in self._runs:
+            if not run.stack.dead and run.stack:
+                run.stack.throw()
+        self._runs.clear()
+        self._inputs.clear()
+        self._undo.close()
+
+    def _gate(self, name: str) -> tuple[nn.Module, Any]:
+        """Make the float layer called `name` wait when a run calls it; return it, and the forward that it had."""
+        module = self._model.get_submodule(name)
+        own, before = module.forward, module.__dict__.get("forward")
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stack = getcurrent()
+            if any(stack is run.stack for run in self._runs):
+                rows = args[0] if args else next(iter(kwargs.values()))
+                if name in self._leaders:
+                    self._inputs[stack] = ref(rows)
+                    stack.parent.switch((name, rows))
+                elif self._inputs[stack]() is not rows:
+                    raise CalibrationError(
+                        f"{name}: it shares its input with other layers in one calibration batch and not in another; "
+                        "give batches that take the same way through the model"
+                    )
+            # While the run waited the layer may have been replaced.
+            now = self._model.get_submodule(name)
+            return own(*args, **kwargs) if now is module else now(*args, **kwargs)
+
+        module.forward = forward
+        return module, before
+
+
+def _give_back_forward(module: nn.Module, before: Any) -> None:
+    if before is None:
+        del module.forward
+    else:
+        module.forward = before

@@ -1,0 +1,62 @@
+"""What is mapped and unchanged is given back and comes again; what is not of a file, or was written into, stays."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fewbit.frontends.torch.resident_memory import give_back, trim
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="madvise and the page map are Linux's")
+#: 16 MiB: what the allocator and Python do beside it is far below.
+SIZE = 1 << 22
+
+
+def resident(kind):
+    """Return resident memory of the process in bytes: `RssFile` or `RssAnon`."""
+    with Path("/proc/self/status").open() as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(kind))
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    save_file({"weight": torch.arange(SIZE, dtype=torch.float32)}, tmp_path / "model.safetensors")
+    tensor = load_file(tmp_path / "model.safetensors")["weight"]
+    before = resident("RssFile")
+    assert tensor.sum() > 0
+    if resident("RssFile") - before < SIZE * 3:
+        pytest.skip("this safetensors maps no files")
+    return tensor
+
+
+def test_a_mapped_weight_is_given_back_and_read_again(mapped):
+    before = resident("RssFile")
+    give_back([mapped])
+    assert before - resident("RssFile") > SIZE * 3  # of its 4 bytes a number; the first and last page may stay
+    assert torch.equal(mapped, torch.arange(SIZE, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("where", [0, SIZE // 2, SIZE - 1])
+def test_a_mapped_weight_that_was_written_into_stays(mapped, where):
+    mapped[where] = -5.0
+    give_back([mapped])
+    assert mapped[where] == -5.0
+
+
+def test_memory_of_no_file_stays():
+    own = torch.arange(SIZE, dtype=torch.float32)
+    give_back([own, own[5:], own[:0], torch.empty(3), torch.empty(4, device="meta")])
+    assert torch.equal(own, torch.arange(SIZE, dtype=torch.float32))
+
+
+def test_trimming_gives_freed_chunks_back():
+    # Chunks too small to be mapped one by one, held apart by one that stays at the end of the heap.
+    chunks = [torch.zeros(8192) for _ in range(512)]
+    held = [torch.zeros(16) for _ in range(64)]
+    before = resident("RssAnon")
+    del chunks
+    trim()
+    assert before - resident("RssAnon") > 512 * 8192 * 4 // 2
+    assert len(held) == 64
