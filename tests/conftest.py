@@ -62,3 +62,17 @@ def xp(request: pytest.FixtureRequest) -> Iterator[Framework]:
     """Each array framework in turn; the strict one without boolean indexing and data-dependent shapes."""
     with array_api_strict.ArrayAPIStrictFlags(boolean_indexing=False, data_dependent_shapes=False):
         yield _FRAMEWORKS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Handing work that is small from one pool of threads to another takes longer than the work."""
+    import numba
+    import torch
+
+    before = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(before[0])
+    torch.set_num_threads(before[1])

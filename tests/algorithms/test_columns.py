@@ -1,6 +1,5 @@
 """The compiled kernels and the batched ones do the same, up to the order in which float32 sums are taken."""
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -17,15 +16,7 @@ INT4 = (-8.0, 7.0, 7.5)
 LEVELS = {"integer": [], "levels": NF4.levels}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Handing work this small from one pool of threads to another takes longer than the work."""
-    before = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
-    yield
-    numba.set_num_threads(before[0])
-    torch.set_num_threads(before[1])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw(*shape, seed=0):

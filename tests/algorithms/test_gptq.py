@@ -3,7 +3,6 @@
 from dataclasses import replace
 from itertools import pairwise
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -20,15 +19,7 @@ PLAIN = Gptq(order="none", search=False, sweeps=0, fit=False)
 SUMS = 1e-4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Handing work this small from one pool of threads to another takes longer than the work."""
-    before = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
-    yield
-    numba.set_num_threads(before[0])
-    torch.set_num_threads(before[1])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def correlated(width, rows=400, seed=0):

@@ -1,6 +1,5 @@
 """Statistics are those of a plain run of the whole model whose earlier layers are quantized."""
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -21,15 +20,7 @@ INT4 = parse_scheme("int4 g16")
 FRONTEND = TorchFrontend()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Handing work this small from one pool of threads to another takes longer than the work."""
-    before = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
-    yield
-    numba.set_num_threads(before[0])
-    torch.set_num_threads(before[1])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def gathered(model, batches, *, sequential=False, names=None, check=None, scheme=INT4):

@@ -107,7 +107,7 @@ def test_a_run_that_takes_another_way_is_refused():
     model = Block()
     runs = paused(model, inputs(), skip=True)
     list(runs.reach("one"))
-    with pytest.raises(CalibrationError, match="^two: not every calibration batch reaches it"):
+    with pytest.raises(CalibrationError, match=r"^two: not every calibration batch reaches it"):
         list(runs.reach("two"))
     runs.close()
 
@@ -120,7 +120,7 @@ class Two(Block):
 def test_a_run_that_shares_no_input_is_refused():
     runs = paused(model := Two(), inputs())
     list(runs.reach("one"))
-    with pytest.raises(CalibrationError, match="^other: it shares its input with other layers in one"):
+    with pytest.raises(CalibrationError, match=r"^other: it shares its input with other layers in one"):
         list(runs.reach("two"))
     runs.close()
     assert "forward" not in model.one.__dict__

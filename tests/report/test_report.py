@@ -122,6 +122,14 @@ def test_the_page_shows_every_layer_and_every_measure():
         assert text in joined, text
 
 
+def test_the_page_shows_what_calibration_brought_where_there_was_one():
+    solved = layer(algorithm="gptq", nearest_sqnr=18.25, solved_sqnr=23.75, damping=0.03, seconds=0.125)
+    texts = Page(page(report(layers=(solved, kept("head")), calibration="a novel: 32 x 512 tokens"))).texts
+    for text in ("18.25", "23.75", "0.03", "0.125", "Calibrated on a novel: 32 x 512 tokens."):
+        assert text in texts, text
+    assert "Damping" not in Page(page(report())).texts
+
+
 @pytest.mark.parametrize("place", ["layer", "notes", "kind", "model", "recipe", "rules", "text", "command", "remarks"])
 def test_a_hostile_name_is_escaped_wherever_it_stands(place):
     values = {

@@ -113,6 +113,24 @@ def test_no_rows_give_zeros_and_open_bounds():
     assert [bound.tolist() for bound in bounds.result()] == [[np.inf, np.inf], [-np.inf, -np.inf]]
 
 
+def test_what_is_derived_is_made_once_until_more_rows_come(xp):
+    statistic, made = gathered(SecondMoment, [xp.from_numpy(ROWS)]), []
+
+    def trace(moment):
+        made.append(float(np.trace(xp.to_numpy(moment))))
+        return made[-1]
+
+    assert statistic.derive("trace", trace) == statistic.derive("trace", trace)
+    assert statistic.result() is statistic.result()
+    assert len(made) == 1
+    statistic.derive("another", trace)
+    assert len(made) == 2
+    statistic.update(xp.from_numpy(ROWS * 2))
+    assert statistic.derive("trace", trace) == pytest.approx(made[0] * 2.5)  # the mean of 1 and of 2^2
+    statistic.merge(gathered(SecondMoment, [xp.from_numpy(ROWS * 2)]))
+    assert statistic.derive("trace", trace) == pytest.approx(made[0] * 3.0)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
 @pytest.mark.parametrize("place", [0, 23])
 def test_what_is_not_finite_or_overflows_is_refused(bad, place):

@@ -20,4 +20,5 @@ def render(report: Report) -> str:
     loudest = max(
         [layer.weight_sqnr or 0.0 for layer in report.quantized if layer.weight_sqnr != float("inf")] or [1.0]
     )
-    return template.render(report=report, scale=max(loudest, 1.0), size=megabytes)
+    calibrated = any(layer.solved_sqnr is not None for layer in report.layers)
+    return template.render(report=report, scale=max(loudest, 1.0), size=megabytes, calibrated=calibrated)
