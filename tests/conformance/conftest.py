@@ -64,9 +64,3 @@ _RUNNERS: dict[str, Runner] = {
 def runner(request: pytest.FixtureRequest) -> Runner:
     """Each framework but NumPy in turn, eager and compiled."""
     return _RUNNERS[request.param]
-
-
-@pytest.fixture
-def compiles_slowly(runner: Runner) -> bool:
-    """Whether compiling costs the runner seconds for each scheme."""
-    return runner is _torch_compiled

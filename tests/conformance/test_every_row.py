@@ -17,10 +17,6 @@ from fewbit.support import schemes
 
 SHAPE = (4, 100)  # 64 and 32 do not divide 100: the last group is uneven
 FAMILIES = {form: [row for row in schemes() if row.scheme.split()[0] == form] for form in FORMATS}
-#: Formats that every granularity is compiled for by torch, and those compiled under one; torch.compile takes seconds a
-#: scheme. A granularity knows nothing of the format, and the formats left out differ from these in constants only.
-REPRESENTATIVES = ("int4", "e4m3", "nf4")
-ONCE = ("int1", "uint8", "int16", "e2m1", "e4m3fnuz", "e5m2", "binary")
 BLOCK_ROWS = [row for row in schemes() if row.scheme.split()[0] not in FORMATS]
 
 
@@ -94,12 +90,8 @@ def assert_equal_to_numpy(texts, runner, scale_type, weights):
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if FAMILIES[form]])
-def test_every_format_under_every_granularity(form, runner, compiles_slowly):
+def test_every_format_under_every_granularity(form, runner):
     rows = FAMILIES[form]
-    if compiles_slowly and form not in REPRESENTATIVES:
-        if form not in ONCE:
-            pytest.skip("differs from a format that is compiled in constants only")
-        rows = [row for row in rows if row.scheme.endswith("g64")]
     symmetries = [("", True), (" asym", any(row.asymmetric for row in rows))]
     weights = cases(parse_scheme(f"{form} tensor asym" if form in ("int1", "uint1") else f"{form} tensor").format)
     for number, (words, there) in enumerate(symmetries):
