@@ -1,6 +1,6 @@
 """Weight-only schemes of fewbit beside llm-compressor and HQQ: divergence, agreement, perplexity, time and memory.
 
-Run: python benchmarks/weight_only.py [--model smollm2-rotated] [--calibration FILE] [--text FILE] [--rows REGEX]
+Run: python benchmarks/weight_only.py [--model smollm2-rotated] [--calibration FILE] [--text FILE:40] [--rows REGEX]
 Each row runs in a process of its own and is cached in benchmarks/cache, so that a stopped run goes on where it was.
 Peers run from environments of their own, made by benchmarks/peers/make.sh; without one its rows are left out, aloud.
 """
@@ -28,7 +28,8 @@ from fewbit.sources import open_source
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / "cache"
-HEADER = ("tool", "scheme", "KL, nats", "top-1", "perplexity", "seconds", "CPU s", "solving s", "peak MB")
+COSTS = {"seconds": "seconds", "CPU s": "cpu_seconds", "solving s": "solving_seconds", "peak MB": "peak_mb"}
+TOPICS = "pydoc_data.topics"
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,32 @@ def rows() -> list[Row]:
     return table
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text, and the piece of it to begin with."""
+
+    #: `None` is pydoc_data.topics.
+    path: str | None
+    first: int = 0
+
+    @classmethod
+    def parse(cls, given: str) -> Text:
+        """Return the text for `FILE` or `FILE:PIECE`."""
+        path, _, first = given.rpartition(":")
+        return cls(path, int(first)) if first.isdigit() and path else cls(given)
+
+    def __str__(self) -> str:
+        name = Path(self.path).name if self.path else TOPICS
+        return f"{name} from piece {self.first}" if self.first else name
+
+
 @dataclass
 class Bench:
     """The model, the texts, and what has been measured on them."""
 
     model: str
-    calibration: str | None
-    text: str | None
+    calibration: Text
+    texts: list[Text]
     sequences: int = 8
     length: int = 512
     samples: int = 32
@@ -99,15 +119,15 @@ class Bench:
             self.source.tokenizer().save_pretrained(self.folder)
             configuration = {**self.source.configuration(), "dtype": "float32"}
             (self.folder / "config.json").write_text(json.dumps(configuration))
-        self.batches = self._pieces(self.text, 0, self.sequences)
-        # Without a text of its own, calibration takes the pieces after those of the evaluation.
-        pieces = self._pieces(self.calibration, 0 if self.calibration else self.sequences, self.samples)
+        self.batches = {str(text): self._pieces(text, self.sequences) for text in self.texts}
+        pieces = self._pieces(self.calibration, self.samples)
         self.tokens = CACHE / f"tokens-{self._digest(torch.cat(pieces).numpy())}.npy"
         np.save(self.tokens, torch.cat(pieces).numpy())
 
-    def _pieces(self, text: str | None, skip: int, count: int) -> list[torch.Tensor]:
-        words, _ = read_text(text)
-        return token_sequences(self.source.tokenizer(), words, sequences=skip + count, length=self.length)[skip:]
+    def _pieces(self, text: Text, count: int) -> list[torch.Tensor]:
+        words, _ = read_text(text.path)
+        found = token_sequences(self.source.tokenizer(), words, sequences=text.first + count, length=self.length)
+        return found[text.first :]
 
     @staticmethod
     def _digest(*parts: Any) -> str:
@@ -120,10 +140,9 @@ class Bench:
         """Return the figures of `row`, from the cache where nothing that they depend on has changed."""
         own = row.tool == "fewbit"
         code = [path.read_text() for path in sorted((HERE.parent / "src").rglob("*.py"))] if own else TOOLS[row.tool][1]
-        evaluated = torch.cat(self.batches).numpy()
-        key = self._digest(
-            asdict(row), self.model, self.tokens.name, code, installed_versions() if own else "", evaluated
-        )
+        evaluated = [torch.cat(batches).numpy() for batches in self.batches.values()]
+        versions = installed_versions() if own else ""
+        key = self._digest(asdict(row), self.model, self.tokens.name, code, versions, *evaluated)
         cached = CACHE / f"row-{key}.json"
         if cached.exists():
             return dict(json.loads(cached.read_text()))
@@ -141,8 +160,8 @@ class Bench:
         partial.rename(cached)
         return figures
 
-    def _quality(self, weights: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Return divergence, agreement and perplexity of the float model with `weights` in place of its own."""
+    def _quality(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Return divergence, agreement and perplexity of the float model with `weights` in place, by text."""
         if self._float is None:
             self._float = open_source(self.folder).load()
         parameters = dict(self._float.named_parameters())
@@ -154,27 +173,30 @@ class Bench:
                 parameters[name].data = weight
             return self._float(tokens, use_cache=False).logits
 
-        _, after = compare(lambda t: forward(t, before), lambda t: forward(t, weights), self.batches)
-        forward(self.batches[0][:, :1], before)
-        return {"kl": after.kl_divergence, "top1": after.top1_agreement, "perplexity": after.perplexity}
+        found = {}
+        for text, batches in self.batches.items():
+            _, after = compare(lambda t: forward(t, before), lambda t: forward(t, weights), batches)
+            found[text] = [after.kl_divergence, after.top1_agreement, after.perplexity]
+        forward(batches[0][:, :1], before)
+        return {"quality": found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help="smollm2 or smollm2-rotated")
-    parser.add_argument("--calibration", help="UTF-8 text; default: pydoc_data.topics after the pieces evaluated")
-    parser.add_argument("--text", help="UTF-8 text to evaluate on; default: pydoc_data.topics")
+    parser.add_argument("--calibration", type=Text.parse, help="UTF-8 text; default: pydoc_data.topics from piece 8")
+    parser.add_argument("--text", type=Text.parse, action="append", help="text to evaluate on besides that")
     parser.add_argument("--rows", default="", help="only rows whose 'tool scheme label' holds this regular expression")
     given = parser.parse_args()
-    bench = Bench(given.model, given.calibration, given.text)
-    versions = installed_versions()
+    bench = Bench(given.model, given.calibration or Text(None, 8), [Text(None), *(given.text or [])])
     print(
-        f"{given.model}; calibrated on {bench.samples} x {bench.length} tokens of {named(given.calibration)}, "
-        f"evaluated on {bench.sequences} x {bench.length} of {named(given.text)}; {this_machine()}; "
-        f"torch {versions['torch']}\n"
+        f"{given.model}; calibrated on {bench.samples} x {bench.length} tokens of {bench.calibration}, "
+        f"evaluated on {bench.sequences} x {bench.length} of each text; {this_machine()}; "
+        f"torch {installed_versions()['torch']}\n"
     )
-    print(line(HEADER))
-    print(line(["---", "---", *["---:"] * (len(HEADER) - 2)]), flush=True)
+    qualities = [f"{what}, {text}" for text in bench.batches for what in ("KL", "top-1", "perplexity")]
+    print(line(["tool", "scheme", *qualities, *COSTS]))
+    print(line(["---", "---", *["---:"] * (len(qualities) + len(COSTS))]), flush=True)
     for row in rows():
         if not re.search(given.rows, f"{row.tool} {row.scheme} {row.label}"):
             continue
@@ -182,15 +204,9 @@ def main() -> None:
             print(f"{row.tool} is not installed: run benchmarks/peers/make.sh", file=sys.stderr)
             continue
         found = bench.measure(row)
-        quality = [f"{found['kl']:.4f}", f"{found['top1']:.3f}", f"{found['perplexity']:.2f}"]
-        cost = [
-            f"{found.get(name, float('nan')):.0f}" for name in ("seconds", "cpu_seconds", "solving_seconds", "peak_mb")
-        ]
+        quality = [f"{kl:.4f} | {top1:.3f} | {perplexity:.2f}" for kl, top1, perplexity in found["quality"].values()]
+        cost = [f"{found.get(name, float('nan')):.0f}" for name in COSTS.values()]
         print(line([f"{row.tool}, {row.label}", row.scheme, *quality, *cost]), flush=True)
-
-
-def named(text: str | None) -> str:
-    return Path(text).name if text else "pydoc_data.topics"
 
 
 def line(cells: Any) -> str:

@@ -13,6 +13,7 @@ from fewbit.evaluation.fidelity import decibels, output_power, sqnr
 from fewbit.interfaces import Frontend, Layer, Progress, Replacement
 from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
+from fewbit.statistics.second_moment import SecondMoment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +96,9 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
     seconds = time.perf_counter() - started
     values = solution.qtensor.dequantize()
     nearest = best = None
-    if "second_moment" in statistics:
-        moment = statistics["second_moment"].result()
+    seen = next((own for own in statistics.values() if isinstance(own, SecondMoment)), None)
+    if seen is not None:
+        moment = seen.result()
         signal = output_power(weight, moment)
         nearest = decibels(signal, output_power(quantize(weight, row.scheme).dequantize() - weight, moment))
         best = decibels(signal, output_power(values - weight, moment))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fewbit.errors import NonFiniteError
 from fewbit.statistics import STATISTICS
 from fewbit.statistics.extremes import Extremes
-from fewbit.statistics.second_moment import SecondMoment
+from fewbit.statistics.second_moment import RelativeSecondMoment, SecondMoment
 
 #: Errors of float32 sums, as a share of sqrt(H_ii H_jj), which bounds |H_ij|: some roundings of 6e-8 each.
 SUMS = 1e-6
@@ -35,7 +35,7 @@ def gathered(kind, parts):
     return statistic
 
 
-@pytest.mark.parametrize("width", [1, 24, 191, 192, 193, 400])
+@pytest.mark.parametrize("width", [1, 24, 255, 256, 257, 600])
 def test_the_second_moment_is_that_of_float64_for_panels_of_any_number(width):
     rows = np.random.default_rng(width).normal(size=(700, width)).astype(np.float32)
     statistic = gathered(SecondMoment, [rows[:300], rows[300:301], rows[301:]])
@@ -113,6 +113,27 @@ def test_no_rows_give_zeros_and_open_bounds():
     assert [bound.tolist() for bound in bounds.result()] == [[np.inf, np.inf], [-np.inf, -np.inf]]
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_the_relative_second_moment_is_that_of_rows_of_mean_square_1(xp, size):
+    rows = ROWS * np.geomspace(1e-3, 1e3, len(ROWS), dtype=np.float32)[:, None] * np.float32(size)
+    rows[3] = 0.0
+    found = gathered(RelativeSecondMoment, [xp.from_numpy(rows[:50]), xp.from_numpy(rows[50:])])
+    scaled = rows.astype(np.float64) / size
+    power = (scaled**2).mean(axis=1, keepdims=True)
+    assert_moment(xp.to_numpy(found.result()), scaled / np.sqrt(np.where(power > 0, power, 1)))
+    assert found.count == len(rows)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_relative_second_moment_refuses_what_is_not_finite(bad):
+    rows = ROWS.copy()
+    rows[5, 2] = bad
+    with np.errstate(invalid="ignore"):
+        statistic = gathered(RelativeSecondMoment, [rows])
+    with pytest.raises(NonFiniteError, match="NaN or infinity"):
+        statistic.result()
+
+
 def test_what_is_derived_is_made_once_until_more_rows_come(xp):
     statistic, made = gathered(SecondMoment, [xp.from_numpy(ROWS)]), []
 
@@ -142,5 +163,5 @@ def test_what_is_not_finite_or_overflows_is_refused(bad, place):
             statistic.result()
 
 
-def test_the_catalogue_knows_both():
-    assert set(STATISTICS) == {"second_moment", "extremes"}
+def test_the_catalogue_knows_all():
+    assert set(STATISTICS) == {"second_moment", "relative_second_moment", "extremes"}

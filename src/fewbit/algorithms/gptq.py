@@ -25,6 +25,8 @@ class Gptq:
     order: Literal["auto", "none", "activation", "group-aware"] = "auto"
     #: What is added to the diagonal of the second moment, as a share of its mean; raised while it is not enough.
     damping: float = 0.01
+    #: Let every token count alike, however large its activations; otherwise the plain second moment, as in the paper.
+    relative: bool = True
     #: Search scale and zero point of each group by the error they leave; otherwise the scheme's range method decides.
     search: bool = True
     #: Sweeps of coordinate descent after the column loop; 0: none.
@@ -48,17 +50,17 @@ class Gptq:
     @property
     def statistics(self) -> tuple[str, ...]:
         """The second moments of the layer's input."""
-        return ("second_moment",)
+        return ("relative_second_moment" if self.relative else "second_moment",)
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
-        """Return `weight` (out, in) rounded for the inputs that `statistics["second_moment"]` has seen.
+        """Return `weight` (out, in) rounded for the inputs that the second moment in `statistics` has seen.
 
         Raises:
             NonFiniteError: the second moment is not finite, or cannot be factored.
             MissingExtraError: torch or numba is not installed.
 
         """
-        moment = (statistics or {}).get("second_moment")
+        moment = (statistics or {}).get(self.statistics[0])
         if moment is None or not moment.count:
             why = "no calibration input reached it" if moment is not None else "there is no statistic of its input"
             return Solution(quantize(weight, scheme), remarks=(f"{why}: rounded to nearest",))

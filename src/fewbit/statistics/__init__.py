@@ -8,5 +8,6 @@ from __future__ import annotations
 #: Statistics by the name that algorithms ask for them.
 STATISTICS = {
     "second_moment": "fewbit.statistics.second_moment:SecondMoment",
+    "relative_second_moment": "fewbit.statistics.second_moment:RelativeSecondMoment",
     "extremes": "fewbit.statistics.extremes:Extremes",
 }

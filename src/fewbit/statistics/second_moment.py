@@ -1,7 +1,7 @@
-"""Second moments of a layer's input: H = (1 / N) sum over rows of x x^T, what GPTQ calls the Hessian.
+"""Second moments of a layer's input: H = (1 / N) sum over rows of x x^T, what GPTQ calls the Hessian; also relative.
 
 Accumulated in float32, a batch of rows at a time, upper triangle only: products of column panels (i, j >= i).
-Source: GPTQ, arXiv 2210.17323, section 3.
+Source: GPTQ, arXiv 2210.17323, section 3. Relative: of x / rms(x), so that every token counts alike.
 """
 
 from __future__ import annotations
@@ -94,3 +94,28 @@ class SecondMoment:
         if not bool(xp.isfinite(xp.min(moment)) & xp.isfinite(xp.max(moment))):
             raise NonFiniteError("its inputs hold NaN or infinity, or numbers whose square overflows; look upstream")
         return moment
+
+
+@dataclass(slots=True)
+class RelativeSecondMoment(SecondMoment):
+    """The second moment of rows scaled to a mean square of 1.
+
+    In a transformer a few tokens, mostly the first, have activations a thousand times as large as the others; what they
+    add to the residual stream is divided by its size again. Unscaled they decide alone where errors may go.
+    """
+
+    def update(self, rows: Array) -> None:
+        """Add the rows of an array (..., width), each divided by its root mean square; zeros add nothing.
+
+        Raises:
+            NonFiniteError: when read, of rows that hold NaN or infinity.
+
+        """
+        xp = array_namespace(rows)
+        rows = xp.astype(xp.reshape(rows, (-1, self.width)), xp.float32, copy=False)
+        largest = xp.max(xp.abs(rows), axis=1, keepdims=True)
+        one = xp.ones_like(largest)
+        # In two steps: the square of the largest float32 is none.
+        rows = rows / xp.where(largest > 0, largest, one)
+        power = xp.mean(rows * rows, axis=1, keepdims=True)
+        SecondMoment.update(self, rows / xp.sqrt(xp.where(power > 0, power, one)))
