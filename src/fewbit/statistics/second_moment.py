@@ -105,17 +105,17 @@ class RelativeSecondMoment(SecondMoment):
     """
 
     def update(self, rows: Array) -> None:
-        """Add the rows of an array (..., width), each divided by its root mean square; zeros add nothing.
+        """Add the rows of an array (..., width), each divided by its root mean square.
+
+        Rows of zeros, and of numbers whose squares are 0 in float32, add nothing.
 
         Raises:
-            NonFiniteError: when read, of rows that hold NaN or infinity.
+            NonFiniteError: when read, of rows that hold NaN or infinity, or whose square overflows float32.
 
         """
         xp = array_namespace(rows)
         rows = xp.astype(xp.reshape(rows, (-1, self.width)), xp.float32, copy=False)
-        largest = xp.max(xp.abs(rows), axis=1, keepdims=True)
-        one = xp.ones_like(largest)
-        # In two steps: the square of the largest float32 is none.
-        rows = rows / xp.where(largest > 0, largest, one)
-        power = xp.mean(rows * rows, axis=1, keepdims=True)
-        SecondMoment.update(self, rows / xp.sqrt(xp.where(power > 0, power, one)))
+        power = xp.vecdot(rows, rows)[:, None] / self.width
+        # What overflows becomes NaN here, and is refused, instead of a row of zeros.
+        power = xp.where(power > 0, power, xp.ones_like(power)) + (power - power)
+        SecondMoment.update(self, rows / xp.sqrt(power))
