@@ -16,6 +16,10 @@ hypothesis.settings.register_profile("fewbit", derandomize=True, deadline=None, 
 hypothesis.settings.load_profile("fewbit")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-row", action="store_true", help="compile every row of `fewbit support`: 20 minutes more")
+
+
 @dataclass(frozen=True)
 class Framework:
     """An array framework, as two functions that tests need of it."""

@@ -13,6 +13,7 @@ from fewbit.qtensor import QTensor, quantize, scale_shape
 from fewbit.schemes.notation import parse_scheme
 from fewbit.statistics.second_moment import RelativeSecondMoment, SecondMoment
 
+
 def gptq(**options):
     """GPTQ as in the paper but for `options`: plain second moment, the usual damping."""
     return Gptq(**{"relative": False, "damping": 0.01, **options})

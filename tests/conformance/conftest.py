@@ -64,3 +64,9 @@ _RUNNERS: dict[str, Runner] = {
 def runner(request: pytest.FixtureRequest) -> Runner:
     """Each framework but NumPy in turn, eager and compiled."""
     return _RUNNERS[request.param]
+
+
+@pytest.fixture
+def compiles_slowly(runner: Runner, request: pytest.FixtureRequest) -> bool:
+    """Whether compiling costs the runner seconds for each scheme, and no one has asked for all of them."""
+    return runner is _torch_compiled and not request.config.getoption("--every-row")

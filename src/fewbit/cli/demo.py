@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fewbit.calibration import Calibration
 from fewbit.cli.console import Terminal
 from fewbit.cli.words import AsJson, Overwrite, Quiet
 
@@ -30,7 +31,7 @@ def demo(
     chosen = choose_recipe(recipe, None, None, [])
     run = Run(
         model="smollm2", recipe=chosen, output=output, overwrite=overwrite, command=context.obj,
-        calibration=("self", 8, 128, False),  # an eighth of the default: a demo is to be short
+        calibration=Calibration(data="self", samples=8, length=128),  # an eighth of the default: a demo is to be short
     )  # fmt: skip
     result = run.carry_out(terminal)
     with terminal.phase("reload"):

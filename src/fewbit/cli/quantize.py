@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fewbit.calibration import Calibration
 from fewbit.checkpoints.folder import require_free
 from fewbit.cli.console import Terminal
 from fewbit.cli.words import AsJson, Device, Model, Output, Overwrite, Quiet, SequenceLength, Sequences, Text
 from fewbit.errors import NotYetError, RecipeError
 
 if TYPE_CHECKING:
-    from fewbit.planning import Plan
     from fewbit.recipe import Recipe
     from fewbit.result import Result
 
@@ -77,7 +77,7 @@ def quantize(  # a command's options are its arguments
     run = Run(
         model=model, recipe=chosen, output=output, to=to, dtype=dtype, text=text, sequences=sequences, length=length,
         overwrite=overwrite, device=device, seed=seed, command=context.obj,
-        calibration=(calibration, samples, calibration_length, sequential),
+        calibration=Calibration(data=calibration, samples=samples, length=calibration_length, sequential=sequential),
     )  # fmt: skip
     result = run.carry_out(terminal)
     terminal.result(
@@ -103,8 +103,7 @@ class Run:
     seed: int = 0
     #: The command line, for the report.
     command: str | None = None
-    #: Data, samples, length and whether layers are calibrated in sequence.
-    calibration: tuple[str, int, int | None, bool] = ("self", 32, None, False)
+    calibration: Calibration = field(default_factory=lambda: Calibration(data="self"))
 
     def carry_out(self, terminal: Terminal) -> Result:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
@@ -114,6 +113,7 @@ class Run:
         require_free(self.output, overwrite=self.overwrite)
         with terminal.phase("plan"):
             import fewbit as fb
+            from fewbit.solving import needs_data
 
             made = fb.plan(self.model, self.recipe, to=self.to, dtype=self.dtype)
         made.require_sound()
@@ -131,22 +131,13 @@ class Run:
             self.recipe,
             to=self.to,
             dtype=self.dtype,
-            calibration=self._calibration(made),
+            calibration=self.calibration if needs_data(made) else None,
             evaluation=evaluation,
             options=options,
         )
         with terminal.phase("write"):
             result.save(self.output, self.to, overwrite=self.overwrite)
         return result
-
-    def _calibration(self, made: Plan) -> Any:
-        from fewbit.calibration import Calibration
-        from fewbit.solving import needs_data
-
-        data, samples, length, sequential = self.calibration
-        if not needs_data(made):
-            return None
-        return Calibration(data=data, samples=samples, length=length, sequential=sequential)
 
     def _evaluation(self) -> Any:
         if self.text == "none":

@@ -72,21 +72,25 @@ class CalibrationRun:
     def _block_parts(self, layers: list[Layer], step: BlockInputs, held: _Held) -> Iterator[CalibratedPart]:
         """Yield the parts of a block; in sequential order its runs wait where they can."""
         measured, rest = self._split(layers)
-        runs = _runs_of(step)
-        if not (self._sequential and measured and step.link.replayable and runs):
-            yield from self._parts(layers, runs)
-            return
-        watch = _Watch(self._model, measured, self._wanted)
-        groups = watch.groups(runs)
-        if len(watch.calls) != len(measured) or {*watch.calls} != {layer.name for layer in measured}:
-            yield from self._parts(layers, runs)
+        groups = self._groups(measured, step) if self._sequential and measured else None
+        if groups is None:
+            yield from self._parts(layers, _runs_of(step))
             return
         if rest:
             yield CalibratedPart(tuple(rest), {})
         paused = step.pause([[layer.name for layer in group] for group in groups])
+        watch = _Watch(self._model, measured, self._wanted)
         for group in groups:
             held.renew()
             yield CalibratedPart(group, watch.shared(group, paused.reach(group[0].name)))
+
+    def _groups(self, layers: list[Layer], step: BlockInputs) -> list[tuple[Layer, ...]] | None:
+        """Return the layers of a block by their inputs, in the order of the calls; `None` where runs cannot wait."""
+        if not (step.link.replayable and step.calls):
+            return None
+        watch = _Watch(self._model, layers, self._wanted)
+        groups = watch.groups(partial(_run_copy, step.calls[0], step.module))
+        return groups if sorted(watch.calls) == sorted(layer.name for layer in layers) else None
 
     def _parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
         """Yield the parts of layers whose inputs are seen in `runs`, which can be repeated."""
@@ -100,7 +104,7 @@ class CalibrationRun:
             return
         if rest:
             yield CalibratedPart(tuple(rest), {})
-        for group in watch.groups(runs):
+        for group in watch.groups(runs[0]):
             yield CalibratedPart(group, _Watch(self._model, group, self._wanted).gather(runs))
 
     def _split(self, layers: list[Layer]) -> tuple[list[Layer], list[Layer]]:
@@ -181,10 +185,10 @@ class _Watch:
                 _update(statistic, name, group[0], rows)
         return {layer.name: kept for layer in group}
 
-    def groups(self, runs: Sequence[Callable[[], Any]]) -> list[tuple[Layer, ...]]:
-        """Return the layers in the order of their calls in the first run, those that share an input together."""
+    def groups(self, run: Callable[[], Any]) -> list[tuple[Layer, ...]]:
+        """Return the layers in the order of their calls in one run, those that share an input together."""
         with self._listening(lambda layer, rows: self._leader(layer, rows) and None, record=True, last=None):
-            runs[0]()
+            run()
         groups: dict[str, dict[str, Layer]] = {}
         known = {layer.name: layer for layer in self.layers}
         for name in self.calls:
