@@ -68,6 +68,17 @@ def xp(request: pytest.FixtureRequest) -> Iterator[Framework]:
         yield _FRAMEWORKS[request.param]()
 
 
+@pytest.fixture(autouse=True)
+def _gradients_stay_on() -> Iterator[None]:
+    """What ran must not leave torch without gradients: the tests behind it, and users, would fail far from the cause."""
+    import torch
+
+    yield
+    on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert on, "gradients were left switched off"
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Handing work that is small from one pool of threads to another takes longer than the work."""

@@ -15,6 +15,7 @@ class Block(nn.Module):
         self.one, self.other, self.two, self.drop = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Dropout()
         self.seen = []
 
+    @torch.no_grad()
     def forward(self, x, skip=False):
         self.seen.append("start")
         hidden = self.one(x) if skip else self.one(x) + self.other(x)
@@ -81,6 +82,7 @@ def test_closing_leaves_the_model_as_it_was(last):
         list(runs.outputs())
     assert torch.is_grad_enabled()
     runs.close()
+    assert torch.is_grad_enabled()
     assert model.one.forward is own
     assert not any("forward" in part.__dict__ for part in (model.other, model.two))
     assert {name: part.training for name, part in model.named_modules()} == modes

@@ -33,13 +33,20 @@ class _Run:
     def go_on(self) -> None:
         """Run up to the next layer that it is to wait at, or to the end."""
         self.rows = None
-        # Each run that starts or ends in there finds gradients off, whatever the order in which they take turns.
+        # Each run that starts or ends in there finds gradients off, whatever the order in which they take turns;
+        # what it sets back on its way out (`no_grad` in its own code) is set back to that.
         with torch.no_grad():
             reached = self.stack.switch()
         if self.stack.dead:
             self.layer, self.output = None, reached
         else:
             self.layer, self.rows = reached
+
+    def give_up(self) -> None:
+        """End the run where it waits."""
+        with torch.no_grad():
+            if self.stack:
+                self.stack.throw()
 
 
 class PausedRuns:
@@ -82,8 +89,7 @@ class PausedRuns:
     def close(self) -> None:
         """Abandon what still waits; the layers are called as before."""
         for run in self._runs:
-            if not run.stack.dead and run.stack:
-                run.stack.throw()
+            run.give_up()
         self._runs.clear()
         self._inputs.clear()
         self._undo.close()
