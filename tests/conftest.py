@@ -70,7 +70,7 @@ def xp(request: pytest.FixtureRequest) -> Iterator[Framework]:
 
 @pytest.fixture(autouse=True)
 def _gradients_stay_on() -> Iterator[None]:
-    """What ran must not leave torch without gradients: the tests behind it, and users, would fail far from the cause."""
+    """What ran must not leave torch without gradients: later tests, and users, would fail far from the cause."""
     import torch
 
     yield
