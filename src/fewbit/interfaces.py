@@ -197,11 +197,13 @@ class Frontend(Protocol):
     def tensors(self, model: Any, storage_type: ScaleType) -> Iterator[tuple[str, Array | QTensor]]:
         """Yield what a checkpoint stores: NumPy arrays by full name, floats as `storage_type`; QTensors by layer."""
 
-    def round_floats(self, model: Any, names: Collection[str], storage_type: ScaleType) -> int:
-        """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed.
+    def require_finite(
+        self, model: Any, layers: Sequence[Layer], names: Collection[str], storage_type: ScaleType
+    ) -> None:
+        """Raise `NonFiniteError` for a weight of `layers`, or a float tensor as it is stored, that is not finite."""
 
-        Raises `NonFiniteError` naming the tensor that does not fit.
-        """
+    def round_floats(self, model: Any, names: Collection[str], storage_type: ScaleType) -> int:
+        """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed."""
 
     def calibrate(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 from fewbit.calibration import Calibration, parse_calibration
 from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.side_by_side import Measured, measure
+from fewbit.evaluation.token_ids import require_known
 from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import Progress, Silent, Source, checkpoint_format, frontend_of
 from fewbit.planning import Plan, PlanRow, resolve
@@ -95,6 +96,7 @@ def quantize(
 
     Raises:
         PlanError: the recipe cannot be carried out; every problem is in the message, the model is untouched.
+        CalibrationError: token ids that the model does not know, or sequences longer than its context.
         NonFiniteError: NaN or infinity in a weight or an activation; the layer is named, its model left float.
 
     >>> import torch
@@ -116,6 +118,10 @@ def quantize(
             live = frontend.place(live, options.device)
     made = _plan(source, live, parsed, to=to, dtype=dtype)
     made.require_sound()
+    kept = {tensor.name for tensor in made.manifest({}, {}).floats}
+    frontend.require_finite(live, [quantized.layer for quantized in made.quantized], kept, made.storage_type)
+    if asked is not None:
+        require_known(asked.batches, live, what="evaluation")
     data = Data()
     if needs_data(made):
         given = given or _default_calibration(live)
@@ -124,7 +130,6 @@ def quantize(
         data = Data(batches=batches, sequential=given.sequential)
     with clock.phase("solve"):
         solved = solve(live, made, frontend, data, options.progress)
-        kept = {tensor.name for tensor in made.manifest({}, {}).floats}
         changed = frontend.round_floats(live, kept, made.storage_type)
     replacements = [done.replacement for done in solved.values()]
     measured = Measured()

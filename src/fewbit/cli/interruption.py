@@ -1,0 +1,44 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command in order: what it had begun to write is removed, the exit code tells why.
+
+Exit codes are those of a shell: 128 and the number of the signal.
+"""
+
+from __future__ import annotations
+
+import signal
+from threading import current_thread, main_thread
+from types import FrameType, TracebackType
+from typing import Any
+
+from fewbit.checkpoints.folder import settle_all
+
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Interruptible:
+    """While it is open, a signal that asks for an end comes out of the running code as `KeyboardInterrupt`."""
+
+    def __init__(self) -> None:
+        #: The exit code that the last signal stands for; `None` before any.
+        self.code: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruptible:
+        # Only the main thread may say what a signal does, and only there it arrives.
+        for number in _ENDING if current_thread() is main_thread() else ():
+            # A command started by nohup, or in the background of a script, is not to hear some of them.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        # A second Ctrl-C must not break off the tidying.
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        settle_all()
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # handlers are given both
+        self.code = 128 + number
+        raise KeyboardInterrupt
