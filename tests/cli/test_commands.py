@@ -8,6 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from fewbit.cli.application import main
 
+PLAN = """\
+layers     become    by    count    before    after
+embedding  float               1   41.0 kB  41.0 kB
+linear     int4 g32  gptq      7   61.4 kB  17.4 kB
+head       float               1    0.0 kB   0.0 kB
+the rest   float                    0.4 kB   0.4 kB
+in all                         9  102.8 kB  58.7 kB"""
 MEASURE = ("--sequences", "2", "--length", "16")
 
 
@@ -41,7 +48,10 @@ def test_quantize_prints_what_it_cost_and_where_it_wrote(run, made, tmp_path):
     code, printed, err = run("quantize", made / "model", "-o", out, "--text", made / "text.txt", *MEASURE)
     assert code == 0
     assert "Traceback" not in err
-    assert printed.startswith("adapted: group size 128 -> 32 for 7 layers: ")
+    before, after = printed.split("\n\n")
+    assert before.split("\nadapted: ")[0] == PLAN
+    assert before.split("\nadapted: ")[1].startswith("group size 128 -> 32 for 7 layers: ")
+    assert after.startswith("model                  ")
     assert f"measured on            30 predictions, {made / 'text.txt'}\n" in printed
     assert printed.endswith(f"written                {out}\n")
     assert {"config.json", "model.safetensors", "report.html", "report.json", "tokenizer.json"} <= set(names(out))

@@ -48,7 +48,8 @@ def test_the_size_of_a_folder_is_that_of_its_weight_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [(0, "0.0 kB"), (99_949, "99.9 kB"), (100_000, "0.1 MB"), (12_345_678, "12.3 MB")]
+    ("size", "words"),
+    [(0, "0.0 kB"), (99_949, "99.9 kB"), (100_000, "100.0 kB"), (1_000_000, "1.0 MB"), (12_345_678, "12.3 MB")],
 )
 def test_sizes_are_said_in_units_of_a_thousand(size, words):
     assert megabytes(size) == words

@@ -11,6 +11,7 @@ import typer
 from fewbit.calibration import Calibration
 from fewbit.checkpoints.folder import require_free, require_room
 from fewbit.cli.console import Terminal
+from fewbit.cli.plan_table import plan_table
 from fewbit.cli.words import AsJson, Device, Model, Output, Overwrite, Quiet, SequenceLength, Sequences, Text
 from fewbit.errors import NotYetError, RecipeError
 
@@ -118,8 +119,10 @@ class Run:
             made = fb.plan(self.model, self.recipe, to=self.to, dtype=self.dtype)
         made.require_sound()
         require_room(self.output, made.bytes_after)
+        terminal.say(plan_table(made))
         for adaptation in made.adaptations:
             terminal.say(f"adapted: {adaptation}")
+        terminal.say("")
         evaluation = self._evaluation()
         options = fb.Options(
             device=self.device,

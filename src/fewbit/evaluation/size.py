@@ -14,4 +14,4 @@ def bytes_on_disk(path: Path) -> int:
 
 def megabytes(size: int) -> str:
     """Return a size for people, in MB or kB of 1000."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
