@@ -142,7 +142,7 @@ def test_a_recipe_that_quantizes_nothing_is_a_problem():
 
 
 def test_what_the_target_cannot_hold_is_a_problem():
-    conv = Layer("c", "linear", (8, 64), "Conv1D", transposed=True)
+    conv = Layer("c", "linear", (8, 64), "Conv1D", stored=(64, 8))
     rules = [fb.Rule(".*", weight="int8")]
     assert plan_of([conv], rules).problems == ()
     plan = plan_of([conv], rules, target=CompressedTensors())
@@ -277,3 +277,17 @@ def test_a_layer_that_no_rule_matches_says_so():
     plan = plan_of([NARROW, WIDE], [fb.Rule(r"a\.up", weight="int8")])
     assert plan.rows[1].notes == ("no rule matches",)
     assert "no rule matches" in str(plan)
+
+
+def test_a_preset_keeps_convolutions_that_the_file_cannot_hold_and_says_so():
+    from torch import nn
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 4, stride=4), nn.Flatten(2), nn.Linear(16, 16))
+    free, bound = fb.plan(model, "w8a16"), fb.plan(model, "w8a16", to="compressed-tensors")
+    assert [row.becomes for row in free.rows] == ["int8 channel", "int8 channel"]
+    assert [row.becomes for row in bound.rows] == ["float", "int8 channel"]
+    assert bound.adaptations == ("0: kept float, compressed-tensors holds no convolutions",)
+    assert bound.rows[0].notes == ("kept: compressed-tensors holds no convolutions",)
+    assert not bound.problems
+    explicit = fb.plan(model, fb.Recipe([fb.Rule(".*", weight="int8")]), to="compressed-tensors")
+    assert explicit.problems[0].startswith("0: transformers runs compressed-tensors weights of Linear modules only")

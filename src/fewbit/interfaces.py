@@ -19,8 +19,8 @@ from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
 
 #: What a quantizable operation does; rules select by it.
-LayerKind = Literal["linear", "embedding", "head"]
-LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "head")
+LayerKind = Literal["linear", "conv", "embedding", "head"]
+LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "embedding", "head")
 
 #: Bytes of one number of each stored type.
 BYTES = {
@@ -40,12 +40,14 @@ class Layer:
     name: str
     #: What it does.
     kind: LayerKind
-    #: Shape of the weight as (out, in); of an embedding as (rows, width).
+    #: Shape of the weight as (out, in); of an embedding (rows, width), of a convolution (out, in / groups * positions).
     shape: tuple[int, int]
     #: Class in the framework, for people and for checkpoint formats that match by class.
     module_class: str
-    #: Whether the framework stores the weight as (in, out), as GPT-2's Conv1D does.
-    transposed: bool = False
+    #: Shape that the framework stores it in, where that is another: (in, out) of GPT-2's Conv1D, a convolution's.
+    stored: tuple[int, ...] | None = None
+    #: Whether its output is its input, taken apart into rows, times the weight: what statistics of rows are about.
+    multiplies_rows: bool = True
     #: Names of the other layers that own the very same weight.
     tied: tuple[str, ...] = ()
 

@@ -107,7 +107,7 @@ class Plan:
                 configuration["tie_word_embeddings"] = False
         kept = [row for row in self.rows if not row.scheme]
         weights = [
-            StoredTensor(f"{row.layer.name}.weight", self.storage_type, _as_stored(row.layer))
+            StoredTensor(f"{row.layer.name}.weight", self.storage_type, row.layer.stored or row.layer.shape)
             for row in kept
             if row.bytes_after
         ]
@@ -168,7 +168,7 @@ def resolve(
     problems = _idle_rules(recipe, layers)
     if not any(draft.scheme for draft in drafts):
         problems.append(_nothing_quantized(layers))
-    adaptations = _adapt(drafts) if recipe.adapts else []
+    adaptations = [*_without_convolutions(drafts, target), *_adapt(drafts)] if recipe.adapts else []
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
     alike: dict[str, list[str]] = {}
     for draft in drafts:
@@ -218,6 +218,17 @@ def _nothing_quantized(layers: Sequence[Layer]) -> str:
         return "the model has no layer that fewbit can quantize: no linear layer, Conv1D or embedding"
     kinds = ", ".join(sorted({layer.kind for layer in layers}))
     return f"the recipe quantizes none of the {len(layers)} layers (kinds: {kinds}); add a rule that matches some"
+
+
+def _without_convolutions(drafts: list[_Draft], target: CheckpointFormat | None) -> list[str]:
+    """Keep the convolutions that `target` has no layout for, such as the patches of a ViT; return what to say of it."""
+    kept = []
+    for draft in drafts:
+        if target and draft.scheme and draft.layer.kind == "conv" and target.problem(draft.layer, draft.scheme):
+            draft.scheme = None
+            draft.notes.append(f"kept: {target.name} holds no convolutions")
+            kept.append(draft.layer.name)
+    return [f"{_several(kept)}: kept float, {target.name} holds no convolutions"] if kept and target else []
 
 
 def _adapt(drafts: list[_Draft]) -> list[str]:
@@ -272,11 +283,6 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
             )
         )
     return tuple(rows)
-
-
-def _as_stored(layer: Layer) -> tuple[int, int]:
-    rows, columns = layer.shape
-    return (columns, rows) if layer.transposed else (rows, columns)
 
 
 def _stored(tensor: StoredTensor, storage_type: ScaleType) -> StoredTensor:

@@ -1,4 +1,4 @@
-"""Presets: recipes by name for language models. Head and embedding stay float; group sizes adapt to the model.
+"""Presets: recipes by name. Head and embedding stay float, group sizes adapt to the model; convolutions to the file.
 
 `wNa16` means N-bit weights and 16-bit activations. Up to 4 bits they are found by GPTQ, which measured best; above
 that rounding to nearest leaves little to gain and needs no data.
@@ -55,8 +55,9 @@ LATER = [
 def preset(name: str) -> Recipe:
     """Return the preset called `name`.
 
-    >>> [str(rule) for rule in preset("w4a16").rules]
-    ["kind 'head': keep", "kind 'embedding': keep", "kind 'linear': int4 g128 by gptq"]
+    >>> [str(rule) for rule in preset("w4a16").rules]  # doctest: +NORMALIZE_WHITESPACE
+    ["kind 'head': keep", "kind 'embedding': keep", "kind 'linear': int4 g128 by gptq",
+     "kind 'conv': int4 g128 by gptq"]
     """
     if name in LATER:
         raise NotYetError(f"preset {name!r} is not in this version; there are: {', '.join(PRESETS)}")
@@ -66,8 +67,9 @@ def preset(name: str) -> Recipe:
     rules = [
         keep(kind="head", optional=True),
         keep(kind="embedding", optional=True),
-        Rule(kind="linear", weight=PRESETS[name], algorithm=ALGORITHMS.get(name, Nearest()), optional=True),
     ]
+    algorithm = ALGORITHMS.get(name, Nearest())
+    rules += [Rule(kind=kind, weight=PRESETS[name], algorithm=algorithm, optional=True) for kind in ("linear", "conv")]
     return Recipe(rules, name=name, adapts=True)
 
 

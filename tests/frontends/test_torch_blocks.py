@@ -33,7 +33,7 @@ def numbered(prefix, count):
             ["embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings",
              "pooler.dense"],
         ),
-        ("ViT", numbered("vit.layers", 3), ["classifier"]),
+        ("ViT", numbered("vit.layers", 3), ["vit.embeddings.patch_embeddings.projection", "classifier"]),
         (
             "T5",
             [*numbered("encoder.block", 3), *numbered("decoder.block", 2)],

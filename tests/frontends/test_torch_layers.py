@@ -49,7 +49,7 @@ def test_conv1d_of_gpt2_is_a_linear_layer_with_its_shape_as_out_in():
     model = GPT2LMHeadModel(config)
     layers = {layer.name: layer for layer in find_layers(model)}
     fused = layers["transformer.h.0.attn.c_attn"]
-    assert (fused.kind, fused.shape, fused.transposed) == ("linear", (96, 32), True)
+    assert (fused.kind, fused.shape, fused.stored) == ("linear", (96, 32), (32, 96))
     weight = TorchFrontend().weight(model, fused)
     assert torch.equal(weight, model.transformer.h[0].attn.c_attn.weight.T)
     assert layers["lm_head"].kind == "head"

@@ -21,6 +21,7 @@ from fewbit.errors import CalibrationError, FewbitError
 from fewbit.frontends.torch.block_inputs import BlockInputs, walk_blocks
 from fewbit.frontends.torch.blocks import Partition, find_blocks
 from fewbit.frontends.torch.calls import Call, run_batch
+from fewbit.frontends.torch.convolution import Convolution, same_rows
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.resident_memory import give_back, trim
 from fewbit.interfaces import CalibratedPart, Layer
@@ -109,7 +110,7 @@ class CalibrationRun:
 
     def _split(self, layers: list[Layer]) -> tuple[list[Layer], list[Layer]]:
         """Return the layers whose inputs are to be measured, and the others."""
-        measured = [layer for layer in layers if self._wanted[layer.name] and layer.kind != "embedding"]
+        measured = [layer for layer in layers if self._wanted[layer.name] and layer.multiplies_rows]
         return measured, [layer for layer in layers if layer not in measured]
 
 
@@ -166,8 +167,7 @@ class _Watch:
 
         def take(layer: Layer, rows: Tensor) -> None:
             if self._leader(layer, rows) == layer.name:
-                for name, statistic in kept.setdefault(layer.name, self._statistics(layer, rows)).items():
-                    _update(statistic, name, layer, rows)
+                self._update(layer, kept.setdefault(layer.name, self._statistics(layer, rows)), rows)
 
         for number, run in enumerate(runs):
             # Once it is known that each layer is called once, a run may stop at the last of them.
@@ -181,8 +181,7 @@ class _Watch:
         kept: dict[str, Any] = {}
         for rows in inputs:
             kept = kept or self._statistics(group[0], rows)
-            for name, statistic in kept.items():
-                _update(statistic, name, group[0], rows)
+            self._update(group[0], kept, rows)
         return {layer.name: kept for layer in group}
 
     def groups(self, run: Callable[[], Any]) -> list[tuple[Layer, ...]]:
@@ -201,7 +200,13 @@ class _Watch:
         """Return which layer keeps the statistic of `layer`'s input; found in the first run, checked in the others."""
         # What was written into since is another input; a tensor of inference mode cannot tell, and is not shared.
         version = None if rows.is_inference() else rows._version
-        same = (leader for seen, then, leader in self.current if seen is rows and then == version is not None)
+        same = (
+            leader
+            for seen, then, leader in self.current
+            if seen is rows
+            and then == version is not None
+            and same_rows(self._module(leader), self._module(layer.name))
+        )
         first = next(same, layer.name)
         if self.leaders.setdefault(layer.name, first) != first:
             raise CalibrationError(
@@ -217,6 +222,19 @@ class _Watch:
             for name in self.wanted[layer.name]
         }
 
+    def _module(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name)
+
+    def _update(self, layer: Layer, statistics: Mapping[str, Any], inputs: Tensor) -> None:
+        """Take in the rows of what `layer` is given: of a convolution a patch for each position."""
+        convolution = Convolution.of(self._module(layer.name))
+        for rows in convolution.rows(inputs) if convolution else (inputs,):
+            for name, statistic in statistics.items():
+                try:
+                    statistic.update(rows)
+                except FewbitError as error:
+                    raise type(error)(f"{layer.name}: {name}: {error}") from error
+
     @contextmanager
     def _listening(self, take: Callable[[Layer, Tensor], Any], *, record: bool, last: str | None) -> Iterator[None]:
         def hook(layer: Layer) -> Any:
@@ -228,7 +246,7 @@ class _Watch:
                 if layer.name == last:
                     raise _EnoughError
 
-            return self.model.get_submodule(layer.name).register_forward_pre_hook(enter, with_kwargs=True)
+            return self._module(layer.name).register_forward_pre_hook(enter, with_kwargs=True)
 
         handles = [hook(layer) for layer in self.layers]
         try:
@@ -239,13 +257,6 @@ class _Watch:
             self.current.clear()
             for handle in handles:
                 handle.remove()
-
-
-def _update(statistic: Any, name: str, layer: Layer, rows: Tensor) -> None:
-    try:
-        statistic.update(rows)
-    except FewbitError as error:
-        raise type(error)(f"{layer.name}: {name}: {error}") from error
 
 
 class _EnoughError(BaseException):

@@ -1,4 +1,4 @@
-"""Find the quantizable layers of a torch module: `nn.Linear`, transformers' `Conv1D`, `nn.Embedding`.
+"""Find the quantizable layers of a torch module: `nn.Linear`, convolutions, transformers' `Conv1D`, `nn.Embedding`.
 
 Subclasses are left alone, since they may read their weight in ways of their own.
 """
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from fewbit.frontends.torch.convolution import Convolution
 from fewbit.interfaces import Layer, LayerKind
 
 
 def module_class(module: nn.Module) -> str | None:
-    """Return `Linear`, `Conv1D` or `Embedding`, or `None` for a module that is not quantized."""
-    if type(module) is nn.Linear:
-        return "Linear"
+    """Return the name of its class, or `None` for a module that is not quantized."""
+    if type(module) is nn.Linear or Convolution.of(module):
+        return type(module).__name__
     # An embedding with max_norm rewrites its weight while it runs.
     if type(module) is nn.Embedding and module.max_norm is None:
         return "Embedding"
@@ -37,14 +38,16 @@ def find_layers(model: nn.Module) -> list[Layer]:
         weight = module.weight
         assert kind is not None
         assert isinstance(weight, Tensor)
-        shape = tuple(reversed(weight.shape)) if kind == "Conv1D" else tuple(weight.shape)
+        shape = tuple(canonical_weight(module).shape)
+        convolution = Convolution.of(module)
         layers.append(
             Layer(
                 name=name,
-                kind=_kind(kind, name in heads),
+                kind="conv" if convolution else _kind(kind, name in heads),
                 shape=(shape[0], shape[1]),
                 module_class=kind,
-                transposed=kind == "Conv1D",
+                stored=tuple(weight.shape) if convolution or kind == "Conv1D" else None,
+                multiplies_rows=convolution.rows_apply if convolution else kind != "Embedding",
                 tied=tuple(other for other in owners[id(weight)] if other != name),
             )
         )
@@ -55,6 +58,8 @@ def canonical_weight(module: nn.Module) -> Tensor:
     """Return the weight of a layer as (out, in)."""
     weight = module.weight
     assert isinstance(weight, Tensor)
+    if convolution := Convolution.of(module):
+        return convolution.matrix(weight.detach())
     return weight.detach().T if module_class(module) == "Conv1D" else weight.detach()
 
 
@@ -74,7 +79,7 @@ def _heads(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[str]:
     embeddings = [module for module in modules.values() if isinstance(module, nn.Embedding)]
     rows = {module.num_embeddings for module in embeddings}
     for name, module in modules.items():
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) or Convolution.of(module):
             continue
         shared = any(module.weight is embedding.weight for embedding in embeddings)
         # A vocabulary has more rows than a feature has numbers; few classes or positions prove nothing.

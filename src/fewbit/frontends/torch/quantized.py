@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.frontends.torch.canonical import from_canonical, to_canonical
+from fewbit.frontends.torch.convolution import Convolution
 from fewbit.kernels import select
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
@@ -133,6 +134,28 @@ class QuantizedLinear(QuantizedLayer):
         if self._held is not None and self._held.dtype == inputs.dtype:
             return nn.functional.linear(inputs, self._held, self.bias)
         return self._kernel.linear(inputs, self._packed(), self.scheme, self.bias)
+
+
+class QuantizedConvolution(QuantizedLayer):
+    """A convolution with a quantized weight."""
+
+    def __init__(
+        self, qtensor: QTensor, convolution: Convolution, bias: nn.Parameter | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__(qtensor, dtype)
+        self.convolution = convolution
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight in the shape of the float module; made anew at each access."""
+        return self.convolution.weight(super().weight)
+
+    def forward(self, inputs: Tensor, output_size: Any = None) -> Tensor:
+        """Return what the float convolution would with the dequantized weight."""
+        weight = self._held if self._held is not None else self.weight
+        return self.convolution.apply(inputs, weight.to(inputs.dtype), self.bias, output_size)
 
 
 class QuantizedEmbedding(QuantizedLayer):

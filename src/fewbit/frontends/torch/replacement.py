@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import module_class
-from fewbit.frontends.torch.quantized import QuantizedEmbedding, QuantizedLayer, QuantizedLinear
+from fewbit.frontends.torch.quantized import (
+    QuantizedConvolution,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    QuantizedLinear,
+)
 from fewbit.interfaces import Layer
 from fewbit.qtensor import QTensor
 
@@ -43,7 +49,9 @@ class TorchReplacement:
 def _quantized(module: nn.Module, qtensor: QTensor) -> QuantizedLayer:
     dtype = module.weight.dtype
     form: QuantizedLayer
-    if module_class(module) == "Embedding":
+    if convolution := Convolution.of(module):
+        form = QuantizedConvolution(qtensor, convolution, module.bias, dtype)  # type: ignore[arg-type]
+    elif module_class(module) == "Embedding":
         form = QuantizedEmbedding(qtensor, dtype)  # type: ignore[arg-type]
     else:
         form = QuantizedLinear(qtensor, module.bias, dtype)  # type: ignore[arg-type]

@@ -1,0 +1,154 @@
+"""Convolutions as matrix products: what distinguishes one from another, its weight as (out, in), its input as rows.
+
+A convolution of one group is `patches(input) @ weight.T`; the columns are the input channels, each with its kernel
+positions in order. A transposed convolution with the weight (in, out / groups, *kernel) is put into the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+_DIMENSIONS: dict[type[nn.Module], int] = {
+    nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
+}  # fmt: skip
+_RUN: dict[tuple[bool, int], Any] = {
+    (False, 1): functional.conv1d, (False, 2): functional.conv2d, (False, 3): functional.conv3d,
+    (True, 1): functional.conv_transpose1d, (True, 2): functional.conv_transpose2d,
+    (True, 3): functional.conv_transpose3d,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolution:
+    """Everything about a convolution but its numbers; sizes by spatial axis."""
+
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool
+    #: Zeros, or copies by `padding_mode`, before and behind each spatial axis.
+    padding: tuple[tuple[int, int], ...]
+    padding_mode: str
+    #: What a transposed convolution adds behind each axis of its output.
+    output_padding: tuple[int, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Convolution | None:
+        """Return the convolution that `module` is, or `None`; subclasses may compute other things."""
+        if type(module) not in _DIMENSIONS:
+            return None
+        own: Any = module
+        return cls(
+            in_channels=own.in_channels,
+            out_channels=own.out_channels,
+            kernel=tuple(own.kernel_size),
+            stride=tuple(own.stride),
+            dilation=tuple(own.dilation),
+            groups=own.groups,
+            transposed=own.transposed,
+            padding=_padding(own),
+            padding_mode=own.padding_mode,
+            output_padding=tuple(own.output_padding),
+        )
+
+    @property
+    def rows_apply(self) -> bool:
+        """Whether each output is one row of `rows` times the weight."""
+        return not self.transposed and self.groups == 1
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return the module's weight as (out, in / groups * kernel positions)."""
+        if not self.transposed:
+            return weight.reshape(self.out_channels, -1)
+        apart = weight.reshape(self.groups, self.in_channels // self.groups, -1, *self.kernel)
+        return apart.transpose(1, 2).reshape(self.out_channels, -1)
+
+    def weight(self, matrix: Tensor) -> Tensor:
+        """Undo `matrix`."""
+        inputs = self.in_channels // self.groups
+        if not self.transposed:
+            return matrix.reshape(self.out_channels, inputs, *self.kernel)
+        apart = matrix.reshape(self.groups, self.out_channels // self.groups, inputs, *self.kernel)
+        return apart.transpose(1, 2).reshape(self.in_channels, -1, *self.kernel)
+
+    def rows(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Yield what the weight's matrix is multiplied with, (positions, in * kernel positions), sample by sample."""
+        spatial = len(self.kernel)
+        for sample in inputs if inputs.ndim > spatial + 1 else [inputs]:
+            view = self._padded(sample)
+            for axis, (size, step, dilation) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True), 1):
+                view = view.unfold(axis, dilation * (size - 1) + 1, step)[..., ::dilation]
+            # (channel, *position, *kernel) -> (position, channel * kernel)
+            order = (*range(1, spatial + 1), 0, *range(spatial + 1, 2 * spatial + 1))
+            positions = prod(view.shape[1 : spatial + 1])
+            yield view.permute(order).reshape(positions, self.in_channels * prod(self.kernel))
+
+    def apply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None, output_size: Any = None) -> Tensor:
+        """Return the convolution of `inputs` with a weight in the module's own shape."""
+        run = _RUN[self.transposed, len(self.kernel)]
+        if not self.transposed:
+            padded = self._padded(inputs)
+            output: Tensor = run(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+            return output
+        padding = tuple(before for before, _ in self.padding)
+        behind = self._behind(inputs, output_size)
+        output = run(inputs, weight, bias, self.stride, padding, behind, self.groups, self.dilation)
+        return output  # noqa: RET504  # mypy sees a tensor
+
+    def _padded(self, inputs: Tensor) -> Tensor:
+        if not any(before or behind for before, behind in self.padding):
+            return inputs
+        # `pad` begins with the last axis.
+        sides = [side for both in reversed(self.padding) for side in both]
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        if mode == "constant":
+            return functional.pad(inputs, sides)
+        # The other modes want an axis of samples.
+        alone = inputs.ndim == len(self.kernel) + 1
+        padded = functional.pad(inputs[None] if alone else inputs, sides, mode=mode)
+        return padded[0] if alone else padded
+
+    def _behind(self, inputs: Tensor, output_size: Any) -> tuple[int, ...]:
+        if output_size is None:
+            return self.output_padding
+        wanted = tuple(output_size)[-len(self.kernel) :]
+        least = [
+            (size - 1) * step - before - behind + dilation * (kernel - 1) + 1
+            for size, step, (before, behind), dilation, kernel in zip(
+                inputs.shape[-len(self.kernel) :], self.stride, self.padding, self.dilation, self.kernel, strict=True
+            )
+        ]
+        return tuple(size - smallest for size, smallest in zip(wanted, least, strict=True))
+
+
+def _padding(module: Any) -> tuple[tuple[int, int], ...]:
+    """Return the padding before and behind each spatial axis, `same` and `valid` worked out."""
+    if module.padding == "valid":
+        return ((0, 0),) * len(module.kernel_size)
+    if module.padding == "same":
+        whole = [dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in whole)
+    return tuple((size, size) for size in module.padding)
+
+
+def same_rows(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules multiply the same rows when they are given the same input."""
+    one, other = Convolution.of(first), Convolution.of(second)
+    if one is None or other is None:
+        return one is other
+    return _window(one) == _window(other)
+
+
+def _window(convolution: Convolution) -> tuple[Any, ...]:
+    own = convolution
+    return own.kernel, own.stride, own.dilation, own.padding, own.padding_mode, own.rows_apply
