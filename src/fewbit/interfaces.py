@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+from fewbit.activation import Activation
 from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError
 from fewbit.numerics.namespace import Array
@@ -144,6 +145,14 @@ class Source(Protocol):
         """Return the tokenizer, or `None`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """How a layer's input and output are rounded; `None`: not at all."""
+
+    input: Activation | None = None
+    output: Activation | None = None
+
+
 class Replacement(Protocol):
     """A layer of a live model in its two forms; exactly one of them is installed."""
 
@@ -193,7 +202,9 @@ class Frontend(Protocol):
     def weight(self, model: Any, layer: Layer) -> Array:
         """Return the weight of `layer` as (out, in) in the framework's own array type."""
 
-    def replacement(self, model: Any, layer: Layer, qtensor: QTensor) -> Replacement:
+    def replacement(
+        self, model: Any, layer: Layer, qtensor: QTensor, activations: Activations | None = None
+    ) -> Replacement:
         """Return the quantized form of `layer`, not yet installed."""
 
     def tensors(self, model: Any, storage_type: ScaleType) -> Iterator[tuple[str, Array | QTensor]]:

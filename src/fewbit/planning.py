@@ -24,6 +24,8 @@ from fewbit.interfaces import (
     StoredTensor,
 )
 from fewbit.recipe import Recipe, Rule
+from fewbit.schemes.granularity import PerGroup
+from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 
 
@@ -40,13 +42,18 @@ class PlanRow:
     bytes_before: int
     #: Bytes of what the file will hold for it.
     bytes_after: int
+    #: Schemes of its input and output; `None`: they stay float.
+    input: Scheme | None = None
+    output: Scheme | None = None
     #: Why it is kept, what was adapted, what it is tied to.
     notes: tuple[str, ...] = ()
 
     @property
     def becomes(self) -> str:
-        """The scheme's notation, or `float`."""
-        return str(self.scheme) if self.scheme else "float"
+        """The notation of its schemes, or `float`."""
+        both = {"input": self.input, "output": self.output}
+        rounded = [f", {name} {input_scheme_to_text(scheme)}" for name, scheme in both.items() if scheme]
+        return f"{self.scheme}{''.join(rounded)}" if self.scheme else "float"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +181,7 @@ def resolve(
     for draft in drafts:
         if draft.scheme is not None:
             draft.scheme = draft.scheme.stored_as(scale_type)
-            for text in _layer_problems(draft.layer, draft.scheme, target):
+            for text in (*_layer_problems(draft.layer, draft.scheme, target), *_activation_problems(draft, target)):
                 alike.setdefault(text, []).append(draft.layer.name)
     problems += [f"{_several(names)}: {text}" for text, names in alike.items()]
     weights = {f"{layer.name}.weight" for layer in layers}
@@ -276,6 +283,8 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
             PlanRow(
                 layer=layer,
                 scheme=scheme,
+                input=_settled(draft, "input", storage_type),
+                output=_settled(draft, "output", storage_type),
                 algorithm=draft.rule.algorithm if draft.rule and scheme else None,
                 bytes_before=before,
                 bytes_after=after,
@@ -287,6 +296,31 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
 
 def _stored(tensor: StoredTensor, storage_type: ScaleType) -> StoredTensor:
     return replace(tensor, dtype=storage_type) if tensor.dtype in FLOAT_TYPES else tensor
+
+
+def _settled(draft: _Draft, name: str, storage_type: ScaleType) -> Scheme | None:
+    """Return the scheme of the input or output, the type of a static scale settled."""
+    scheme: Scheme | None = getattr(draft.rule, name) if draft.rule and draft.scheme else None
+    return scheme.stored_as(storage_type if scheme.static else "float32") if scheme else None
+
+
+def _activation_problems(draft: _Draft, target: CheckpointFormat | None) -> list[str]:
+    rule, layer = draft.rule, draft.layer
+    if rule is None or draft.scheme is None:
+        return []
+    problems = []
+    if rule.input and layer.kind == "embedding":
+        problems.append("the input of an embedding is indices; leave out `input`")
+    for name, scheme in rule.activations.items():
+        if isinstance(scheme.granularity, PerGroup):
+            width = layer.shape[1 if name == "input" else 0]
+            if layer.kind == "conv":
+                problems.append(f"{name} {scheme}: a convolution takes no groups; use token or tensor")
+            elif width % scheme.granularity.size:
+                problems.append(f"{name} {scheme}: its width {width} is not a multiple of the group; use token")
+        if target:
+            problems.append(f"{target.name} of this version holds weights only; leave out `{name}`, or `to`")
+    return problems
 
 
 def _sixteen_bit(storage_type: ScaleType) -> ScaleType:

@@ -17,7 +17,9 @@ from fewbit.algorithms.nearest import Nearest
 from fewbit.catalogue import unknown
 from fewbit.errors import NotYetError, RecipeError, SchemeError
 from fewbit.interfaces import LAYER_KINDS, Layer, LayerKind
-from fewbit.schemes.notation import parse_scheme
+from fewbit.ranges.average import Average
+from fewbit.schemes.granularity import PerChannel, PerTile
+from fewbit.schemes.notation import input_scheme_to_text, parse_input_scheme, parse_scheme
 from fewbit.schemes.scheme import Scheme
 
 
@@ -35,6 +37,9 @@ class Rule:
     kind: LayerKind | None
     #: Scheme of the weight; `None` together with `keep`.
     weight: Scheme | None
+    #: Schemes of what goes in and what comes out; `None`: it stays float.
+    input: Scheme | None
+    output: Scheme | None
     #: How codes are found.
     algorithm: Algorithm
     #: The layer stays float.
@@ -42,19 +47,18 @@ class Rule:
     #: Matching nothing is no error.
     optional: bool
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the fields of a rule
         self,
         match: str | None = None,
         *,
         kind: str | None = None,
         weight: str | Scheme | None = None,
         input: str | Scheme | None = None,  # noqa: A002
+        output: str | Scheme | None = None,
         algorithm: str | dict[str, Any] | Algorithm | None = None,
         keep: bool = False,
         optional: bool = False,
     ) -> None:
-        if input is not None:
-            raise NotYetError(f"input={str(input)!r}: this version quantizes weights only; leave out `input`")
         _check_pattern(match)
         _check_strings(kind=kind, match=match)
         if kind is not None and kind not in LAYER_KINDS:
@@ -64,16 +68,19 @@ class Rule:
         for flag, given in {"keep": keep, "optional": optional}.items():
             if not isinstance(given, bool):
                 raise RecipeError(f"{flag} = {given!r} is not true or false")
-        if keep and (weight is not None or algorithm is not None):
-            raise RecipeError(f"rule {match or kind!r} says `keep` and also names a weight or an algorithm; drop one")
-        if not isinstance(weight, str | Scheme | None):
-            raise RecipeError(f'weight = {weight!r} is no scheme; write for example weight="int4 g64"')
+        if keep and any(given is not None for given in (weight, input, output, algorithm)):
+            raise RecipeError(f"rule {match or kind!r} says `keep` and also names a scheme or an algorithm; drop one")
+        for name, scheme in {"weight": weight, "input": input, "output": output}.items():
+            if not isinstance(scheme, str | Scheme | None):
+                raise RecipeError(f'{name} = {scheme!r} is no scheme; write for example {name}="int8"')
         if not keep and weight is None:
             raise RecipeError(f"rule {match or kind!r} says neither `weight` nor `keep`; add one")
         values = {
             "match": match,
             "kind": kind,
-            "weight": parse_scheme(weight) if isinstance(weight, str) else weight,
+            "weight": _scheme_of_weight(weight),
+            "input": _scheme_of_activation(input, "input"),
+            "output": _scheme_of_activation(output, "output"),
             "algorithm": parse_algorithm(algorithm) if algorithm is not None else Nearest(),
             "keep": keep,
             "optional": optional,
@@ -90,7 +97,16 @@ class Rule:
     def __str__(self) -> str:
         where = [f"match {self.match!r}"] if self.match is not None else []
         where += [f"kind {self.kind!r}"] if self.kind is not None else []
-        return f"{' and '.join(where)}: {'keep' if self.keep else f'{self.weight} by {self.algorithm.name}'}"
+        if self.keep:
+            return f"{' and '.join(where)}: keep"
+        activations = [f", {name} {input_scheme_to_text(own)}" for name, own in self.activations.items()]
+        return f"{' and '.join(where)}: {self.weight} by {self.algorithm.name}{''.join(activations)}"
+
+    @property
+    def activations(self) -> dict[str, Scheme]:
+        """The schemes of input and output, where they have one."""
+        both = {"input": self.input, "output": self.output}
+        return {name: scheme for name, scheme in both.items() if scheme is not None}
 
 
 def keep(match: str | None = None, *, kind: str | None = None, optional: bool = False) -> Rule:
@@ -181,12 +197,13 @@ class Recipe:
 
 
 def _rule_from_table(table: dict[str, Any], where: str) -> Rule:
-    _check_keys(table, [*(field.name for field in fields(Rule)), "input"], where)
+    _check_keys(table, [field.name for field in fields(Rule)], where)
     for key in ("keep", "optional"):
         if not isinstance(table.get(key, False), bool):
             raise RecipeError(f"{where}: {key} = {table[key]!r} is not true or false")
-    if not isinstance(table.get("weight", ""), str):
-        raise RecipeError(f'{where}: weight = {table["weight"]!r} is not text; write weight = "int4 g64"')
+    for key in ("weight", "input", "output"):
+        if not isinstance(table.get(key, ""), str):
+            raise RecipeError(f'{where}: {key} = {table[key]!r} is not text; write {key} = "int8"')
     try:
         return Rule(**table)
     except (RecipeError, SchemeError, NotYetError) as error:
@@ -198,6 +215,28 @@ def _check_keys(table: dict[str, Any], known: list[str], where: str) -> None:
     for key in table:
         if key not in known:
             raise RecipeError(unknown(key, known, what=f"key in {where}:"))
+
+
+def _scheme_of_weight(given: str | Scheme | None) -> Scheme | None:
+    scheme = parse_scheme(given) if isinstance(given, str) else given
+    if scheme is not None and scheme.static:
+        raise RecipeError(f"weight = {str(given)!r}: a weight is known before calibration; leave out 'static'")
+    return scheme
+
+
+def _scheme_of_activation(given: str | Scheme | None, name: str) -> Scheme | None:
+    scheme = parse_input_scheme(given) if isinstance(given, str) else given
+    if scheme is None:
+        return None
+    if scheme.float_zero:
+        raise RecipeError(f"{name} = {str(given)!r}: the zero point of an activation is a code; use asym")
+    if scheme.static and name == "output":
+        raise NotYetError(f"output = {str(given)!r}: this version fixes ranges of inputs only; leave out 'static'")
+    if not scheme.static and isinstance(scheme.granularity, PerChannel | PerTile):
+        raise RecipeError(f"{name} = {str(given)!r}: a dynamic range is per tensor, token or group; or add 'static'")
+    if not scheme.static and scheme.ranging == Average():
+        raise RecipeError(f"{name} = {str(given)!r}: an average is taken over batches; add 'static'")
+    return scheme
 
 
 def _check_strings(**values: object) -> None:

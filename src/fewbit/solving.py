@@ -8,9 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from fewbit.errors import FewbitError
+from fewbit.activation import Activation
+from fewbit.errors import CalibrationError, FewbitError
 from fewbit.evaluation.fidelity import decibels, output_power, sqnr
-from fewbit.interfaces import Frontend, Layer, Progress, Replacement
+from fewbit.interfaces import Activations, Frontend, Layer, Progress, Replacement
 from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
 from fewbit.statistics.second_moment import SecondMoment
@@ -61,14 +62,22 @@ def solve(model: Any, made: Plan, frontend: Frontend, data: Data, progress: Prog
 
 def needs_data(made: Plan) -> bool:
     """Whether an algorithm of the plan asks for statistics."""
-    return any(row.algorithm.statistics for row in made.rows if row.algorithm)
+    return any(statistics_of(row) for row in made.rows)
+
+
+def statistics_of(row: PlanRow) -> tuple[str, ...]:
+    """Return what has to be known of the layer's input: for its algorithm, and for the range of a static input."""
+    names = [*row.algorithm.statistics] if row.algorithm else []
+    if row.input and row.input.static and row.input.ranging.statistic:
+        names.append(row.input.ranging.statistic)
+    return tuple(dict.fromkeys(names))
 
 
 def _tracked(
     model: Any, made: Plan, rows: Mapping[str, PlanRow], frontend: Frontend, data: Data, progress: Progress
 ) -> Generator[tuple[PlanRow, Mapping[str, Any]]]:
     """Yield every row with the statistics of its layer; it must be installed before the next is asked for."""
-    wanted = {name: row.algorithm.statistics if row.algorithm else () for name, row in rows.items()}
+    wanted = {name: statistics_of(row) for name, row in rows.items()}
     free = [row for name, row in rows.items() if not wanted[name]]
     for row in progress.track(free, "quantize") if free else ():
         yield row, {}
@@ -91,6 +100,7 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
     started = time.perf_counter()
     try:
         solution = row.algorithm(weight, statistics, row.scheme)
+        activations = _activations(row, statistics)
     except FewbitError as error:
         raise type(error)(f"{row.layer.name}: {error}") from error
     seconds = time.perf_counter() - started
@@ -103,7 +113,7 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
         nearest = decibels(signal, output_power(quantize(weight, row.scheme).dequantize() - weight, moment))
         best = decibels(signal, output_power(values - weight, moment))
     return Solved(
-        replacement=frontend.replacement(model, row.layer, solution.qtensor),
+        replacement=frontend.replacement(model, row.layer, solution.qtensor, activations),
         weight_sqnr=sqnr(weight, values),
         nearest_sqnr=nearest,
         solved_sqnr=best,
@@ -111,3 +121,19 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
         seconds=seconds,
         remarks=solution.remarks,
     )
+
+
+def _activations(row: PlanRow, statistics: Mapping[str, Any]) -> Activations:
+    """Return how input and output are rounded; a static range comes from its statistic.
+
+    Raises:
+        CalibrationError: no calibration input reached the layer.
+
+    """
+    output = Activation(scheme=row.output) if row.output else None
+    if row.input is None or not row.input.static:
+        return Activations(input=Activation(scheme=row.input) if row.input else None, output=output)
+    name = row.input.ranging.statistic
+    if name is not None and name not in statistics:
+        raise CalibrationError("no calibration input reached it, so it has no range; give other batches, or keep it")
+    return Activations(input=Activation.calibrated(row.input, statistics.get(name) if name else None), output=output)

@@ -1,4 +1,4 @@
-"""How a scale and zero point are chosen: from values in, to a low and a high bound out.
+"""How a scale and zero point are chosen: from values, or from what a statistic has seen of them, to two bounds.
 
 Every range method is a frozen dataclass called with `(boxes, axes, grid, weights)`; the bounds it returns keep the
 axes as 1 and hold 0: `low <= 0 <= high` (least squares under a float zero point may leave 0 out).
@@ -6,7 +6,7 @@ axes as 1 and hold 0: `low <= 0 <= high` (least squares under a float zero point
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from fewbit.numerics.namespace import Array
 from fewbit.ranges.grid import Grid
@@ -19,6 +19,7 @@ RANGES = {
     "mse": "fewbit.ranges.squared_error:SquaredError",
     "lsq": "fewbit.ranges.least_squares:LeastSquares",
     "entropy": "fewbit.ranges.entropy:Entropy",
+    "average": "fewbit.ranges.average:Average",
 }
 
 
@@ -33,3 +34,10 @@ class RangeMethod(Protocol):
         self, boxes: Array, axes: tuple[int, ...], grid: Grid, weights: Array | None = None
     ) -> tuple[Array, Array]:
         """Return the lower and upper bound of `boxes` over `axes`, kept as 1; `weights` broadcast to `boxes`."""
+
+    @property
+    def statistic(self) -> str | None:
+        """Name of the statistic of an input that `calibrated` reads; `None`: it needs none."""
+
+    def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
+        """Return the bounds for what that statistic has seen: of all numbers, shape (), or a pair for each channel."""

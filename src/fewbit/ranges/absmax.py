@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fewbit.numerics.namespace import Array, array_namespace
 from fewbit.ranges.grid import Grid
@@ -28,3 +29,15 @@ class AbsMax:
         xp = array_namespace(boxes)
         high = xp.max(xp.abs(boxes), axis=axes, keepdims=True)
         return -high, high
+
+    @property
+    def statistic(self) -> str:
+        """What it wants to know of a static input."""
+        return "extremes"
+
+    def calibrated(self, seen: Any, grid: Grid | None = None) -> tuple[Array, Array]:  # noqa: ARG002
+        """Return the largest magnitude both ways."""
+        low, high = seen.result()
+        xp = array_namespace(low)
+        largest = xp.where(-low > high, -low, high)
+        return -largest, largest

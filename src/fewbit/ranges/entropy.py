@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from fewbit.errors import SchemeError
 from fewbit.numerics.loop import repeat
 from fewbit.numerics.namespace import Array, array_namespace, device
 from fewbit.numerics.summation import tree_sum
+from fewbit.ranges.bins import folded
 from fewbit.ranges.grid import Grid, pieces
 from fewbit.ranges.minmax import MinMax
 
@@ -51,23 +54,50 @@ class Entropy:
         whole = xp.where(amax > 0.0, amax, xp.ones_like(amax))
         parts = [_histogram(xp.abs(part) / whole, axes, self.bins) for part, _ in pieces(boxes, axes, None)]
         counts = sum(parts[1:], start=parts[0])
-        levels = max(len(grid.format.levels) // 2, 2)
-        start = (xp.zeros_like(counts[:, :1]) + self.bins, _divergence(counts, self.bins, levels))
-
-        def narrower(index: Any, best: tuple[Array, ...]) -> tuple[Array, ...]:
-            kept = self.bins - self.stride * (index + 1)
-            divergence = _divergence(counts, kept, levels)
-            better = divergence < best[1]
-            return xp.where(better, xp.zeros_like(best[0]) + kept, best[0]), xp.where(better, divergence, best[1])
-
-        tried = len(range(self.bins - self.stride, levels, -self.stride))
-        best_bins, _ = repeat(tried, narrower, start)
-        share = xp.reshape(best_bins, outer)
+        share = xp.reshape(_best(counts, self.stride, _levels(grid)), outer)
         shape = tuple(1 if axis in axes else size for axis, size in enumerate(boxes.shape))
         threshold = xp.reshape(share, shape) * (1.0 / self.bins) * amax
         if grid.symmetric:
             return -threshold, threshold
         return xp.where(-low > threshold, -threshold, low), xp.where(high > threshold, threshold, high)
+
+    @property
+    def statistic(self) -> str:
+        """What it wants to know of a static input."""
+        return "histogram"
+
+    def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
+        """Return the best threshold on the bins of the statistic, within the extremes; `bins` plays no part."""
+        counts, width = folded(seen)
+        one_sided = not grid.symmetric and (seen.low >= 0.0 or seen.high <= 0.0)  # as behind a ReLU
+        levels = len(grid.format.levels) if one_sided else _levels(grid)
+        kept = float(_best(counts[None, :], self.stride, levels)[0, 0]) if len(counts) > levels else len(counts)
+        threshold = np.float32(kept * width)
+        if grid.symmetric:
+            return -threshold, threshold
+        return np.maximum(-threshold, np.float32(min(seen.low, 0.0))), np.minimum(
+            threshold, np.float32(max(seen.high, 0.0))
+        )
+
+
+def _levels(grid: Grid) -> int:
+    """Return how many levels magnitudes have."""
+    return max(len(grid.format.levels) // 2, 2)
+
+
+def _best(counts: Array, stride: int, levels: int) -> Array:
+    """Return after how many bins each row is best cut, (rows, 1)."""
+    xp = array_namespace(counts)
+    bins = counts.shape[1]
+    start = (xp.zeros_like(counts[:, :1]) + bins, _divergence(counts, bins, levels))
+
+    def narrower(index: Any, best: tuple[Array, ...]) -> tuple[Array, ...]:
+        kept = bins - stride * (index + 1)
+        divergence = _divergence(counts, kept, levels)
+        better = divergence < best[1]
+        return xp.where(better, xp.zeros_like(best[0]) + kept, best[0]), xp.where(better, divergence, best[1])
+
+    return repeat(len(range(bins - stride, levels, -stride)), narrower, start)[0]
 
 
 def _histogram(shares: Array, axes: tuple[int, ...], bins: int) -> Array:

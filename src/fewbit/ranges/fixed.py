@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from fewbit.errors import SchemeError
 from fewbit.numerics.namespace import Array, array_namespace
@@ -46,3 +49,12 @@ class Fixed:
         xp = array_namespace(boxes)
         like = xp.zeros_like(xp.max(boxes, axis=axes, keepdims=True))
         return like + self.lowest, like + self.high
+
+    @property
+    def statistic(self) -> str | None:
+        """What it wants to know of a static input."""
+        return None
+
+    def calibrated(self, seen: Any = None, grid: Grid | None = None) -> tuple[Array, Array]:  # noqa: ARG002
+        """Return the given bounds."""
+        return np.asarray(self.lowest, np.float32), np.asarray(self.high, np.float32)

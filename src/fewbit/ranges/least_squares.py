@@ -14,6 +14,7 @@ from fewbit.numerics.loop import repeat
 from fewbit.numerics.namespace import Array, array_namespace, constants_like, settled
 from fewbit.numerics.summation import tree_sum
 from fewbit.ranges.absmax import AbsMax
+from fewbit.ranges.bins import occupied
 from fewbit.ranges.grid import Grid, pieces
 from fewbit.ranges.minmax import MinMax
 from fewbit.ranges.search import Best, Search
@@ -60,6 +61,17 @@ class LeastSquares:
         best = repeat(self.rounds, alternate, (*best, best[0], best[1]))[:3]
         best = repeat(self.starts, from_start, best)
         return best[0], best[1]
+
+    @property
+    def statistic(self) -> str:
+        """What it wants to know of a static input."""
+        return "histogram"
+
+    def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
+        """Return the best bounds for the middles of the bins, each counting as often as it was seen."""
+        middles, counts = occupied(seen)
+        low, high = self(middles[None, :], (1,), grid, counts[None, :])
+        return low.reshape(()), high.reshape(())
 
 
 def _refit(search: Search, low: Array, high: Array) -> tuple[Array, Array]:

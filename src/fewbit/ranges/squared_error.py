@@ -7,10 +7,12 @@ each end alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fewbit.errors import SchemeError
 from fewbit.numerics.namespace import Array
 from fewbit.ranges.absmax import AbsMax
+from fewbit.ranges.bins import occupied
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
 from fewbit.ranges.search import Search
@@ -41,3 +43,14 @@ class SquaredError:
         low, high = (AbsMax() if grid.symmetric else MinMax())(boxes, axes)
         low, high, _ = Search(boxes, axes, grid, weights).shrunk(low, high, self.steps, self.smallest)
         return low, high
+
+    @property
+    def statistic(self) -> str:
+        """What it wants to know of a static input."""
+        return "histogram"
+
+    def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
+        """Return the best bounds for the middles of the bins, each counting as often as it was seen."""
+        middles, counts = occupied(seen)
+        low, high = self(middles[None, :], (1,), grid, counts[None, :])
+        return low.reshape(()), high.reshape(())

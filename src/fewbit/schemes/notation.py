@@ -1,13 +1,15 @@
 """The text notation of schemes, parsed and printed here and nowhere else.
 
-text = FORMAT [GRANULARITY] [narrow] [asym | float-zero] [RANGE], words in any order after the format, or the name of a
-whole scheme: mxfp4, nvfp4, ... GRANULARITY is tensor, channel, channel:1, channel:0x4, g64, tile128x128 or token; left
-out it is the field's usual one: `g128` for 4 bits and fewer, else `channel`.
+text = FORMAT [GRANULARITY] [narrow] [sym | asym | float-zero] [static] [RANGE], words in any order after the format,
+or the name of a whole scheme: mxfp4, nvfp4, ... GRANULARITY is tensor, channel, channel:1, channel:0x4, g64,
+tile128x128 or token. What is left out is the field's usual: of weights `g128` for 4 bits and fewer, else `channel`,
+symmetric; of inputs `token`, or `tensor` when static, and asymmetric for integers.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 from fewbit.catalogue import lookup, unknown
@@ -21,9 +23,9 @@ from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTen
 from fewbit.schemes.scheme import Scheme
 
 #: Words of the design that this version does not know yet.
-_LATER = {"static", "q4_k", "q8_0"}
+_LATER = {"q4_k", "q8_0"}
 _SYMMETRIES = ("sym", "asym", "float-zero")
-_FLAGS = ("narrow", *_SYMMETRIES, "tensor", "channel", "gN", "tileNxM", "token")
+_FLAGS = ("narrow", "static", *_SYMMETRIES, "tensor", "channel", "gN", "tileNxM", "token")
 
 
 def parse_scheme(text: str) -> Scheme:
@@ -36,13 +38,28 @@ def parse_scheme(text: str) -> Scheme:
         SchemeError: a word that is unknown, given twice, or that does not fit the format.
 
     """
+    return _parsed(text, _usual_of_weights)
+
+
+def parse_input_scheme(text: str) -> Scheme:
+    """Return the scheme that `text` spells for the input or output of a layer.
+
+    >>> str(parse_input_scheme("int8")), str(parse_input_scheme("e4m3 static"))
+    ('int8 token asym', 'e4m3 tensor static')
+
+    Raises:
+        SchemeError: as `parse_scheme`.
+
+    """
+    return _parsed(text, _usual_of_inputs)
+
+
+def _parsed(text: str, usual: Callable[[NumberFormat, bool], tuple[Granularity, bool]]) -> Scheme:
     words = text.split()
     if not words:
         raise SchemeError("an empty scheme; write for example 'int4 g64' or 'int8 channel'")
     head, *rest = words
     _refuse_later(head)
-    if "static" in rest:
-        raise SchemeError("'static' is for inputs, which this version does not quantize; leave it out")
     if head in BLOCK_FORMATS:
         if rest:
             raise SchemeError(f"{head} is a whole scheme and takes no further word; drop {' '.join(rest)!r}")
@@ -56,15 +73,20 @@ def parse_scheme(text: str) -> Scheme:
     _at_most_one(text, "granularities", [granularity.name for granularity in granularities])
     _at_most_one(text, "range methods", methods)
     _at_most_one(text, "symmetries", [word for word in rest if word in _SYMMETRIES])
-    _at_most_one(text, "times narrow", [word for word in rest if word == "narrow"])
+    for flag in ("narrow", "static"):
+        _at_most_one(text, f"times {flag}", [word for word in rest if word == flag])
     for word in rest:
-        if not (word in RANGES or word == "narrow" or word in _SYMMETRIES or _granularity(word)):
+        if not (word in RANGES or word in ("narrow", "static", *_SYMMETRIES) or _granularity(word)):
             raise SchemeError(unknown(word, [*_FLAGS, *RANGES], what=f"word in scheme {text!r}:"))
+    granularity, symmetric = usual(number_format, "static" in rest)
+    if set(_SYMMETRIES) & set(rest):
+        symmetric = "sym" in rest
     return Scheme(
         format=_narrow(number_format) if "narrow" in rest else number_format,
-        granularity=granularities[0] if granularities else _usual_granularity(number_format),
-        symmetric=not {"asym", "float-zero"} & set(rest),
+        granularity=granularities[0] if granularities else granularity,
+        symmetric=symmetric,
         float_zero="float-zero" in rest,
+        static="static" in rest,
         range_method=lookup(RANGES, methods[0], what="range method")() if methods else None,
     )
 
@@ -87,9 +109,24 @@ def scheme_to_text(scheme: Scheme) -> str:
     words.append(scheme.granularity.name)
     if not scheme.symmetric:
         words.append("float-zero" if scheme.float_zero else "asym")
+    if scheme.static:
+        words.append("static")
     if scheme.ranging != replace(scheme, range_method=None).ranging:
         words.append(scheme.ranging.name)
     return " ".join(words)
+
+
+def input_scheme_to_text(scheme: Scheme) -> str:
+    """Return the notation of the scheme of an input, which `parse_input_scheme` reads back.
+
+    >>> input_scheme_to_text(parse_input_scheme("int8 sym"))
+    'int8 token sym'
+    """
+    text = scheme_to_text(scheme)
+    if not scheme.symmetric or text in BLOCK_FORMATS or _usual_of_inputs(scheme.format, scheme.static)[1]:
+        return text
+    granularity = scheme.granularity.name
+    return text.replace(f" {granularity}", f" {granularity} sym", 1)
 
 
 def _at_most_one(text: str, what: str, words: list[str]) -> None:
@@ -108,8 +145,14 @@ def _granularity(word: str) -> Granularity | None:
     return simple.get(word)
 
 
-def _usual_granularity(number_format: NumberFormat) -> Granularity:
-    return PerGroup(128) if number_format.bits <= 4 else PerChannel()
+def _usual_of_weights(number_format: NumberFormat, static: bool) -> tuple[Granularity, bool]:  # noqa: ARG001
+    """Return granularity and symmetry."""
+    return (PerGroup(128) if number_format.bits <= 4 else PerChannel()), True
+
+
+def _usual_of_inputs(number_format: NumberFormat, static: bool) -> tuple[Granularity, bool]:
+    """Return granularity and symmetry; asymmetric int8 halves the error of symmetric on a language model's inputs."""
+    return (PerTensor() if static else PerToken()), not isinstance(number_format, Int)
 
 
 def _narrow(number_format: NumberFormat) -> NumberFormat:

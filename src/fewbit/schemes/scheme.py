@@ -13,7 +13,7 @@ from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.least_squares import LeastSquares
 from fewbit.ranges.minmax import MinMax
-from fewbit.schemes.granularity import Granularity, PerTensor
+from fewbit.schemes.granularity import Granularity, PerChannel, PerTensor
 
 __all__ = ["ScaleType", "Scheme"]
 
@@ -41,6 +41,8 @@ class Scheme:
     scale_type: ScaleType | None = None
     #: How the tensor of scales is itself quantized: MX, NVFP4, double-quantized NF4; `None`: it is not.
     scale_scheme: Scheme | None = None
+    #: For inputs and outputs: ranges are fixed by calibration; otherwise they are those of each input.
+    static: bool = False
 
     def __post_init__(self) -> None:
         if not self.symmetric and not self.format.takes_zero_point:
@@ -57,8 +59,19 @@ class Scheme:
             raise SchemeError("a float zero point is stored beside float scales; leave out the scheme of the scale")
         if self.scale_scheme is not None and not self.scale_scheme.symmetric:
             raise SchemeError(f"scales are positive: quantize them symmetrically, not by '{self.scale_scheme}'")
+        if self.static:
+            self._check_static()
         if self.range_method is None:
             object.__setattr__(self, "range_method", self._usual_range())
+
+    def _check_static(self) -> None:
+        if self.granularity not in (PerTensor(), PerChannel()):
+            raise SchemeError(f"static ranges are per tensor or channel, not {self.granularity.name!r}; drop static")
+        if self.scale_scheme is not None:
+            raise SchemeError("a static scale is a float; leave out the scheme of the scale")
+        method = self.range_method
+        if self.granularity == PerChannel() and method is not None and method.statistic not in ("extremes", None):
+            raise SchemeError(f"a static range per channel comes from extremes: absmax or minmax, not {method.name}")
 
     def _usual_range(self) -> RangeMethod:
         if not self.symmetric:

@@ -1,6 +1,7 @@
 """What calibration accumulates about a layer's input: streaming, mergeable, arrays only.
 
-Every statistic is made by `init(width, like)` and takes `update(rows)`, `merge(other)`; `result` reads it.
+Every statistic is made by `init(width, like)` and takes `update(rows)`, `merge(other)`; `result` reads it. `of_rows`
+tells what it takes of a convolution: patches, or the input itself.
 """
 
 from __future__ import annotations
@@ -10,4 +11,6 @@ STATISTICS = {
     "second_moment": "fewbit.statistics.second_moment:SecondMoment",
     "relative_second_moment": "fewbit.statistics.second_moment:RelativeSecondMoment",
     "extremes": "fewbit.statistics.extremes:Extremes",
+    "histogram": "fewbit.statistics.histogram:Histogram",
+    "moving_average": "fewbit.statistics.moving_average:MovingAverage",
 }

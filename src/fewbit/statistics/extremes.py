@@ -6,6 +6,7 @@ low_j = min over rows of x_j, high_j = max over rows of x_j; merging takes the w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fewbit.errors import NonFiniteError
 from fewbit.numerics.namespace import Array, array_namespace, device
@@ -14,6 +15,9 @@ from fewbit.numerics.namespace import Array, array_namespace, device
 @dataclass(slots=True)
 class Extremes:
     """Bounds by feature, and how many rows there were."""
+
+    #: Of a convolution it takes the input itself, channels last.
+    of_rows: ClassVar[bool] = False
 
     #: float32 (width,); +infinity before the first row.
     low: Array

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from fewbit.errors import NonFiniteError
 from fewbit.numerics.namespace import Array, array_namespace, device, is_torch
@@ -22,6 +22,9 @@ _PANEL = 256
 @dataclass(slots=True)
 class SecondMoment:
     """Sum of outer products of rows, and how many there were."""
+
+    #: Of a convolution it takes the patches that the weight is multiplied with.
+    of_rows: ClassVar[bool] = True
 
     #: float32 (width, width); only entries on and above the diagonal panels are filled.
     total: Array

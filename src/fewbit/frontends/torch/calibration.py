@@ -7,7 +7,7 @@ the runs of the block wait at each part and go on behind it; what cannot wait is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -110,7 +110,8 @@ class CalibrationRun:
 
     def _split(self, layers: list[Layer]) -> tuple[list[Layer], list[Layer]]:
         """Return the layers whose inputs are to be measured, and the others."""
-        measured = [layer for layer in layers if self._wanted[layer.name] and layer.multiplies_rows]
+        watch = _Watch(self._model, layers, self._wanted)
+        measured = [layer for layer in layers if watch.names(layer)]
         return measured, [layer for layer in layers if layer not in measured]
 
 
@@ -163,26 +164,37 @@ class _Watch:
 
     def gather(self, runs: Sequence[Callable[[], Any]]) -> dict[str, dict[str, Any]]:
         """Return the statistics of each layer over all `runs`; layers that share an input share the objects."""
-        kept: dict[str, dict[str, Any]] = {}
+        kept: dict[tuple[str, str], Any] = {}
+        #: Which of the layers with one input feeds a statistic: the first that asks for it.
+        feeds: dict[tuple[str, str], str] = {}
 
         def take(layer: Layer, rows: Tensor) -> None:
-            if self._leader(layer, rows) == layer.name:
-                self._update(layer, kept.setdefault(layer.name, self._statistics(layer, rows)), rows)
+            leader = self._leader(layer, rows)
+            own = {}
+            for name in self.names(layer):
+                if feeds.setdefault((leader, name), layer.name) == layer.name:
+                    own[name] = kept.setdefault((leader, name), self._statistic(name, layer, rows))
+            self._update(layer, own, rows)
 
         for number, run in enumerate(runs):
             # Once it is known that each layer is called once, a run may stop at the last of them.
             last = self.calls[-1] if number and len(self.calls) == len(self.layers) == len(set(self.calls)) else None
             with self._listening(take, record=number == 0, last=last):
                 run()
-        return {layer.name: kept[self.leaders[layer.name]] for layer in self.layers if layer.name in self.leaders}
+        return {
+            layer.name: {name: kept[self.leaders[layer.name], name] for name in self.names(layer)}
+            for layer in self.layers
+            if layer.name in self.leaders
+        }
 
     def shared(self, group: Sequence[Layer], inputs: Iterator[Tensor]) -> dict[str, dict[str, Any]]:
         """Return the statistics of layers that all get these inputs."""
         kept: dict[str, Any] = {}
+        wanted = {name: layer for layer in reversed(group) for name in self.names(layer)}
         for rows in inputs:
-            kept = kept or self._statistics(group[0], rows)
+            kept = kept or {name: self._statistic(name, layer, rows) for name, layer in wanted.items()}
             self._update(group[0], kept, rows)
-        return {layer.name: kept for layer in group}
+        return {layer.name: {name: kept[name] for name in self.names(layer) if name in kept} for layer in group}
 
     def groups(self, run: Callable[[], Any]) -> list[tuple[Layer, ...]]:
         """Return the layers in the order of their calls in one run, those that share an input together."""
@@ -216,11 +228,14 @@ class _Watch:
         self.current.append((rows, version, first))
         return first
 
-    def _statistics(self, layer: Layer, rows: Tensor) -> dict[str, Any]:
-        return {
-            name: lookup(STATISTICS, name, what="statistic").init(layer.shape[1], rows)
-            for name in self.wanted[layer.name]
-        }
+    def names(self, layer: Layer) -> list[str]:
+        """Return the statistics that `layer` is to have and can have."""
+        return [name for name in self.wanted[layer.name] if layer.multiplies_rows or not _class(name).of_rows]
+
+    def _statistic(self, name: str, layer: Layer, rows: Tensor) -> Any:
+        convolution = Convolution.of(self._module(layer.name))
+        width = convolution.in_channels if convolution and not _class(name).of_rows else layer.shape[1]
+        return _class(name).init(width, rows)
 
     def _module(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)
@@ -228,12 +243,15 @@ class _Watch:
     def _update(self, layer: Layer, statistics: Mapping[str, Any], inputs: Tensor) -> None:
         """Take in the rows of what `layer` is given: of a convolution a patch for each position."""
         convolution = Convolution.of(self._module(layer.name))
-        for rows in convolution.rows(inputs) if convolution else (inputs,):
-            for name, statistic in statistics.items():
-                try:
+        for name, statistic in statistics.items():
+            pieces: Iterable[Tensor] = (inputs,)
+            if convolution:
+                pieces = convolution.rows(inputs) if statistic.of_rows else (convolution.channels_last(inputs),)
+            try:
+                for rows in pieces:
                     statistic.update(rows)
-                except FewbitError as error:
-                    raise type(error)(f"{layer.name}: {name}: {error}") from error
+            except FewbitError as error:
+                raise type(error)(f"{layer.name}: {name}: {error}") from error
 
     @contextmanager
     def _listening(self, take: Callable[[Layer, Tensor], Any], *, record: bool, last: str | None) -> Iterator[None]:
@@ -257,6 +275,10 @@ class _Watch:
             self.current.clear()
             for handle in handles:
                 handle.remove()
+
+
+def _class(name: str) -> Any:
+    return lookup(STATISTICS, name, what="statistic")
 
 
 class _EnoughError(BaseException):

@@ -93,6 +93,10 @@ class Convolution:
             positions = prod(view.shape[1 : spatial + 1])
             yield view.permute(order).reshape(positions, self.in_channels * prod(self.kernel))
 
+    def channels_last(self, inputs: Tensor) -> Tensor:
+        """Return the input as (..., channels)."""
+        return inputs.movedim(-1 - len(self.kernel), -1)
+
     def apply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None, output_size: Any = None) -> Tensor:
         """Return the convolution of `inputs` with a weight in the module's own shape."""
         run = _RUN[self.transposed, len(self.kernel)]

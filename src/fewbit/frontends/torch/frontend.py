@@ -16,7 +16,7 @@ from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
-from fewbit.interfaces import Layer, StoredTensor
+from fewbit.interfaces import Activations, Layer, StoredTensor
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType
 
@@ -65,9 +65,11 @@ class TorchFrontend:
             )
         return weight
 
-    def replacement(self, model: nn.Module, layer: Layer, qtensor: QTensor) -> TorchReplacement:
+    def replacement(
+        self, model: nn.Module, layer: Layer, qtensor: QTensor, activations: Activations | None = None
+    ) -> TorchReplacement:
         """Return the quantized form of `layer`, not yet installed."""
-        return TorchReplacement(model, layer, qtensor)
+        return TorchReplacement(model, layer, qtensor, activations or Activations())
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`, and QTensors by the name of their layer."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from fewbit.frontends.torch.canonical import from_canonical, to_canonical
 from fewbit.frontends.torch.convolution import Convolution
+from fewbit.frontends.torch.rounding import Rounding
+from fewbit.interfaces import Activations
 from fewbit.kernels import select
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
@@ -33,6 +35,35 @@ class QuantizedLayer(nn.Module):
         self._kernel = select(qtensor.scheme)
         self._held: Tensor | None = None
         self._pack(qtensor)
+        #: What rounds the input and the output of the layer.
+        self.input: Rounding | None = None
+        self.output: Rounding | None = None
+
+    def round_activations(self, activations: Activations) -> None:
+        """Round input and output from now on."""
+        for name in ("input", "output"):
+            activation = getattr(activations, name)
+            own = None if activation is None else Rounding(activation.like(self._probe()), spatial=self._spatial)
+            setattr(self, name, own)
+
+    def forward(self, inputs: Tensor, *further: Any, **named: Any) -> Tensor:
+        """Return the output for `inputs`, both rounded where that is asked for."""
+        output = self.compute(inputs if self.input is None else self.input(inputs), *further, **named)
+        return output if self.output is None else self.output(output)
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        """Return the output for inputs that are rounded already."""
+        raise NotImplementedError
+
+    @property
+    def _spatial(self) -> int:
+        """How many axes follow that of the channels."""
+        return 0
+
+    def _probe(self) -> Tensor:
+        """Return a tensor on the device of this layer."""
+        tensor: Tensor = getattr(self, f"packed_{self._packed_names[0]}")
+        return tensor
 
     @property
     def qtensor(self) -> QTensor:
@@ -115,7 +146,7 @@ class QuantizedLayer(nn.Module):
                     f"{prefix}{name} has shape {list(found[name].shape)}, not {list(expected[name].shape)}"
                 )
                 return
-        device = getattr(self, f"packed_{self._packed_names[0]}").device
+        device = self._probe().device
         tensors = {name.removeprefix(self.PREFIX): tensor.to(device) for name, tensor in found.items()}
         self._pack(from_canonical(tensors, self.scheme, self.shape))
 
@@ -129,7 +160,7 @@ class QuantizedLinear(QuantizedLayer):
         self.register_parameter("bias", bias)
         self.out_features, self.in_features = qtensor.shape
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def compute(self, inputs: Tensor) -> Tensor:
         """Return `inputs (..., in) @ weight.T + bias` as (..., out)."""
         if self._held is not None and self._held.dtype == inputs.dtype:
             return nn.functional.linear(inputs, self._held, self.bias)
@@ -152,7 +183,11 @@ class QuantizedConvolution(QuantizedLayer):
         """The dequantized weight in the shape of the float module; made anew at each access."""
         return self.convolution.weight(super().weight)
 
-    def forward(self, inputs: Tensor, output_size: Any = None) -> Tensor:
+    @property
+    def _spatial(self) -> int:
+        return len(self.convolution.kernel)
+
+    def compute(self, inputs: Tensor, output_size: Any = None) -> Tensor:
         """Return what the float convolution would with the dequantized weight."""
         weight = self._held if self._held is not None else self.weight
         return self.convolution.apply(inputs, weight.to(inputs.dtype), self.bias, output_size)
@@ -165,6 +200,6 @@ class QuantizedEmbedding(QuantizedLayer):
         super().__init__(qtensor, dtype)
         self.num_embeddings, self.embedding_dim = qtensor.shape
 
-    def forward(self, indices: Tensor) -> Tensor:
-        """Return the rows at `indices` (...) as (..., width)."""
-        return self._kernel.embedding(indices, self._packed(), self.scheme, self.dtype)
+    def compute(self, inputs: Tensor) -> Tensor:
+        """Return the rows at `inputs` (...), which are indices, as (..., width)."""
+        return self._kernel.embedding(inputs, self._packed(), self.scheme, self.dtype)

@@ -12,17 +12,18 @@ from fewbit.frontends.torch.quantized import (
     QuantizedLayer,
     QuantizedLinear,
 )
-from fewbit.interfaces import Layer
+from fewbit.interfaces import Activations, Layer
 from fewbit.qtensor import QTensor
 
 
 class TorchReplacement:
     """A layer in its two forms; the float one is installed at first."""
 
-    def __init__(self, model: nn.Module, layer: Layer, qtensor: QTensor) -> None:
+    def __init__(self, model: nn.Module, layer: Layer, qtensor: QTensor, activations: Activations) -> None:
         self.layer = layer
         self.original = model.get_submodule(layer.name)
         self.quantized = _quantized(self.original, qtensor)
+        self.quantized.round_activations(activations)
         self._places = [
             (parent, attribute)
             for parent in model.modules()

@@ -1,0 +1,60 @@
+"""How the input or output of a layer is rounded: each time by its own range, or by one that calibration has fixed.
+
+Dynamic: x' = quantize(x).dequantize(). Static: x' = (clip(round(x / s) + z) - z) s with s, z from a statistic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fewbit.errors import CalibrationError
+from fewbit.numerics.namespace import Array, array_namespace, device, to_float32, to_numpy
+from fewbit.qtensor import quantize
+from fewbit.schemes.granularity import PerTensor
+from fewbit.schemes.scheme import Scheme
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """The rounding of arrays (..., channels)."""
+
+    scheme: Scheme
+    #: float32, () or (channels,); `None` of a dynamic scheme.
+    scale: Array | None = None
+    #: float32 whole numbers in the shape of the scale; `None` when symmetric or dynamic.
+    zero_point: Array | None = None
+
+    @classmethod
+    def calibrated(cls, scheme: Scheme, seen: Any) -> Activation:
+        """Return the rounding by the range of what `seen`, the statistic that the range method asks for, has seen.
+
+        Raises:
+            CalibrationError: nothing was seen.
+
+        """
+        if seen is not None and not seen.count:
+            raise CalibrationError(
+                "no calibration input reached it, so it has no range; give other batches, or keep it"
+            )
+        low, high = scheme.ranging.calibrated(seen, scheme.grid)
+        if scheme.granularity == PerTensor() and low.ndim:
+            xp = array_namespace(low)
+            low, high = xp.min(low), xp.max(high)
+        scale, zero = scheme.grid.parameters(low, high)
+        return cls(scheme=scheme, scale=scale, zero_point=zero)
+
+    def rounded(self, values: Array) -> Array:
+        """Return the float32 values that the codes of `values` stand for; a static NaN is not found here."""
+        if self.scale is None:
+            return quantize(values, self.scheme).dequantize()
+        return self.scheme.grid.rounded(to_float32(values), self.scale, self.zero_point)
+
+    def like(self, values: Array) -> Activation:
+        """Return this rounding with its numbers in the framework and on the device of `values`."""
+        xp = array_namespace(values)
+
+        def moved(own: Array | None) -> Array | None:
+            return None if own is None else xp.asarray(to_numpy(own), dtype=xp.float32, device=device(values))
+
+        return Activation(scheme=self.scheme, scale=moved(self.scale), zero_point=moved(self.zero_point))
