@@ -8,6 +8,7 @@ from fewbit.errors import NotYetError, RecipeError
 from fewbit.interfaces import Layer
 from fewbit.presets import LATER, PRESETS, parse_recipe, preset
 from fewbit.recipe import Recipe, Rule
+from fewbit.schemes.notation import input_scheme_to_text
 
 #: What the design writes about each: bits of a weight, group size (`None`: a scale for each channel), symmetry.
 MEANING = {
@@ -17,7 +18,17 @@ MEANING = {
     "w3a16": (3, 128, True),
     "w2a16": (2, 128, True),
     "fp8a16": (8, None, True),
+    "w8a8": (8, None, True),
+    "w8a8-static": (8, None, True),
+    "w4a8": (4, 128, True),
+    "fp8": (8, None, True),
+    "fp8-static": (8, None, True),
 }
+#: What it writes about inputs.
+INPUTS = {
+    "w8a8": "int8 token asym", "w8a8-static": "int8 tensor asym static", "w4a8": "int8 token asym",
+    "fp8": "e4m3 token", "fp8-static": "e4m3 tensor static",
+}  # fmt: skip
 
 
 def winner(recipe, kind):
@@ -35,9 +46,18 @@ def test_a_preset_means_what_its_name_says(name):
     bits, size, symmetric = MEANING[name]
     assert scheme.format.bits == bits
     assert getattr(scheme.granularity, "size", None) == size
-    assert scheme.granularity.name == (f"g{size}" if size else "channel")
+    # The one that is per tensor throughout is vLLM's FP8.
+    assert scheme.granularity.name == (f"g{size}" if size else "tensor" if name == "fp8-static" else "channel")
     assert scheme.symmetric is symmetric
     assert (scheme.format.name == "e4m3") is name.startswith("fp8")
+
+
+@pytest.mark.parametrize("name", MEANING)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_bare_names_round_the_inputs_too_and_a16_does_not(name, kind):
+    given = winner(preset(name), kind).input
+    assert (given is None) is ("a16" in name)
+    assert (None if given is None else input_scheme_to_text(given)) == INPUTS.get(name)
 
 
 @pytest.mark.parametrize("name", MEANING)
@@ -67,7 +87,9 @@ def test_a_preset_of_a_later_version_says_so_and_names_those_of_this_one(name):
 
 
 def test_a_misspelled_preset_is_answered_with_the_right_one():
-    with pytest.raises(RecipeError, match="unknown preset 'w4a61'; did you mean 'w4a16'\\? known: fp8a16, w2a16"):
+    with pytest.raises(
+        RecipeError, match="unknown preset 'w4a61'; did you mean 'w4a16'\\? known: fp8, fp8-static, fp8a16"
+    ):
         preset("w4a61")
 
 

@@ -101,9 +101,9 @@ PYTHON_MISTAKES = {
     "word in weight": (
         lambda: fb.Rule("a", weight="int4 g64 asim"), SchemeError, "'asim'", "did you mean 'asym'"),
     "empty weight": (lambda: fb.Rule("a", weight=" "), SchemeError, "empty scheme", "write for example 'int4 g64'"),
-    "weight of a later version": (
-        lambda: fb.Rule("a", weight="int8 static"), SchemeError, "'static'", "this version does not quantize"),
-    "weight is a number": (lambda: fb.Rule("a", weight=4), RecipeError, "weight.*4", "int4"),
+    "static weight": (
+        lambda: fb.Rule("a", weight="int8 static"), RecipeError, "weight = 'int8 static'", "leave out 'static'"),
+    "weight is a number": (lambda: fb.Rule("a", weight=4), RecipeError, "weight.*4", "int8"),
     "algorithm": (
         lambda: fb.Rule("a", weight="int8", algorithm="neerest"), RecipeError, "unknown algorithm 'neerest'",
         "did you mean 'nearest'"),
@@ -116,9 +116,21 @@ PYTHON_MISTAKES = {
         "unknown option of algorithm 'nearest': 'order'", "known: "),
     "table without the name of an algorithm": (
         lambda: fb.Rule("a", weight="int8", algorithm={"damping": 1}), RecipeError, "algorithm", "nearest"),
-    "input": (
-        lambda: fb.Rule("a", weight="int8", input="int8"), NotYetError, "input='int8'.*this version quantizes weights",
-        "leave out `input`"),
+    "input is a number": (lambda: fb.Rule("a", weight="int8", input=8), RecipeError, "input.*8", 'input="int8"'),
+    "unknown input": (
+        lambda: fb.Rule("a", weight="int8", input="int88"), SchemeError, "unknown number format 'int88'", "int8"),
+    "input without weight": (lambda: fb.Rule("a", input="int8"), RecipeError, "neither `weight` nor `keep`", "add one"),
+    "input of a kept layer": (
+        lambda: fb.Rule("a", keep=True, input="int8"), RecipeError, "`keep` and also names a scheme", "drop one"),
+    "input per channel": (
+        lambda: fb.Rule("a", weight="int8", input="int8 channel"), RecipeError, "a dynamic range is per tensor, token",
+        "add 'static'"),
+    "input with a float zero point": (
+        lambda: fb.Rule("a", weight="int8", input="int8 float-zero"), RecipeError, "zero point .* is a code", "asym"),
+    "average of one input": (
+        lambda: fb.Rule("a", weight="int8", input="int8 average"), RecipeError, "over batches", "add 'static'"),
+    "static output": (
+        lambda: fb.Rule("a", weight="int8", output="int8 static"), NotYetError, "ranges of inputs only", "leave out"),
     "transforms": (
         lambda: fb.Recipe([fb.Rule("a", weight="int8")], transforms=["smoothquant"]), NotYetError,
         r"transforms \['smoothquant'\]: this version has none", "leave out `transforms`"),
@@ -153,10 +165,10 @@ TOML_MISTAKES = {
     "optional is a number": (
         f"[[rules]]\n{GOOD}optional = 1", RecipeError, "rule 1 .*optional = 1 is not true or false"),
     "weight is a number": (
-        '[[rules]]\nkind = "linear"\nweight = 4', RecipeError, 'rule 1 .*weight = 4 is not text; write weight = "int4'),
+        '[[rules]]\nkind = "linear"\nweight = 4', RecipeError, 'rule 1 .*weight = 4 is not text; write weight = "int8'),
     "algorithm is a number": (f"[[rules]]\n{GOOD}algorithm = 3", RecipeError, "algorithm"),
     "algorithm is a list": (f'[[rules]]\n{GOOD}algorithm = ["nearest"]', RecipeError, "algorithm"),
-    "input": (f'[[rules]]\n{GOOD}input = "int8"', NotYetError, "input='int8'"),
+    "input is a number": (f'[[rules]]\n{GOOD}input = 8', RecipeError, 'rule 1 .*input = 8 is not text; write input ='),
     "transforms": (f'transforms = ["smoothquant"]\n[[rules]]\n{GOOD}', NotYetError, r"transforms \['smoothquant'\]"),
     "transforms is text": (f'transforms = "smoothquant"\n[[rules]]\n{GOOD}', FewbitError, "'smoothquant'"),
     "transforms is a number": (f"transforms = 5\n[[rules]]\n{GOOD}", FewbitError, "transforms.*5"),
@@ -171,7 +183,7 @@ def test_a_mistake_in_toml_is_answered_with_its_place(case):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("weight", '"int44"'), ("match", '"("'), ("input", '"int8"'), ("algorithm", '"awq"')]
+    ("key", "value"), [("weight", '"int44"'), ("match", '"("'), ("input", '"int44"'), ("algorithm", '"awq"')]
 )
 def test_a_value_that_python_would_refuse_is_noted_with_the_number_of_its_toml_rule(key, value):
     lines = {"kind": '"linear"', "weight": '"int8"', key: value}

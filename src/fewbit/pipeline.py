@@ -188,7 +188,10 @@ def _default_calibration(model: Any) -> Calibration:
     from fewbit.synthetic.self_text import writes_text
 
     if not writes_text(model):
-        raise PlanError("gptq needs calibration data and this model writes no text; give calibration=[batch, ...]")
+        raise PlanError(
+            "this recipe needs calibration data (for gptq, or static ranges) and the model writes no text; "
+            "give calibration=[batch, ...]"
+        )
     return Calibration(data="self")
 
 

@@ -1,7 +1,7 @@
 """Presets: recipes by name. Head and embedding stay float, group sizes adapt to the model; convolutions to the file.
 
-`wNa16` means N-bit weights and 16-bit activations. Up to 4 bits they are found by GPTQ, which measured best; above
-that rounding to nearest leaves little to gain and needs no data.
+`wNa16` means N-bit weights and 16-bit activations; bare names round the inputs too, `-static` by fixed ranges. Up to 4
+bits weights are found by GPTQ, which measured best; above that rounding to nearest leaves little and needs no data.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ from fewbit.errors import NotYetError, RecipeError, SchemeError
 from fewbit.recipe import Recipe, Rule, keep
 from fewbit.schemes.notation import parse_scheme
 
-#: Scheme of the linear layers, by preset.
-PRESETS = {
-    "w8a16": "int8 channel",
-    "w4a16": "int4 g128",
-    "w4a16-asym": "int4 g128 asym",
-    "w3a16": "int3 g128",
-    "w2a16": "int2 g128",
-    "fp8a16": "e4m3 channel",
+#: Schemes of the linear layers and convolutions by preset, of the weight and of the input.
+PRESETS: dict[str, tuple[str, str | None]] = {
+    "w8a16": ("int8 channel", None),
+    "w4a16": ("int4 g128", None),
+    "w4a16-asym": ("int4 g128 asym", None),
+    "w3a16": ("int3 g128", None),
+    "w2a16": ("int2 g128", None),
+    "fp8a16": ("e4m3 channel", None),
+    "w8a8": ("int8 channel", "int8 token asym"),
+    "w8a8-static": ("int8 channel", "int8 tensor asym static"),
+    "w4a8": ("int4 g128", "int8 token asym"),
+    "fp8": ("e4m3 channel", "e4m3 token"),
+    "fp8-static": ("e4m3 tensor", "e4m3 tensor static"),
 }
 #: How their codes are found.
-ALGORITHMS: dict[str, Algorithm] = dict.fromkeys(("w4a16", "w4a16-asym", "w3a16", "w2a16"), Gptq())
+ALGORITHMS: dict[str, Algorithm] = dict.fromkeys(("w4a16", "w4a16-asym", "w3a16", "w2a16", "w4a8"), Gptq())
 #: Presets of the design that this version does not have.
 LATER = [
     "bf16",
     "fp16",
-    "fp8",
-    "fp8-static",
     "iq4_xs",
     "mxfp4",
     "mxfp4a16",
@@ -46,9 +49,6 @@ LATER = [
     "q4_k_m",
     "q5_k_m",
     "q8_0",
-    "w4a8",
-    "w8a8",
-    "w8a8-static",
 ]
 
 
@@ -69,7 +69,10 @@ def preset(name: str) -> Recipe:
         keep(kind="embedding", optional=True),
     ]
     algorithm = ALGORITHMS.get(name, Nearest())
-    rules += [Rule(kind=kind, weight=PRESETS[name], algorithm=algorithm, optional=True) for kind in ("linear", "conv")]
+    weight, given = PRESETS[name]
+    rules += [
+        Rule(kind=kind, weight=weight, input=given, algorithm=algorithm, optional=True) for kind in ("linear", "conv")
+    ]
     return Recipe(rules, name=name, adapts=True)
 
 

@@ -100,7 +100,7 @@ def tables() -> dict[str, Any]:
         "schemes": [asdict(row) for row in schemes()],
         "ranges": list(RANGES),
         "algorithms": list(ALGORITHMS),
-        "presets": dict(PRESETS),
+        "presets": {name: f"{weight}, input {given}" if given else weight for name, (weight, given) in PRESETS.items()},
         "files": list(CHECKPOINTS),
     }
 

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
 
 import fewbit as fb
+from fewbit.errors import PlanError
 from fewbit.presets import PRESETS
 
 # compressed-tensors 0.20 with transformers 5.23 cannot build the packed layout of a zero point in its default mode,
@@ -16,6 +17,7 @@ from fewbit.presets import PRESETS
 DEFAULT_MODE_FAILS = ("w4a16-asym",)
 # transformers says that our `dequantize=True` is heeded; that is what it is passed for.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
+WEIGHT_ONLY = [name for name, (_, given) in PRESETS.items() if given is None]
 TYPES = ("float32", "bfloat16", "float16")
 
 
@@ -53,7 +55,7 @@ def differing(result, model, dtype):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", WEIGHT_ONLY)
 def test_every_preset_loads_bit_equal_when_dequantized(tmp_path, preset, dtype):
     dtype = getattr(torch, dtype)
     result, path = saved(tmp_path, preset, dtype)
@@ -61,7 +63,7 @@ def test_every_preset_loads_bit_equal_when_dequantized(tmp_path, preset, dtype):
     assert differing(result, loaded(path, dtype, dequantize=True), dtype) == []
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name not in DEFAULT_MODE_FAILS])
+@pytest.mark.parametrize("preset", [name for name in WEIGHT_ONLY if name not in DEFAULT_MODE_FAILS])
 def test_every_symmetric_preset_loads_bit_equal_and_computes_the_same_in_the_default_mode(tmp_path, preset):
     result, path = saved(tmp_path, preset)
     model = loaded(path, torch.float32, dequantize=False)
@@ -69,6 +71,12 @@ def test_every_symmetric_preset_loads_bit_equal_and_computes_the_same_in_the_def
     tokens = torch.arange(20)[None]
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, result.model(tokens).logits)
+
+
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - set(WEIGHT_ONLY)))
+def test_what_rounds_inputs_is_refused_until_the_writer_knows_it(preset):
+    with pytest.raises(PlanError, match="compressed-tensors of this version holds weights only; leave out `input`"):
+        fb.quantize(small_llama(), preset, to="compressed-tensors", calibration=[torch.arange(20)[None]])
 
 
 OTHER_SCHEMES = (

@@ -1,4 +1,4 @@
-"""The bins of a histogram between the extremes, for range methods that search on them as on weighted values."""
+"""A histogram as range methods search on it: as weighted values, or as even bins of magnitudes up to a limit."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 
 
-def occupied(seen: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the middles of the bins from the first to the last that holds anything, and their counts, as float32."""
+def weighted(seen: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the values that were seen, to 1/1024 of each, in rising order, and how often, both float32."""
     middles, counts = seen.result()
-    held = np.flatnonzero(counts)
-    if not len(held):
-        return np.zeros(1, np.float32), np.ones(1, np.float32)
-    inside = slice(held[0], held[-1] + 1)
-    return middles[inside], counts[inside].astype(np.float32)
+    return middles, counts.astype(np.float32)
 
 
-def folded(seen: Any) -> tuple[np.ndarray[Any, Any], float]:
-    """Return the counts of magnitudes up to the last bin that holds anything, as float32, and the width of a bin."""
+def quantile(seen: Any, share: float, *, magnitudes: bool) -> np.ndarray[Any, Any]:
+    """Return the value, or magnitude, that `share` of what was seen lies below."""
     middles, counts = seen.result()
-    side = len(counts) // 2
-    both = counts[side:] + counts[:side][::-1]
-    held = np.flatnonzero(both)
-    last = held[-1] + 1 if len(held) else 1
-    return both[:last].astype(np.float32), float(2.0 * middles[side])
+    if magnitudes:
+        order = np.argsort(np.abs(middles), kind="stable")
+        middles, counts = np.abs(middles)[order], counts[order]
+    below = np.cumsum(counts, dtype=np.float64) - counts / 2.0
+    return np.asarray(np.interp(share * counts.sum(), below, middles), dtype=np.float32)
+
+
+def even(seen: Any, limit: float, bins: int) -> np.ndarray[Any, Any]:
+    """Return the counts of magnitudes in `bins` even bins up to `limit`, float32; what lies beyond is in the last."""
+    middles, counts = seen.result()
+    place = np.minimum(np.abs(middles).astype(np.float64) * (bins / limit), bins - 1).astype(np.int64)
+    return np.bincount(place, weights=counts, minlength=bins).astype(np.float32)

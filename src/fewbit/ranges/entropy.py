@@ -16,7 +16,7 @@ from fewbit.errors import SchemeError
 from fewbit.numerics.loop import repeat
 from fewbit.numerics.namespace import Array, array_namespace, device
 from fewbit.numerics.summation import tree_sum
-from fewbit.ranges.bins import folded
+from fewbit.ranges.bins import even
 from fewbit.ranges.grid import Grid, pieces
 from fewbit.ranges.minmax import MinMax
 
@@ -67,17 +67,21 @@ class Entropy:
         return "histogram"
 
     def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
-        """Return the best threshold on the bins of the statistic, within the extremes; `bins` plays no part."""
-        counts, width = folded(seen)
+        """Return the best threshold, within the extremes; bins as fine as `bins` below twice the threshold."""
         one_sided = not grid.symmetric and (seen.low >= 0.0 or seen.high <= 0.0)  # as behind a ReLU
         levels = len(grid.format.levels) if one_sided else _levels(grid)
-        kept = float(_best(counts[None, :], self.stride, levels)[0, 0]) if len(counts) > levels else len(counts)
-        threshold = np.float32(kept * width)
+        limit = threshold = max(-seen.low, seen.high)
+        while threshold > 0.0:
+            kept = float(_best(even(seen, limit, self.bins)[None, :], self.stride, levels)[0, 0])
+            threshold = limit * kept / self.bins
+            # Far below the limit bins are too coarse to tell thresholds apart: look again at what lies there.
+            if kept > self.bins / 2:
+                break
+            limit /= 2.0
+        end = np.float32(threshold)
         if grid.symmetric:
-            return -threshold, threshold
-        return np.maximum(-threshold, np.float32(min(seen.low, 0.0))), np.minimum(
-            threshold, np.float32(max(seen.high, 0.0))
-        )
+            return -end, end
+        return np.maximum(-end, np.float32(min(seen.low, 0.0))), np.minimum(end, np.float32(max(seen.high, 0.0)))
 
 
 def _levels(grid: Grid) -> int:

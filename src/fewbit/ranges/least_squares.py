@@ -14,7 +14,7 @@ from fewbit.numerics.loop import repeat
 from fewbit.numerics.namespace import Array, array_namespace, constants_like, settled
 from fewbit.numerics.summation import tree_sum
 from fewbit.ranges.absmax import AbsMax
-from fewbit.ranges.bins import occupied
+from fewbit.ranges.bins import weighted
 from fewbit.ranges.grid import Grid, pieces
 from fewbit.ranges.minmax import MinMax
 from fewbit.ranges.search import Best, Search
@@ -68,9 +68,9 @@ class LeastSquares:
         return "histogram"
 
     def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
-        """Return the best bounds for the middles of the bins, each counting as often as it was seen."""
-        middles, counts = occupied(seen)
-        low, high = self(middles[None, :], (1,), grid, counts[None, :])
+        """Return the best bounds for the values that were seen, each counting as often as it was."""
+        values, counts = weighted(seen)
+        low, high = self(values[None, :], (1,), grid, counts[None, :])
         return low.reshape(()), high.reshape(())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fewbit.errors import SchemeError
 from fewbit.numerics.namespace import Array, array_namespace, settled
-from fewbit.ranges.bins import folded, occupied
+from fewbit.ranges.bins import quantile
 from fewbit.ranges.grid import Grid
 
 
@@ -55,22 +55,13 @@ class Percentile:
         return "histogram"
 
     def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
-        """Return the quantiles of the histogram, linear inside of a bin."""
+        """Return the quantiles of what was seen."""
         share = self.percent / 100.0
         if grid.symmetric:
-            counts, width = folded(seen)
-            high = _quantile_of_bins(counts, np.arange(len(counts) + 1) * width, share)
+            high = quantile(seen, share, magnitudes=True)
             return -high, high
-        middles, counts = occupied(seen)
-        width = middles[1] - middles[0] if len(middles) > 1 else 0.0
-        edges = np.append(middles, middles[-1] + width) - width / 2.0
-        low, high = (_quantile_of_bins(counts, edges, q) for q in (1.0 - share, share))
+        low, high = (quantile(seen, q, magnitudes=False) for q in (1.0 - share, share))
         return np.minimum(low, np.float32(0.0)), np.maximum(high, np.float32(0.0))
-
-
-def _quantile_of_bins(counts: Any, edges: Any, share: float) -> Any:
-    below = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
-    return np.asarray(np.interp(share * below[-1], below, edges), dtype=np.float32)
 
 
 def _inside_last(boxes: Array, axes: tuple[int, ...]) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 from fewbit.errors import SchemeError
 from fewbit.numerics.namespace import Array
 from fewbit.ranges.absmax import AbsMax
-from fewbit.ranges.bins import occupied
+from fewbit.ranges.bins import weighted
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
 from fewbit.ranges.search import Search
@@ -50,7 +50,7 @@ class SquaredError:
         return "histogram"
 
     def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
-        """Return the best bounds for the middles of the bins, each counting as often as it was seen."""
-        middles, counts = occupied(seen)
-        low, high = self(middles[None, :], (1,), grid, counts[None, :])
+        """Return the best bounds for the values that were seen, each counting as often as it was."""
+        values, counts = weighted(seen)
+        low, high = self(values[None, :], (1,), grid, counts[None, :])
         return low.reshape(()), high.reshape(())
