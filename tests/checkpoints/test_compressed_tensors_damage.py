@@ -183,6 +183,17 @@ def test_a_nan_among_float_codes_is_refused(broken):
     refused(folder, CheckpointError, "0: 1 of 512 weights are NaN; the file is damaged")
 
 
+@pytest.mark.parametrize("damaged", ["0.weight_scale", "1.weight_scale", "1.bias"])
+def test_a_module_of_ones_own_stays_whole_when_a_later_part_is_damaged(tmp_path, damaged):
+    recipe = fb.Recipe([fb.Rule(kind="linear", weight="int8 channel")])
+    fb.quantize(module(), recipe, to="compressed-tensors").save(tmp_path / "out")
+    arrays = load_file(tmp_path / "out" / "model.safetensors")
+    arrays[damaged] = first(np.nan)(arrays[damaged]) if damaged.endswith("scale") else np.zeros(9, np.float32)
+    save_file(arrays, tmp_path / "out" / "model.safetensors")
+    message = "scales are NaN" if damaged.endswith("scale") else "holds 1.bias [9]; the model has [3]"
+    refused(tmp_path / "out", CheckpointError, message)
+
+
 def group(**values):
     def change(config):
         config["config_groups"]["group_0"] |= values

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.errors import CheckpointError
-from fewbit.interfaces import Checkpoint, checkpoint_format, frontend_of
+from fewbit.interfaces import Checkpoint, Replacement, checkpoint_format, frontend_of
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType
+from fewbit.sources.model_folder import CONFIGURATION, companion_files
+from fewbit.sources.weights import Weights, require_plausible, require_small_buffers
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,23 @@ class CheckpointFolder:
             raise CheckpointError(
                 f"{self.path} was saved from a module of your own; build it and call fewbit.load(path, into=module)"
             )
-        from fewbit.sources.huggingface import skeleton, transformers
+        from fewbit.sources.huggingface import (
+            outline,
+            refusals,
+            require_described,
+            skeleton,
+            transformers,
+            without_kernels,
+        )
 
-        config = transformers().AutoConfig.for_model(**self.checkpoint.configuration)
+        file = self.path / CONFIGURATION
+        require_described(self.checkpoint.configuration, file)
+        require_plausible(
+            self.checkpoint.configuration, Weights({t.name: t.shape for t in self.checkpoint.stored}), str(file)
+        )
+        with refusals(f"transformers cannot read the configuration of {self.name}"):
+            config = without_kernels(transformers().AutoConfig.for_model(**self.checkpoint.configuration))
+        require_small_buffers(outline(config, self.name), self.name)
         return skeleton(config, self.name)
 
     def load(self) -> Any:
@@ -63,15 +79,22 @@ class CheckpointFolder:
         frontend = frontend_of("torch")
         layers = {layer.name: layer for layer in frontend.layers(model)}
         floats = {}
-        for name, value in self.checkpoint.tensors():
-            if not isinstance(value, QTensor):
-                floats[name] = from_stored(value)
-            elif name not in layers or layers[name].shape != value.shape:
-                there = layers[name].shape if name in layers else "no such layer"
-                raise CheckpointError(f"{self.path} holds {name} of shape {value.shape}; the model has {there}")
-            else:
-                frontend.replacement(model, layers[name], value.map(from_stored)).install()
-        self._fill(model, floats)
+        installed: list[Replacement] = []
+        try:
+            for name, value in self.checkpoint.tensors():
+                if not isinstance(value, QTensor):
+                    floats[name] = from_stored(value)
+                    continue
+                if name not in layers or layers[name].shape != value.shape:
+                    there = layers[name].shape if name in layers else "no such layer"
+                    raise CheckpointError(f"{self.path} holds {name} of shape {value.shape}; the model has {there}")
+                installed.append(frontend.replacement(model, layers[name], value.map(from_stored)))
+                installed[-1].install()
+            self._fill(model, floats)
+        except BaseException:  # a module of the user's stays as it was
+            for replacement in installed:
+                replacement.restore()
+            raise
         if hasattr(model, "tie_weights"):
             model.tie_weights()
         empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -85,8 +108,6 @@ class CheckpointFolder:
 
     def companions(self) -> Mapping[str, bytes]:
         """Return tokenizer files and generation settings."""
-        from fewbit.sources.huggingface import companion_files
-
         return companion_files(self.path)
 
     def tokenizer(self) -> Any:
