@@ -23,6 +23,8 @@ from fewbit.schemes.scheme import Scheme
 #: Words of the design that this version does not know yet.
 _LATER = {"static", "q4_k", "q8_0"}
 _SYMMETRIES = ("sym", "asym", "float-zero")
+#: Characters of a scheme.
+_LONGEST = 200
 _FLAGS = ("narrow", *_SYMMETRIES, "tensor", "channel", "gN", "tileNxM", "token")
 
 
@@ -36,6 +38,12 @@ def parse_scheme(text: str) -> Scheme:
         SchemeError: a word that is unknown, given twice, or that does not fit the format.
 
     """
+    if not isinstance(text, str):
+        raise SchemeError(f"a scheme is text such as 'int4 g64', not {text!r:.80}")
+    if len(text) > _LONGEST:
+        raise SchemeError(
+            f"a scheme of {len(text)} characters, beginning {text[:40]!r}; none needs more than {_LONGEST}"
+        )
     words = text.split()
     if not words:
         raise SchemeError("an empty scheme; write for example 'int4 g64' or 'int8 channel'")
