@@ -74,9 +74,13 @@ def test_the_size_of_a_folder_is_that_of_its_weight_files(tmp_path):
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        (0, "0.0 kB"), (99_949, "99.9 kB"), (100_000, "100.0 kB"), (1_000_000, "1.0 MB"), (12_345_678, "12.3 MB"),
+        (0, "0.0 kB"),
+        (99_949, "99.9 kB"),
+        (100_000, "100.0 kB"),
+        (1_000_000, "1.0 MB"),
+        (12_345_678, "12.3 MB"),
         (12_345_678_901, "12.3 GB"),
-    ],  # fmt: skip
+    ],
 )
 def test_sizes_are_said_in_units_of_a_thousand(size, words):
     assert megabytes(size) == words
