@@ -259,7 +259,7 @@ class CheckpointFormat(Protocol):
 
     @property
     def name(self) -> str:
-        """The word for it in `to=`."""
+        """The word for it in `to=`, and the `quant_method` in the `config.json` of its folders."""
 
     def problem(self, layer: Layer, scheme: Scheme) -> str | None:
         """Return why this layout cannot hold `layer` under `scheme`, with the remedy, or `None`."""
