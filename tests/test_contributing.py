@@ -72,7 +72,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     return subprocess.run(
-        command, cwd=folder, env={**os.environ, **paths}, capture_output=True, text=True, check=False, timeout=600
+        command, cwd=folder, env={**os.environ, **paths}, capture_output=True, text=True, check=False, timeout=900
     )
 
 

@@ -97,7 +97,7 @@ def run(command: str, expected: list[str], folder: Path) -> None:
     """Run a command in `folder`; one that fails must print the error that the page shows."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=1800
     )
     if any(line.startswith("fewbit: ") for line in expected):
         assert done.returncode == 2, f"{command}: leaves with {done.returncode}"
