@@ -1,7 +1,5 @@
 """A signal ends what runs, also where Python would drop the exception."""
 
-import gc
-import os
 import signal
 import sys
 import time
@@ -21,7 +19,7 @@ def handlers():
 def test_a_signal_comes_out_as_an_interrupt_and_its_code_is_that_of_a_shell(number):
     before, ending = handlers(), Interruptible()
     with pytest.raises(KeyboardInterrupt), ending:  # noqa: PT012  # the signal comes out of what follows it
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         time.sleep(5)
     assert ending.code == 128 + number
     assert handlers() == before
@@ -34,7 +32,7 @@ class Dropping:
 
     def __del__(self):
         Dropping.lost += 1
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         time.sleep(5)
 
 
@@ -44,7 +42,6 @@ def test_an_interrupt_inside_of_a_del_comes_again_and_nothing_is_printed(capfd):
     with pytest.raises(KeyboardInterrupt), ending:  # noqa: PT012  # the first one is dropped, the second comes out
         one = Dropping()
         del one
-        gc.collect()
         assert Dropping.lost == 1  # it was dropped there
         time.sleep(5)
     assert time.perf_counter() - begun < 4
@@ -70,7 +67,7 @@ def test_a_signal_that_was_ignored_before_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interruptible() as ending:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
         assert ending.code is None
     finally:
         signal.signal(signal.SIGHUP, before)
