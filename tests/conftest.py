@@ -17,6 +17,7 @@ hypothesis.settings.load_profile("fewbit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=8, help="how often a run is killed at a random moment")
     parser.addoption("--every-row", action="store_true", help="compile every row of `fewbit support`: 20 minutes more")
 
 

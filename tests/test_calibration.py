@@ -125,7 +125,7 @@ def test_a_text_needs_a_tokenizer_and_enough_of_it(llama, tmp_path):
     with pytest.raises(CalibrationError, match=r"^stub has no tokenizer for .*text.txt; give batches of token ids"):
         Calibration(data=text).batches(llama, Stub())
     with pytest.raises(SourceError, match=f"the text has 3 tokens, fewer than one sequence of {TEXT_LENGTH}"):
-        Calibration(data=text).batches(llama, Stub(Words()))
+        Calibration(data=text, length=TEXT_LENGTH).batches(llama, Stub(Words()))
     with pytest.raises(SourceError, match="cannot read text"):
         Calibration(data=tmp_path / "missing.txt").batches(llama, Stub(Words()))
 

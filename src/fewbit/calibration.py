@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewbit.errors import CalibrationError
+from fewbit.evaluation.token_ids import context_of, require_known
 from fewbit.interfaces import Progress, Silent, Source
 
 #: Without other wishes a model writes this much: two cores manage a few hundred tokens a second.
@@ -28,7 +29,7 @@ class Calibration:
     data: Sequence[Any] | str | Path
     #: Sequences to write, or to cut from a text.
     samples: int = SELF_SAMPLES
-    #: Tokens of each; left out: 256 when the model writes, 512 of a text.
+    #: Tokens of each; left out: 256 when the model writes, 512 of a text, or the context where it is shorter.
     length: int | None = None
     #: Measure the layers of a block one after the other, each behind the quantized ones before it. It is also faster:
     #: the runs of a block wait at each layer instead of running twice, for which they hold what is between.
@@ -54,21 +55,22 @@ class Calibration:
         """Return the batches, one at least; `model` is the live one.
 
         Raises:
-            CalibrationError: nothing to calibrate with, or tokens that the model does not know.
+            CalibrationError: nothing to calibrate with, or tokens that the model does not know or take.
             SourceError: a text that cannot be read or is too short.
 
         """
-        if self.data == "self":
-            from fewbit.synthetic.self_text import context_of, written_by
+        found = list(self._gathered(model, source, seed, progress or Silent()))
+        if not found:
+            raise CalibrationError("calibration holds no batch; give some, or leave it out")
+        require_known(found, model, what="calibration")
+        return found
 
-            return list(
-                written_by(
-                    model,
-                    sequences=self.samples,
-                    length=self.length or min(SELF_LENGTH, context_of(model) or SELF_LENGTH),
-                    seed=seed,
-                    progress=progress or Silent(),
-                )
+    def _gathered(self, model: Any, source: Source, seed: int, progress: Progress) -> Iterable[Any]:
+        if self.data == "self":
+            from fewbit.synthetic.self_text import written_by
+
+            return written_by(
+                model, sequences=self.samples, length=self._length(SELF_LENGTH, model), seed=seed, progress=progress
             )
         if isinstance(self.data, str | Path):
             from fewbit.evaluation.text import read_text, token_sequences
@@ -77,13 +79,11 @@ class Calibration:
             if tokenizer is None:
                 raise CalibrationError(f"{source.name} has no tokenizer for {self.data}; give batches of token ids")
             text, _ = read_text(self.data)
-            return list(token_sequences(tokenizer, text, sequences=self.samples, length=self.length or TEXT_LENGTH))
-        given = list(self.data)
-        if not given:
-            raise CalibrationError("calibration holds no batch; give some, or leave it out")
-        for number, batch in enumerate(given):
-            _check_tokens(batch, number, model)
-        return given
+            return token_sequences(tokenizer, text, sequences=self.samples, length=self._length(TEXT_LENGTH, model))
+        return self.data
+
+    def _length(self, usual: int, model: Any) -> int:
+        return self.length or min(usual, context_of(model) or usual)
 
 
 def parse_calibration(value: Any) -> Calibration | None:
@@ -100,18 +100,3 @@ def parse_calibration(value: Any) -> Calibration | None:
             "wrap it in a list"
         )
     return Calibration(data=list(value))
-
-
-def _check_tokens(batch: Any, number: int, model: Any) -> None:
-    """Raise for token ids outside of the vocabulary: an embedding would fail without a word of where."""
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    ids: Any = batch.get("input_ids") if isinstance(batch, Mapping) else batch
-    if vocabulary is None or not hasattr(ids, "dtype") or "int" not in str(ids.dtype) or not ids.numel():
-        return
-    least, most = int(ids.min()), int(ids.max())
-    if least < 0 or most >= vocabulary:
-        wrong = least if least < 0 else most
-        raise CalibrationError(
-            f"calibration batch {number}: token {wrong} is outside the vocabulary of {vocabulary}; "
-            "use the model's own tokenizer"
-        )

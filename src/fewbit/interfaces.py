@@ -197,11 +197,13 @@ class Frontend(Protocol):
     def tensors(self, model: Any, storage_type: ScaleType) -> Iterator[tuple[str, Array | QTensor]]:
         """Yield what a checkpoint stores: NumPy arrays by full name, floats as `storage_type`; QTensors by layer."""
 
-    def round_floats(self, model: Any, names: Collection[str], storage_type: ScaleType) -> int:
-        """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed.
+    def require_finite(
+        self, model: Any, layers: Sequence[Layer], names: Collection[str], storage_type: ScaleType
+    ) -> None:
+        """Raise `NonFiniteError` for a weight of `layers`, or a float tensor as it is stored, that is not finite."""
 
-        Raises `NonFiniteError` naming the tensor that does not fit.
-        """
+    def round_floats(self, model: Any, names: Collection[str], storage_type: ScaleType) -> int:
+        """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed."""
 
     def calibrate(
         self,
@@ -257,7 +259,7 @@ class CheckpointFormat(Protocol):
 
     @property
     def name(self) -> str:
-        """The word for it in `to=`."""
+        """The word for it in `to=`, and the `quant_method` in the `config.json` of its folders."""
 
     def problem(self, layer: Layer, scheme: Scheme) -> str | None:
         """Return why this layout cannot hold `layer` under `scheme`, with the remedy, or `None`."""
@@ -279,8 +281,10 @@ class CheckpointFormat(Protocol):
 CHECKPOINTS_LATER = ("awq", "gguf", "gptq", "onnx")
 #: Front ends by framework.
 FRONTENDS = {"torch": "fewbit.frontends.torch.frontend:TorchFrontend"}
-#: Checkpoint formats by the word for them in `to=`.
-CHECKPOINTS = {"compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors"}
+#: Checkpoint formats by the word for them in `to=`, which is also the `quant_method` of their `config.json`.
+CHECKPOINTS = {
+    "compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors",
+}
 
 
 def checkpoint_format(name: str) -> CheckpointFormat:

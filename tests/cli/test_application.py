@@ -13,19 +13,6 @@ LATER_OPTIONS = {
 LATER_COMMANDS = ["convert a -o b", "compare a b", "verify out", "finetune model"]
 
 
-@pytest.fixture
-def run(capsys):
-    """Run a command line; return its exit code, standard output and standard error."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return left.value.code, printed.out, printed.err
-
-    return call
-
-
 def test_the_version_is_printed(run):
     import fewbit
 
@@ -151,10 +138,10 @@ def test_an_interrupt_leaves_with_130_and_one_line(run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fewbit.sources.open_source", interrupted)
-    assert run("inspect", "model") == (130, "", "fewbit: interrupted; nothing was written\n")
+    assert run("inspect", "model") == (130, "", "fewbit: interrupted; no half model is left behind\n")
 
 
-def test_without_arguments_the_command_line_of_the_process_counts(run, monkeypatch, capsys):
+def test_without_arguments_the_command_line_of_the_process_counts(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fewbit", "inspect", "nowhere"])
     with pytest.raises(SystemExit) as left:
         main()

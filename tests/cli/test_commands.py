@@ -4,47 +4,18 @@ import json
 import shutil
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fewbit.cli.application import main
 
-WORDS = [f"w{number}" for number in range(1, 320)]
+PLAN = """\
+layers     become    by    count    before    after
+embedding  float               1   41.0 kB  41.0 kB
+linear     int4 g32  gptq      7   61.4 kB  17.4 kB
+head       float               1    0.0 kB   0.0 kB
+the rest   float                    0.4 kB   0.4 kB
+in all                         9  102.8 kB  58.7 kB"""
 MEASURE = ("--sequences", "2", "--length", "16")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with `model`, a float Llama with its tokenizer, and `text.txt`; tests must not change it."""
-    folder = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, dtype=torch.bfloat16,
-        initializer_range=0.4,
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model")
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0} | {w: i for i, w in enumerate(WORDS, 1)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder / "model")
-    (folder / "text.txt").write_text(" ".join(WORDS[::7]), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def run(capfd):
-    """Run a command line; return its exit code, standard output and standard error, also of other libraries."""
-
-    def call(*arguments):
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        printed = capfd.readouterr()
-        return left.value.code, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +48,10 @@ def test_quantize_prints_what_it_cost_and_where_it_wrote(run, made, tmp_path):
     code, printed, err = run("quantize", made / "model", "-o", out, "--text", made / "text.txt", *MEASURE)
     assert code == 0
     assert "Traceback" not in err
-    assert printed.startswith("adapted: group size 128 -> 32 for 7 layers: ")
+    before, after = printed.split("\n\n")
+    assert before.split("\nadapted: ")[0] == PLAN
+    assert before.split("\nadapted: ")[1].startswith("group size 128 -> 32 for 7 layers: ")
+    assert after.startswith("model                  ")
     assert f"measured on            30 predictions, {made / 'text.txt'}\n" in printed
     assert printed.endswith(f"written                {out}\n")
     assert {"config.json", "model.safetensors", "report.html", "report.json", "tokenizer.json"} <= set(names(out))
@@ -189,7 +163,7 @@ def test_overwrite_refuses_a_folder_that_is_no_model_before_the_weights_are_read
     [
         (("--to", "compressed-tensor"), "unknown checkpoint format 'compressed-tensor'; did you mean 'compressed-te"),
         (("--dtype", "half"), "dtype 'half' is none of auto, float32, float16, bfloat16"),
-        (("--length", "400"), "the text has 46 tokens, fewer than one sequence of 400; use a smaller --length"),
+        (("--length", "400"), "the text has 46 tokens, fewer than one sequence of 400; give more text"),
     ],
 )
 def test_an_option_that_cannot_be_heeded_leaves_with_two_and_writes_nothing(run, made, tmp_path, option, message):

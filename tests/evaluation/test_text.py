@@ -40,7 +40,8 @@ def test_a_text_of_exactly_one_sequence_is_enough():
 def test_a_text_shorter_than_one_sequence_is_an_error_with_the_remedy():
     with pytest.raises(SourceError) as caught:
         token_sequences(Words(), numbers(3), sequences=2, length=4)
-    assert str(caught.value) == "the text has 3 tokens, fewer than one sequence of 4; use a smaller --length"
+    said = "the text has 3 tokens, fewer than one sequence of 4; give more text, or shorter sequences"
+    assert str(caught.value) == said
 
 
 def test_a_text_of_long_words_is_not_cut_short():

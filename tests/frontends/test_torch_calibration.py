@@ -295,7 +295,7 @@ def test_gptq_leaves_less_output_error_than_nearest_in_every_layer(tiny, archite
 def test_what_is_not_finite_midway_names_the_layer_and_leaves_the_model_float(tiny):
     model, batches = tiny("Llama")
     with torch.no_grad():
-        model.model.layers[1].post_attention_layernorm.weight[3] = float("nan")
+        model.model.layers[1].post_attention_layernorm.weight[3] = 3e38  # times anything above 1.13 it overflows
     modules = dict(model.named_modules())
     recipe = fb.Recipe([fb.keep(kind="head"), fb.keep(kind="embedding"), fb.Rule(".*", weight=INT4, algorithm=Gptq())])
     with pytest.raises(NonFiniteError, match=r"^model\.layers\.1\.mlp\.gate_proj: .*NaN or infinity"):

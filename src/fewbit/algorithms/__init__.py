@@ -16,7 +16,10 @@ from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
 #: Algorithms by name.
-ALGORITHMS = {"nearest": "fewbit.algorithms.nearest:Nearest", "gptq": "fewbit.algorithms.gptq:Gptq"}
+ALGORITHMS = {
+    "nearest": "fewbit.algorithms.nearest:Nearest",
+    "gptq": "fewbit.algorithms.gptq:Gptq",
+}
 #: Algorithms of the design that this version does not have.
 LATER = ("adaround", "autoround", "awq", "hqq")
 

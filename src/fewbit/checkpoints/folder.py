@@ -1,13 +1,20 @@
-"""An output folder that appears whole or not at all: written beside its final name, then renamed."""
+"""An output folder that appears whole or not at all: written beside its final name, brought to the disk, then renamed.
+
+What an interruption leaves unfinished is known here, so that whoever catches it can settle it (`settle_all`).
+"""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
 
 from fewbit.errors import CheckpointError
+
+#: Folders that were begun and neither committed nor removed.
+_unfinished: dict[Path, NewFolder] = {}
 
 
 class NewFolder:
@@ -15,15 +22,18 @@ class NewFolder:
 
     def __init__(self, final: Path, *, overwrite: bool = False) -> None:
         # A link to a model folder stays a link: what it leads to is replaced.
-        self.final = Path(final).resolve() if Path(final).is_symlink() else Path(final)
+        self.final = Path(final).resolve() if Path(final).is_symlink() else Path(final).absolute()
         self.overwrite = overwrite
         require_free(self.final, overwrite=self.overwrite)
+        self.path = self.final.with_name(f".{self.final.name}.{secrets.token_hex(4)}.partial")
+        self._retired = self.path.with_suffix(".replaced")
+        # Known before it is there: an interruption may come between any two lines.
+        _unfinished[self.path] = self
         try:
-            self.final.absolute().parent.mkdir(parents=True, exist_ok=True)
-            self.path = Path(
-                tempfile.mkdtemp(prefix=f".{self.final.name}.", suffix=".partial", dir=self.final.absolute().parent)
-            )
+            self.final.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700)
         except OSError as error:
+            del _unfinished[self.path]
             raise CheckpointError(f"cannot create a folder beside {self.final}: {error.strerror}") from error
 
     def write(self, name: str, content: bytes) -> None:
@@ -36,22 +46,30 @@ class NewFolder:
         """Move the folder to its final name and return it; what stood there goes last, after the move succeeded."""
         require_free(self.final, overwrite=self.overwrite)
         self.path.chmod(0o777 & ~_umask())
-        if not self.final.exists():
-            self.path.rename(self.final)
-            return self.final
-        retired = self.path.with_suffix(".replaced")
-        self.final.rename(retired)
+        for file in (*self.path.iterdir(), self.path):
+            _to_disk(file)
         try:
+            if self.final.exists():
+                self.final.rename(self._retired)
             self.path.rename(self.final)
-        except OSError:
-            retired.rename(self.final)
-            raise
-        shutil.rmtree(retired)
+        finally:
+            self.remove()
+        _to_disk(self.final.parent)
         return self.final
 
     def remove(self) -> None:
-        """Remove everything written so far."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove what was written and not committed; what was to be replaced and was not goes back to its name."""
+        if self._retired.exists() and not self.final.exists():
+            self._retired.rename(self.final)
+        for rest in (self._retired, self.path):
+            shutil.rmtree(rest, ignore_errors=True)
+        _unfinished.pop(self.path, None)
+
+
+def settle_all() -> None:
+    """Remove every folder that was begun and not committed; call it where nothing can interrupt."""
+    for folder in list(_unfinished.values()):
+        folder.remove()
 
 
 def require_free(final: Path, *, overwrite: bool) -> None:
@@ -63,6 +81,34 @@ def require_free(final: Path, *, overwrite: bool) -> None:
     # Only what fewbit or a Hugging Face tool wrote is ever replaced: a mistyped name must not cost a home folder.
     if not final.is_dir() or (any(final.iterdir()) and not (final / "config.json").is_file()):
         raise CheckpointError(f"{final} is not a model folder and is not overwritten; remove it yourself")
+
+
+def require_room(final: Path, nbytes: int) -> None:
+    """Raise `CheckpointError` where a folder of `nbytes` bytes cannot be made at `final`; ask before long work."""
+    place = final.absolute().parent
+    while not place.exists():
+        place = place.parent
+    try:
+        # Permissions do not tell: a file system may be read-only, or let nobody make folders.
+        Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=place)).rmdir()
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {place}: {error.strerror}; choose another output") from error
+    free = shutil.disk_usage(place).free
+    if free < nbytes:
+        raise CheckpointError(
+            f"{place} has {free:,} bytes free and the model takes {nbytes:,}; make room, or choose another output"
+        )
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk: after a power cut a name must not lie."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder, and brings renames to the disk by itself
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -6,12 +6,15 @@ The safetensors library writes the files; reading maps the bytes, because its Nu
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fewbit.checkpoints.safetensors_folder import INDEX, ONE_FILE
@@ -66,8 +69,13 @@ class ShardedWriter:
 
     def _flush(self) -> None:
         shard = {name: self._pending.pop(name) for name in self._shards[self._finished]}
-        # "format" tells transformers how to read the file.
-        save_file(shard, self._folder / self._name(self._finished), metadata={"format": "pt"})
+        path = self._folder / self._name(self._finished)
+        try:
+            save_file(shard, path, metadata={"format": "pt"})  # "format" tells transformers how to read the file
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))  # the library keeps it in the message only
+            why = os.strerror(int(number[1])) if number else error
+            raise CheckpointError(f"cannot write {path.name}: {why}") from error
         self._finished += 1
 
     def _name(self, number: int) -> str:

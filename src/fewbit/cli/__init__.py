@@ -1,5 +1,5 @@
-"""The command line; `main` is what the `fewbit` script calls."""
+"""The command line; `script` is what the `fewbit` script calls, `main` the same for arguments given from Python."""
 
-from fewbit.cli.application import main
+from fewbit.cli.application import main, script
 
-__all__ = ["main"]
+__all__ = ["main", "script"]

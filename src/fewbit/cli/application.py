@@ -1,7 +1,8 @@
-"""The `fewbit` command: its subcommands, and how errors leave it (exit code 2, no traceback without --debug)."""
+"""The `fewbit` command: its subcommands, and how errors and signals leave it."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
@@ -12,6 +13,7 @@ import typer
 from fewbit.cli.demo import demo
 from fewbit.cli.evaluate import evaluate
 from fewbit.cli.inspect import inspect
+from fewbit.cli.interruption import Interruptible
 from fewbit.cli.quantize import quantize
 from fewbit.cli.support import support
 from fewbit.errors import FewbitError, NotYetError
@@ -62,26 +64,66 @@ _later("finetune", "quantization-aware training")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 an error that a person can mend, 130 interrupted."""
+    """Run the command line and exit.
+
+    0 done, 2 an error that a person can mend, 1 a defect of fewbit, 128 and the number of a signal that ended it.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
+    ending = Interruptible()
     try:
-        code = application(args=given, prog_name="fewbit", standalone_mode=False, obj=shlex.join(["fewbit", *given]))
+        with ending:
+            code = application(
+                args=given, prog_name="fewbit", standalone_mode=False, obj=shlex.join(["fewbit", *given])
+            )
     except typer.Exit as leave:
         code = leave.exit_code
     except _UsageProblem as error:
         error.show()  # type: ignore[attr-defined]
         code = 2
-    except FewbitError as error:
+    except BrokenPipeError:
+        code = _broken_pipe()
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except Exception as error:
         if debug:
             traceback.print_exc()
         else:
-            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-            sys.stderr.write(f"fewbit: {error}{notes}\n")
-        code = 2
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
-    if code == _INTERRUPTED:  # typer turns Ctrl-C into this exit code by itself, or into Abort
-        sys.stderr.write("fewbit: interrupted; nothing was written\n")
+            sys.stderr.write(f"fewbit: {_sentence(error)}\n")
+        code = 2 if isinstance(error, (FewbitError, MemoryError)) else 1
+    if code == _INTERRUPTED or ending.code:  # typer turns Ctrl-C into this exit code by itself, or into Abort
+        code = ending.code or _INTERRUPTED
+        sys.stderr.write("fewbit: interrupted; no half model is left behind\n")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def script() -> None:
+    """Run the command line of this process; what the `fewbit` script calls."""
+    try:
+        main()
+    except SystemExit as leave:
+        if not isinstance(leave.code, int) or leave.code <= 128:
+            raise
+        # Python remembers a Ctrl-C that came while other code was being imported, and would end by that instead.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(leave.code)
+
+
+def _sentence(error: Exception) -> str:
+    """Return what a person is told of an error."""
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+    if isinstance(error, FewbitError):
+        return f"{error}{notes}"
+    # That of torch for a device is no MemoryError; it derives from RuntimeError.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; calibrate with fewer samples (--samples, --calibration-length), or on a larger machine"
+    return f"{type(error).__name__}: {error}{notes}; this is a defect of fewbit, --debug shows where"
+
+
+def _broken_pipe() -> int:
+    """Return the exit code of a command whose reader went away (`fewbit inspect model | head`)."""
+    # What Python flushes when it ends would fail once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + 13

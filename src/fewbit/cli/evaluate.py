@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from fewbit.cli.console import Terminal
 from fewbit.cli.words import AsJson, Device, Model, Quiet, SequenceLength, Sequences, Text
 from fewbit.errors import RecipeError
+from fewbit.evaluation.token_ids import require_known
 
 if TYPE_CHECKING:
     from fewbit.evaluation.quality import Quality
@@ -36,9 +38,9 @@ def evaluate(
     content, name = read_text(text)
     with terminal.phase("load"):
         source = open_source(model)
-        own = _logits(source.load(), device)
-        other = _logits(open_source(reference).load(), device) if reference else None
         batches = token_sequences(source.tokenizer(), content, sequences=sequences, length=length)
+        own = _logits(source.load(), device, batches)
+        other = _logits(open_source(reference).load(), device, batches) if reference else None
     size = _size(source)
     tracked = terminal.track(batches, "evaluate")
     if other is None:
@@ -54,9 +56,11 @@ def evaluate(
     terminal.result("\n".join(lines), data)
 
 
-def _logits(model: Any, device: str) -> Any:
+def _logits(model: Any, device: str, batches: Sequence[Any]) -> Any:
+    """Return what computes the logits of `model`, which must be able to take the batches."""
     import torch
 
+    require_known(batches, model, what="text")
     where = None if device == "auto" else device
     if where is not None:
         from fewbit.frontends.torch.frontend import TorchFrontend

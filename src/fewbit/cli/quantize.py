@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewbit.calibration import Calibration
-from fewbit.checkpoints.folder import require_free
+from fewbit.checkpoints.folder import require_free, require_room
 from fewbit.cli.console import Terminal
+from fewbit.cli.plan_table import plan_table
 from fewbit.cli.words import AsJson, Device, Model, Output, Overwrite, Quiet, SequenceLength, Sequences, Text
 from fewbit.errors import NotYetError, RecipeError
 
@@ -37,7 +38,7 @@ def quantize(  # a command's options are its arguments
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and every problem; do nothing.")] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Recorded in the report.")] = 0,
+    seed: Annotated[int, typer.Option(help="Recorded in the report.", min=0)] = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
     input_scheme: Annotated[str | None, typer.Option("--input", help=_LATER)] = None,
@@ -117,8 +118,11 @@ class Run:
 
             made = fb.plan(self.model, self.recipe, to=self.to, dtype=self.dtype)
         made.require_sound()
+        require_room(self.output, made.bytes_after)
+        terminal.say(plan_table(made))
         for adaptation in made.adaptations:
             terminal.say(f"adapted: {adaptation}")
+        terminal.say("")
         evaluation = self._evaluation()
         options = fb.Options(
             device=self.device,

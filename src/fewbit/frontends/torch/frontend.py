@@ -79,28 +79,29 @@ class TorchFrontend:
         for name, module in quantized.items():
             yield name, module.qtensor
 
-    def round_floats(self, model: nn.Module, names: Collection[str], storage_type: ScaleType) -> int:
-        """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed.
+    def require_finite(
+        self, model: nn.Module, layers: Sequence[Layer], names: Collection[str], storage_type: ScaleType
+    ) -> None:
+        """Raise `NonFiniteError`, with its name, for a weight of `layers` or a tensor of `names` that is not finite.
 
-        Raises:
-            NonFiniteError: a number overflows; the tensor is named and nothing has been rounded.
-
+        The tensors count as they are stored, as `storage_type`.
         """
+        for layer in layers:
+            self.weight(model, layer)
         target = getattr(torch, storage_type)
-        own = {
-            name: tensor.detach()
-            for name, tensor in model.state_dict(keep_vars=True).items()
-            if name in names and tensor.dtype.is_floating_point
-        }
-        for name, tensor in own.items():
+        for name, tensor in _floats_called(model, names):
             bad = sum(int((~torch.isfinite(piece.to(target))).sum()) for piece in _pieces(tensor))
             if bad:
                 raise NonFiniteError(
                     f"{name}: {bad} of its numbers are not finite in {storage_type}; repair them, "
                     "or use another dtype where they overflow"
                 )
+
+    def round_floats(self, model: nn.Module, names: Collection[str], storage_type: ScaleType) -> int:
+        """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed."""
+        target = getattr(torch, storage_type)
         changed = 0
-        for tensor in own.values():
+        for _, tensor in _floats_called(model, names):
             for piece in _pieces(tensor):
                 nearest = piece.to(target).to(piece.dtype)
                 differ = int((nearest != piece).sum())
@@ -152,6 +153,13 @@ class TorchFrontend:
     def probe(self, replacements: Sequence[Any]) -> AbstractContextManager[Mapping[str, float]]:
         """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB."""
         return probe(replacements)
+
+
+def _floats_called(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the stored float tensors of `model` that are called in `names`."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in names and tensor.dtype.is_floating_point:
+            yield name, tensor.detach()
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

@@ -1,0 +1,5 @@
+"""`python -m fewbit` is the command `fewbit`."""
+
+from fewbit.cli import script
+
+script()
