@@ -16,6 +16,7 @@ from fewbit.errors import CheckpointError, RecipeError
 from fewbit.evaluation.level_histogram import LevelHistogram
 from fewbit.evaluation.quality import Quality
 from fewbit.evaluation.size import megabytes
+from fewbit.report.whole_file import write_whole
 
 #: Version of the schema of `report.json`; raised when a field changes its meaning or goes away.
 SCHEMA = 1
@@ -151,7 +152,7 @@ class Report:
         if path.suffix not in (".json", ".html"):
             raise RecipeError(f"a report is written as .json or .html, not {path.suffix!r}")
         try:
-            path.write_bytes(self.files()[f"report{path.suffix}"])
+            write_whole(path, self.files()[f"report{path.suffix}"])
         except OSError as error:
             raise CheckpointError(f"cannot write the report {path}: {error.strerror}") from error
         return path
