@@ -8,13 +8,14 @@ DEMO_OUTPUT ?= demo-output
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test check format benchmark numerics-benchmark clean
+.PHONY: help demo test check format docs benchmark numerics-benchmark clean
 
 help:
 	@echo "make demo       install, quantize a language model, measure it, reload it with transformers"
 	@echo "make test       run the tests"
-	@echo "make check      formatting, lint, types, import directions"
+	@echo "make check      formatting, lint, types, import directions, code in the documents, the site"
 	@echo "make format     let ruff format and mend"
+	@echo "make docs       build the site into site/; to read it while writing: .venv/bin/mkdocs serve"
 	@echo "make benchmark  weight-only schemes beside llm-compressor and HQQ; takes hours, goes on where it was"
 	@echo "make numerics-benchmark  speed of encoding and decoding beside that of a copy"
 	@echo "make clean      remove the environment and what the demo wrote"
@@ -31,7 +32,7 @@ help:
 	touch $@
 
 .venv/test.stamp: .venv/demo.stamp
-	$(PIP) -c constraints.txt -e '.[test,check]'
+	$(PIP) -c constraints.txt -e '.[test,check,docs]'
 	touch $@
 
 demo: .venv/demo.stamp
@@ -45,11 +46,14 @@ check: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/test_documents.py
+	$(BIN)/python -m pytest -q tests/test_documents.py tests/test_site.py
 
 format: .venv/test.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: .venv/test.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 benchmark: .venv/demo.stamp
 	$(BIN)/python benchmarks/weight_only.py
@@ -58,4 +62,4 @@ numerics-benchmark: .venv/demo.stamp
 	$(BIN)/python benchmarks/numerics.py
 
 clean:
-	rm -rf .venv $(DEMO_OUTPUT)
+	rm -rf .venv site $(DEMO_OUTPUT)

@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
+#: Documents whose blocks run elsewhere: in test_walkthroughs.py and test_contributing.py.
+FOLLOWED = {"CONTRIBUTING.md", "tutorial.md", *(path.name for path in (ROOT / "docs" / "how-to").glob("*.md"))}
+FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(language):
-    for document in DOCUMENTS:
+def blocks(language, documents=DOCUMENTS):
+    for document in documents:
         for number, (kind, code) in enumerate(FENCE.findall(document.read_text(encoding="utf-8")), 1):
             if kind == language:
                 yield pytest.param(code, id=f"{document.name}-{number}")
 
 
-@pytest.mark.parametrize("code", list(blocks("python")))
+@pytest.mark.parametrize("code", list(blocks("python", [path for path in DOCUMENTS if path.name not in FOLLOWED])))
 def test_python_blocks_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "block", "exec"), {"__name__": "__main__"})

@@ -9,6 +9,7 @@ from torch import nn
 
 import fewbit as fb
 from fewbit.errors import CalibrationError, NonFiniteError, PlanError, RecipeError
+from fewbit.evaluation.level_histogram import level_histogram
 
 # A mean of float64 sums; the implementation may add in another order.
 SUMS = 1e-9
@@ -106,7 +107,46 @@ def test_the_report_is_that_of_the_plan():
     ]
     assert (report.seed, report.command) == (3, "me")
     assert set(report.seconds) == {"load", "solve"}
+    assert set(report.peak_memory) == {"load", "solve"}
+    assert 10**7 < report.peak_memory["load"] <= report.peak_memory["solve"]
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("recipe", ["w4a16", "w8a16", "fp8a16"])
+def test_the_report_counts_the_weights_of_every_quantized_layer(recipe):
+    model = two_layers()
+    weights = {name: model.get_submodule(name).weight.detach().clone() for name in ("0", "2")}
+    for layer in fb.quantize(model, recipe, calibration=BATCHES).report.layers:
+        quantized = model.get_submodule(layer.name).qtensor
+        assert layer.histogram == level_histogram(weights[layer.name], quantized)
+        assert sum(layer.histogram.weights) == weights[layer.name].numel()
+        assert layer.row_sqnr[0] <= layer.weight_sqnr <= layer.row_sqnr[1]
+
+
+def test_the_report_says_what_was_adapted_what_fell_back_and_what_stayed_float():
+    model = nn.Sequential(nn.Embedding(300, 64), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16))
+    rules = [fb.keep("3"), fb.Rule(".*", weight="int4 g128", algorithm="gptq")]
+    tokens = [torch.arange(40).reshape(2, 20)]
+    report = fb.quantize(model, fb.Recipe(rules, adapts=True), calibration=tokens).report
+    table, adapted, stays = report.layers
+    assert (table.becomes, table.asked, table.states) == (
+        "int4 g64",
+        "int4 g128",
+        ("quantized", "adapted", "fell back"),
+    )
+    assert table.remarks == ("there is no statistic of its input: rounded to nearest",)
+    assert f"0: {table.remarks[0]}" in report.remarks
+    assert (adapted.becomes, adapted.asked, adapted.states) == ("int4 g64", "int4 g128", ("quantized", "adapted"))
+    assert (stays.asked, stays.histogram, stays.row_sqnr, stays.states) == (None, None, None, ("kept",))
+
+
+def test_scales_that_no_16_bit_type_holds_are_a_fallback_of_their_layer():
+    model = two_layers()
+    with torch.no_grad():
+        model[0].weight *= 1e-7
+    report = fb.quantize(model, "w8a16", dtype="float16").report
+    assert [layer.states for layer in report.layers] == [("quantized", "fell back"), ("quantized",)]
+    assert report.layers[0].remarks == ("32 scales are too small or large for float16 and stay float32",)
 
 
 def test_a_dtype_rounds_what_stays_float_and_says_how_much():

@@ -200,3 +200,76 @@ def test_a_recipe_file_that_cannot_be_read_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(RecipeError, match=f"cannot read recipe {re.escape(str(path))}"):
         fb.Recipe.from_toml(path)
+
+
+def test_a_recipe_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + TOML.encode())
+    assert fb.Recipe.from_toml(path) == fb.Recipe(PYTHON, name="mine.toml")
+
+
+def test_a_file_that_is_no_recipe_by_its_size_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_bytes(b"\xff" * (2 << 20))
+    with pytest.raises(RecipeError, match=r"r\.toml has more than 1048576 bytes; is it the right file\?"):
+        fb.Recipe.from_toml(path)
+
+
+def test_a_problem_of_the_whole_recipe_is_noted_with_its_name():
+    for text in ("", f'transforms = ["smoothquant"]\n[[rules]]\n{GOOD}'):
+        with pytest.raises(FewbitError) as caught:
+            fb.Recipe.from_text(text, name="mine.toml")
+        assert caught.value.__notes__ == ["in recipe mine.toml"]
+
+
+OPTIONS = {
+    "damping as text": ('damping = "x"', "gptq: damping 'x' is outside"),
+    "damping that is NaN": ("damping = nan", "gptq: damping nan is outside"),
+    "damping that is true": ("damping = true", "gptq: damping True is outside"),
+    "damping as a date": ("damping = 2020-01-01", "gptq: damping datetime.date(2020, 1, 1) is outside"),
+    "an order that is a list": ('order = ["none"]', "gptq: order ['none'] is none of auto"),
+    "an order that is a table": ("order = {a = 1}", "gptq: order {'a': 1} is none of auto"),
+    "sweeps that are true": ("sweeps = true", "gptq: sweeps True is no number of times"),
+    "sweeps with a point": ("sweeps = 1.0", "gptq: sweeps 1.0 is no number of times"),
+    "fewer than no sweeps": ("sweeps = -1", "gptq: sweeps -1 is no number of times"),
+    "a flag that is text": ('relative = "no"', "gptq: relative = 'no' is not true or false"),
+    "a flag that is a number": ("fit = 0", "gptq: fit = 0 is not true or false"),
+    "a flag that is a list": ("search = []", "gptq: search = [] is not true or false"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_an_option_of_the_wrong_type_is_answered_with_its_value_and_place(case):
+    option, message = OPTIONS[case]
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        fb.Recipe.from_text(f'[[rules]]\n{GOOD}algorithm = {{name = "gptq", {option}}}', name="mine.toml")
+    assert caught.value.__notes__ == ["in rule 1 of recipe mine.toml"]
+
+
+PATTERNS = {
+    "a repetition without end": ("a{99999999999999999999}", "the repetition number is too large"),
+    "groups without end": ("(" * 50_000, "maximum recursion depth exceeded"),
+    "a group that is not there": (r"(a)\2", "invalid group reference"),
+}
+
+
+@pytest.mark.parametrize("case", PATTERNS)
+def test_a_pattern_that_no_engine_takes_is_an_error(case):
+    pattern, message = PATTERNS[case]
+    with pytest.raises(RecipeError, match=f"is not a regular expression: {re.escape(message)}") as caught:
+        fb.keep(pattern)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_pattern_that_a_later_python_may_read_otherwise_is_taken_without_a_warning():
+    assert fb.Rule("[[a]", weight="int8").matches(Layer("a", "linear", (8, 8), "Linear"))
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, ["x" * 100_000], {"x": "y" * 100_000}])
+@pytest.mark.parametrize("key", ["match", "kind", "weight", "input", "algorithm"])
+def test_a_long_value_is_not_repeated_whole(key, value):
+    if key == "match" and isinstance(value, str):
+        value = f"({value}"
+    with pytest.raises(FewbitError) as caught:
+        fb.Rule(**({"match": "a", "weight": "int8"} | {key: value}))
+    assert len(str(caught.value)) < 400

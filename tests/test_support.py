@@ -7,6 +7,7 @@ import pytest
 from ml_dtypes import finfo
 
 from fewbit import support
+from fewbit.algorithms import ALGORITHMS
 from fewbit.catalogue import lookup
 from fewbit.cli.application import main
 from fewbit.formats import FORMATS
@@ -54,7 +55,7 @@ def test_asymmetry_is_for_integers_only():
     for row in support.schemes():
         format_word = row.scheme.split()[0]
         assert row.asymmetric == ("int" in format_word)
-        assert row.algorithms == ("nearest", "gptq")
+        assert row.algorithms == tuple(ALGORITHMS)
         if format_word in FORMATS and not format_word.startswith("int1"):
             assert parse_scheme(row.scheme).format == lookup(FORMATS, format_word, what="number format")
 

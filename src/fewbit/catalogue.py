@@ -12,6 +12,9 @@ from typing import Any
 
 from fewbit.errors import FewbitError, RecipeError
 
+#: Characters of a name that are repeated in a message.
+_LONGEST = 60
+
 
 def lookup(catalogue: Mapping[str, str], name: str, *, what: str, error: type[FewbitError] = RecipeError) -> Any:
     """Return the object that `catalogue` lists under `name`.
@@ -31,6 +34,7 @@ def unknown(name: str, known: Iterable[str], *, what: str) -> str:
     "unknown preset 'w4a61'; did you mean 'w4a16'? known: w4a16, w8a16"
     """
     names = sorted(known)
+    name = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown {what} {name!r}; {hint}known: {', '.join(names) or 'none'}"

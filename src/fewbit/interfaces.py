@@ -272,7 +272,7 @@ class CheckpointFormat(Protocol):
 
     @property
     def name(self) -> str:
-        """The word for it in `to=`."""
+        """The word for it in `to=`, and the `quant_method` in the `config.json` of its folders."""
 
     def problem(self, layer: Layer, scheme: Scheme) -> str | None:
         """Return why this layout cannot hold `layer` under `scheme`, with the remedy, or `None`."""
@@ -294,8 +294,10 @@ class CheckpointFormat(Protocol):
 CHECKPOINTS_LATER = ("awq", "gguf", "gptq", "onnx")
 #: Front ends by framework.
 FRONTENDS = {"torch": "fewbit.frontends.torch.frontend:TorchFrontend"}
-#: Checkpoint formats by the word for them in `to=`.
-CHECKPOINTS = {"compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors"}
+#: Checkpoint formats by the word for them in `to=`, which is also the `quant_method` of their `config.json`.
+CHECKPOINTS = {
+    "compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors",
+}
 
 
 def checkpoint_format(name: str) -> CheckpointFormat:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fewbit.calibration import Calibration, parse_calibration
 from fewbit.errors import CheckpointError, PlanError, RecipeError
+from fewbit.evaluation.peak_memory import peak_memory
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known
 from fewbit.formats.scale_type import scale_fits
@@ -144,6 +145,7 @@ def quantize(
         text=asked.name if asked else None,
         calibration=given.described(data.batches) if given and data.batches else None,
         seconds=clock.seconds,
+        peak_memory=clock.peak_memory,
     )
     return Result(model=live, plan=made, report=report, source=source)
 
@@ -152,7 +154,7 @@ def load(path: str | Path, *, into: Any = None) -> Result:
     """Open a checkpoint that fewbit reads, with its quantized layers in place.
 
     Args:
-        path: a compressed-tensors folder.
+        path: a folder in one of the checkpoint formats, as `Result.save` writes it.
         into: for a module of one's own, the float module to load into; it is changed in place.
 
     Raises:
@@ -248,13 +250,17 @@ def _layer_report(row: PlanRow, solved: Mapping[str, Solved], measured: Measured
         algorithm=row.algorithm.name if row.algorithm else None,
         bytes_before=row.bytes_before,
         bytes_after=row.bytes_after,
+        asked=str(row.asked) if row.asked and str(row.asked) != row.becomes else None,
         weight_sqnr=done.weight_sqnr if done else None,
+        row_sqnr=done.row_sqnr if done else None,
         nearest_sqnr=done.nearest_sqnr if done else None,
         solved_sqnr=done.solved_sqnr if done else None,
         damping=done.damping if done else None,
         seconds=done.seconds if done else None,
         output_sqnr=(measured.layers or {}).get(row.layer.name),
         notes=row.notes,
+        remarks=_fallbacks(done) if done else (),
+        histogram=done.histogram if done else None,
     )
 
 
@@ -262,28 +268,33 @@ def _remarks(changed: int, solved: Mapping[str, Solved], made: Plan, *, idle: bo
     remarks = ["calibration data was not used: no algorithm of this recipe needs any"] if idle else []
     if changed:
         remarks.append(f"{changed:,} float numbers were rounded to {made.storage_type}, the type they are stored in")
-    for name, done in solved.items():
-        remarks += [f"{name}: {text}" for text in done.remarks]
-        qtensor = done.replacement.qtensor
-        kind = qtensor.scheme.scale_type
-        wide = int((~scale_fits(qtensor.scale, kind)).sum()) if kind else 0
-        if wide:
-            remarks.append(f"{name}: {wide} scales are too small or large for {kind} and stay float32")
+    remarks += [f"{name}: {text}" for name, done in solved.items() for text in _fallbacks(done)]
     if made.unties:
         tied = [row.layer.name for row in made.rows if row.scheme and row.layer.tied]
         remarks.append(f"no longer tied: {', '.join(tied)}")
     return tuple(remarks)
 
 
+def _fallbacks(done: Solved) -> tuple[str, ...]:
+    qtensor = done.replacement.qtensor
+    kind = qtensor.scheme.scale_type
+    wide = int((~scale_fits(qtensor.scale, kind)).sum()) if kind else 0
+    return (*done.remarks, *([f"{wide} scales are too small or large for {kind} and stay float32"] if wide else []))
+
+
 class _Clock:
-    """Wall-clock seconds by phase."""
+    """Wall-clock seconds by phase, and the memory that was held by the end of each."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.peak_memory: dict[str, int] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Record how long the block takes as `name`."""
+        """Record what the block takes as `name`."""
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
+        most = peak_memory()
+        if most is not None:
+            self.peak_memory[name] = most

@@ -42,10 +42,12 @@ class PlanRow:
     bytes_before: int
     #: Bytes of what the file will hold for it.
     bytes_after: int
+    #: The scheme that its rule names; `scheme` may have been adapted from it.
+    asked: Scheme | None = None
     #: Schemes of its input and output; `None`: they stay float.
     input: Scheme | None = None
     output: Scheme | None = None
-    #: Why it is kept, what was adapted, what it is tied to.
+    #: Why it is kept, what it is tied to.
     notes: tuple[str, ...] = ()
 
     @property
@@ -288,6 +290,7 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
                 algorithm=draft.rule.algorithm if draft.rule and scheme else None,
                 bytes_before=before,
                 bytes_after=after,
+                asked=draft.rule.weight if draft.rule else None,
                 notes=tuple(notes),
             )
         )

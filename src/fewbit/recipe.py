@@ -6,7 +6,7 @@ Recipes are Python values or TOML; strings in them are parsed here, once, and on
 from __future__ import annotations
 
 import re
-import tomllib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any
 from fewbit.algorithms import Algorithm, parse_algorithm
 from fewbit.algorithms.nearest import Nearest
 from fewbit.catalogue import unknown
-from fewbit.errors import NotYetError, RecipeError, SchemeError
+from fewbit.errors import FewbitError, NotYetError, RecipeError
 from fewbit.interfaces import LAYER_KINDS, Layer, LayerKind
 from fewbit.ranges.average import Average
 from fewbit.schemes.granularity import PerChannel, PerTile
 from fewbit.schemes.notation import input_scheme_to_text, parse_input_scheme, parse_scheme
 from fewbit.schemes.scheme import Scheme
+from fewbit.toml_table import LARGEST, parse_table
 
 
 @dataclass(frozen=True, init=False)
@@ -69,12 +70,14 @@ class Rule:
             if not isinstance(given, bool):
                 raise RecipeError(f"{flag} = {given!r} is not true or false")
         if keep and any(given is not None for given in (weight, input, output, algorithm)):
-            raise RecipeError(f"rule {match or kind!r} says `keep` and also names a scheme or an algorithm; drop one")
+            raise RecipeError(
+                f"rule {match or kind!r:.120} says `keep` and also names a scheme or an algorithm; drop one"
+            )
         for name, scheme in {"weight": weight, "input": input, "output": output}.items():
             if not isinstance(scheme, str | Scheme | None):
-                raise RecipeError(f'{name} = {scheme!r} is no scheme; write for example {name}="int8"')
+                raise RecipeError(f'{name} = {scheme!r:.80} is no scheme; write for example {name}="int8"')
         if not keep and weight is None:
-            raise RecipeError(f"rule {match or kind!r} says neither `weight` nor `keep`; add one")
+            raise RecipeError(f"rule {match or kind!r:.120} says neither `weight` nor `keep`; add one")
         values = {
             "match": match,
             "kind": kind,
@@ -143,9 +146,9 @@ class Recipe:
         adapts: bool = False,
     ) -> None:
         if not isinstance(transforms, (list, tuple)):
-            raise RecipeError(f"transforms = {transforms!r} is not a list of names")
+            raise RecipeError(f"transforms = {transforms!r:.80} is not a list of names")
         if transforms:
-            raise NotYetError(f"transforms {list(transforms)}: this version has none; leave out `transforms`")
+            raise NotYetError(f"transforms {list(transforms)!r:.80}: this version has none; leave out `transforms`")
         if not isinstance(rules, (list, tuple)):
             raise RecipeError(f"a recipe takes a list of rules, not a {type(rules).__name__}; write Recipe([rule])")
         for rule in rules:
@@ -165,7 +168,11 @@ class Recipe:
         """Read a recipe file; see `from_text`."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                content = file.read(LARGEST + 1)
+            if len(content) > LARGEST:
+                raise RecipeError(f"recipe {path} has more than {LARGEST} bytes; is it the right file?")
+            text = content.decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot read recipe {path}: {error}") from error
         return cls.from_text(text, name=path.name)
@@ -181,32 +188,30 @@ class Recipe:
             RecipeError: text that is not TOML, or a key that recipes or rules do not have.
 
         """
-        try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"recipe {name} is not valid TOML: {error}") from error
+        table = parse_table(text, f"recipe {name}")
         _check_keys(table, ["rules", "transforms"], f"recipe {name}")
         rules = table.get("rules", [])
         if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
             raise RecipeError(f"recipe {name}: `rules` must be [[rules]] tables")
-        return cls(
-            [_rule_from_table(rule, f"rule {number} of recipe {name}") for number, rule in enumerate(rules, 1)],
-            transforms=table.get("transforms", ()),
-            name=name,
-        )
+        parsed = [_rule_from_table(rule, f"rule {number} of recipe {name}") for number, rule in enumerate(rules, 1)]
+        try:
+            return cls(parsed, transforms=table.get("transforms", ()), name=name)
+        except FewbitError as error:
+            error.add_note(f"in recipe {name}")
+            raise
 
 
 def _rule_from_table(table: dict[str, Any], where: str) -> Rule:
     _check_keys(table, [field.name for field in fields(Rule)], where)
     for key in ("keep", "optional"):
         if not isinstance(table.get(key, False), bool):
-            raise RecipeError(f"{where}: {key} = {table[key]!r} is not true or false")
+            raise RecipeError(f"{where}: {key} = {table[key]!r:.80} is not true or false")
     for key in ("weight", "input", "output"):
         if not isinstance(table.get(key, ""), str):
-            raise RecipeError(f'{where}: {key} = {table[key]!r} is not text; write {key} = "int8"')
+            raise RecipeError(f'{where}: {key} = {table[key]!r:.80} is not text; write {key} = "int8"')
     try:
         return Rule(**table)
-    except (RecipeError, SchemeError, NotYetError) as error:
+    except FewbitError as error:
         error.add_note(f"in {where}")
         raise
 
@@ -242,12 +247,14 @@ def _scheme_of_activation(given: str | Scheme | None, name: str) -> Scheme | Non
 def _check_strings(**values: object) -> None:
     for key, value in values.items():
         if value is not None and not isinstance(value, str):
-            raise RecipeError(f"{key} = {value!r} is not text")
+            raise RecipeError(f"{key} = {value!r:.80} is not text")
 
 
 def _check_pattern(match: object) -> None:
     if isinstance(match, str):
         try:
-            re.compile(match)
-        except re.error as error:
-            raise RecipeError(f"match = {match!r} is not a regular expression: {error}") from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of sets that a later Python may read otherwise
+                re.compile(match)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise RecipeError(f"match = {match!r:.80} is not a regular expression: {error}") from error

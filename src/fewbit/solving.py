@@ -10,7 +10,8 @@ from typing import Any
 
 from fewbit.activation import Activation
 from fewbit.errors import CalibrationError, FewbitError
-from fewbit.evaluation.fidelity import decibels, output_power, sqnr
+from fewbit.evaluation.fidelity import decibels, fidelity, output_power
+from fewbit.evaluation.level_histogram import LevelHistogram, level_histogram
 from fewbit.interfaces import Activations, Frontend, Layer, Progress, Replacement
 from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
@@ -24,6 +25,10 @@ class Solved:
     replacement: Replacement
     #: SQNR in dB of the weight.
     weight_sqnr: float
+    #: SQNR in dB that a tenth of its rows stays below, and the one that a tenth goes above; `None` without any weight.
+    row_sqnr: tuple[float, float] | None
+    #: How the float weights lie on the levels.
+    histogram: LevelHistogram
     #: SQNR in dB of the layer's output on the calibration data, rounded to nearest and as solved.
     nearest_sqnr: float | None = None
     solved_sqnr: float | None = None
@@ -112,9 +117,12 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
         signal = output_power(weight, moment)
         nearest = decibels(signal, output_power(quantize(weight, row.scheme).dequantize() - weight, moment))
         best = decibels(signal, output_power(values - weight, moment))
+    left = fidelity(weight, values)
     return Solved(
         replacement=frontend.replacement(model, row.layer, solution.qtensor, activations),
-        weight_sqnr=sqnr(weight, values),
+        weight_sqnr=left.sqnr,
+        row_sqnr=left.rows,
+        histogram=level_histogram(weight, solution.qtensor),
         nearest_sqnr=nearest,
         solved_sqnr=best,
         damping=solution.damping,

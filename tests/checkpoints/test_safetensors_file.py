@@ -2,21 +2,14 @@
 
 import json
 import re
-import struct
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fewbit.checkpoints.safetensors_file import (
-    INDEX,
-    ShardedWriter,
-    files_of,
-    numpy_type,
-    read_tensors,
-    stored_tensors,
-)
+from fewbit.checkpoints.safetensors_file import ShardedWriter, numpy_type, read_tensors, stored_tensors
+from fewbit.checkpoints.safetensors_folder import INDEX, files_of
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import BYTES, StoredTensor
 
@@ -190,110 +183,3 @@ def test_a_tensor_that_never_came_is_named(tmp_path):
 def test_a_manifest_that_names_a_tensor_twice_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="names a tensor twice"):
         ShardedWriter(tmp_path, [stored("a"), stored("a")])
-
-
-# Damage and lies.
-
-
-def raw_file(path, header, data):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
-
-
-def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
-
-
-def read_all(path):
-    stored_tensors(path)
-    return dict(read_tensors(path))
-
-
-def test_the_raw_file_of_these_tests_is_readable_when_it_tells_the_truth(tmp_path):
-    path = raw_file(tmp_path / "a.safetensors", {"a": entry()}, struct.pack("<2f", 1.0, 2.0))
-    assert read_all(path)["a"].tolist() == [1.0, 2.0]
-
-
-@pytest.mark.parametrize("keep", [0, 5, 8, 40, -1])
-def test_a_truncated_file_is_an_error(tmp_path, keep):
-    write(tmp_path, [stored("a")])
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=re.escape(str(path))):
-        read_all(path)
-
-
-LIES = {
-    "more numbers than bytes": ({"a": entry(shape=(3,), offsets=(0, 12))}, 8),
-    "shape against offsets": ({"a": entry(shape=(3,))}, 8),
-    "type against offsets": ({"a": entry(dtype="F64")}, 8),
-    "bytes that nothing owns": ({"a": entry()}, 12),
-    "overlap": ({"a": entry(), "b": entry(offsets=(4, 12))}, 12),
-    "hole": ({"a": entry(), "b": entry(offsets=(12, 20))}, 20),
-    "end before begin": ({"a": entry(offsets=(8, 0))}, 8),
-    "negative offset": ({"a": entry(offsets=(-8, 0))}, 8),
-    "negative size": ({"a": entry(shape=(-2,))}, 8),
-    "product that overflows": ({"a": entry(shape=(2**62, 4, 2))}, 8),
-    "unknown type": ({"a": entry(dtype="F33")}, 8),
-    "type that fewbit does not have": ({"a": entry(dtype="C64", shape=(1,))}, 8),
-    "no offsets": ({"a": {"dtype": "F32", "shape": [2]}}, 8),
-    "no object": ([1, 2], 8),
-    "no JSON": (b'{"a": ', 8),
-    "no UTF-8": (b'{"\xff": 1}', 8),
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_a_header_that_lies_is_an_error(tmp_path, lie):
-    header, size = LIES[lie]
-    path = raw_file(tmp_path / "a.safetensors", header, bytes(size))
-    with pytest.raises(CheckpointError, match=re.escape(str(path))):
-        read_all(path)
-
-
-def test_a_header_longer_than_the_file_is_an_error(tmp_path):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(struct.pack("<Q", 2**40) + b"{}")
-    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        read_all(path)
-
-
-def test_a_file_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
-        read_all(tmp_path / "nothing.safetensors")
-
-
-# Folders and indexes.
-
-
-def test_a_folder_without_weights_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no \.safetensors file"):
-        files_of(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/secret.safetensors", "sub/a.safetensors", "..\\a.safetensors", "a.bin", ""]
-)
-def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path, name):
-    folder = tmp_path / "model"
-    (folder / "sub").mkdir(parents=True)
-    for there in (tmp_path / "secret.safetensors", folder / "sub" / "a.safetensors", folder / "a.bin"):
-        there.write_bytes(b"")  # so that only the name can be what is refused
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"t": name}}))
-    with pytest.raises(CheckpointError, match=r"only plain \.safetensors names are read"):
-        files_of(folder)
-
-
-def test_an_index_that_names_a_missing_file_says_which(tmp_path):
-    write(tmp_path, SIX, shard_bytes=200)
-    (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"names model-00002-of-00003\.safetensors, which is not there"):
-        files_of(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": ["b"]}}', "\x00"])
-def test_an_index_that_is_none_is_an_error(tmp_path, content):
-    (tmp_path / INDEX).write_text(content)
-    with pytest.raises(CheckpointError, match="is not a safetensors index"):
-        files_of(tmp_path)

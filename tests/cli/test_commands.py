@@ -125,13 +125,15 @@ def test_a_dry_run_with_problems_prints_them_and_leaves_with_two(run, made, form
     assert "Traceback" not in err
 
 
-def test_problems_are_found_before_the_weights_are_read(run, made, tmp_path):
-    shutil.copytree(made / "model", tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").unlink()
-    code, _, err = run("quantize", tmp_path / "model", "-o", tmp_path / "out", "--weight", "int4 g128")
+def test_problems_are_found_before_the_weights_are_read(run, made, tmp_path, monkeypatch):
+    def read(source):
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr("fewbit.sources.huggingface.TransformersModel.load", read)
+    code, _, err = run("quantize", made / "model", "-o", tmp_path / "out", "--weight", "int4 g128")
     assert code == 2
     assert "is not a multiple of group size 128" in err
-    assert names(tmp_path) == ["model"]
+    assert names(tmp_path) == []
 
 
 def test_an_output_that_exists_is_refused_at_once_and_replaced_when_asked(run, made, tmp_path):

@@ -127,6 +127,15 @@ def test_whole_numbers_alone_make_no_language_model(axis):
     assert report.output_sqnr is not None
 
 
+def test_a_model_that_gives_each_token_fewer_numbers_than_there_are_tokens_is_no_language_model():
+    torch.manual_seed(0)
+    tagger = nn.Sequential(nn.Embedding(1000, 64), nn.Linear(64, 17))
+    first, second = torch.arange(10)[None], torch.arange(990, 1000)[None]  # the first alone would not tell
+    report = fb.quantize(tagger, "w8a16", evaluation=[first, second]).report
+    assert report.before is None
+    assert report.output_sqnr > 30
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_a_language_model_is_measured_by_perplexity_divergence_and_agreement(wrapped, as_dict):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewbit.catalogue import lookup
-from fewbit.evaluation.fidelity import sqnr
+from fewbit.evaluation.fidelity import fidelity
 from fewbit.formats.minifloat import E4M3
 from fewbit.qtensor import QTensor, quantize
 from fewbit.schemes.block_formats import BLOCK_FORMATS, MXFP4, NVFP4
@@ -39,12 +39,12 @@ def test_two_level_nvfp4_has_one_error_at_every_magnitude_and_one_level_fails():
     errors, single = [], []
     for magnitude in (1.0, 1e-3, 1e-6):
         values = weights(magnitude)
-        errors.append(sqnr(values, quantize(values, NVFP4).dequantize()))
+        errors.append(fidelity(values, quantize(values, NVFP4).dequantize()).sqnr)
         # What a single e4m3 scale a group, without a float for the tensor, would store.
         scale = E4M3.decode(E4M3.encode(quantize(values, one_level).scale))
         with np.errstate(divide="ignore", invalid="ignore"):
             codes = NVFP4.format.encode(np.where(scale > 0, 1, 0).repeat(16, 1) * values / scale.repeat(16, 1))
-        single.append(sqnr(values, NVFP4.format.decode(codes) * scale.repeat(16, 1)))
+        single.append(fidelity(values, NVFP4.format.decode(codes) * scale.repeat(16, 1)).sqnr)
     # Scales land on other e4m3 roundings when the tensor's float differs in its last bits: a tenth of a dB.
     assert max(errors) - min(errors) < 0.1
     # A floor between three bits (about 15 dB on a normal draw) and what four reach (about 20).

@@ -133,3 +133,11 @@ def test_bad_notation_says_what_is_wrong_and_what_to_write(text):
 def test_a_word_given_twice_is_refused(word):
     with pytest.raises(SchemeError, match=f"{word} and {word}; drop one$"):
         parse_scheme(f"int4 {word} {word}")
+
+
+def test_a_scheme_that_is_no_text_or_too_long_is_refused_in_few_words():
+    with pytest.raises(SchemeError, match="a scheme is text such as 'int4 g64', not 4"):
+        parse_scheme(4)
+    with pytest.raises(SchemeError, match="a scheme of 100000 characters, beginning 'xxxx") as caught:
+        parse_scheme("x" * 100_000)
+    assert len(str(caught.value)) < 200

@@ -16,7 +16,10 @@ from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
 #: Algorithms by name.
-ALGORITHMS = {"nearest": "fewbit.algorithms.nearest:Nearest", "gptq": "fewbit.algorithms.gptq:Gptq"}
+ALGORITHMS = {
+    "nearest": "fewbit.algorithms.nearest:Nearest",
+    "gptq": "fewbit.algorithms.gptq:Gptq",
+}
 #: Algorithms of the design that this version does not have.
 LATER = ("adaround", "autoround", "awq", "hqq")
 
@@ -46,11 +49,11 @@ def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:
         value = {"name": value}
     if not isinstance(value, dict):
         if not callable(value) or isinstance(value, type):
-            raise RecipeError(f'algorithm = {value!r} is no algorithm; write for example algorithm="nearest"')
+            raise RecipeError(f'algorithm = {value!r:.80} is no algorithm; write for example algorithm="nearest"')
         return value
     options = dict(value)
     if "name" not in options:
-        raise RecipeError(f'algorithm = {value!r} has no name; write for example {{ name = "nearest" }}')
+        raise RecipeError(f'algorithm = {value!r:.80} has no name; write for example {{ name = "nearest" }}')
     name = options.pop("name")
     if name in LATER:
         raise NotYetError(f"algorithm {name!r} is not in this version; use one of: {', '.join(ALGORITHMS)}")

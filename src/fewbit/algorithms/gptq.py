@@ -35,12 +35,17 @@ class Gptq:
     fit: bool = True
 
     def __post_init__(self) -> None:
-        if self.order != "auto" and self.order not in ORDERS:
-            raise RecipeError(f"gptq: order {self.order!r} is none of auto, {', '.join(ORDERS)}")
-        if not 0.0 < self.damping < 1.0:
-            raise RecipeError(f"gptq: damping {self.damping} is outside (0, 1); 0.01 is usual")
-        if not (isinstance(self.sweeps, int) and self.sweeps >= 0):
-            raise RecipeError(f"gptq: sweeps {self.sweeps!r} is no number of times; 4 is usual, 0 leaves descent out")
+        if self.order not in ("auto", *ORDERS):
+            raise RecipeError(f"gptq: order {self.order!r:.80} is none of auto, {', '.join(ORDERS)}")
+        if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0.0 < self.damping < 1.0:
+            raise RecipeError(f"gptq: damping {self.damping!r:.80} is outside (0, 1); 0.01 is usual")
+        if type(self.sweeps) is not int or self.sweeps < 0:
+            raise RecipeError(
+                f"gptq: sweeps {self.sweeps!r:.80} is no number of times; 4 is usual, 0 leaves descent out"
+            )
+        for flag in ("relative", "search", "fit"):
+            if not isinstance(getattr(self, flag), bool):
+                raise RecipeError(f"gptq: {flag} = {getattr(self, flag)!r:.80} is not true or false")
 
     @property
     def name(self) -> str:

@@ -1,7 +1,6 @@
 """The compressed-tensors layout of Hugging Face folders, as vLLM and transformers load it: writer and reader.
 
-Integers go to `pack-quantized`: code + 2^(b-1) in dense little-endian int32 words, zero points packed along the
-output axis; e4m3 goes to `naive-quantized`. Source: compressed-tensors 0.20, `QuantizationArgs` and its compressors.
+Integers go to `pack-quantized`, e4m3 to `naive-quantized`. Source: compressed-tensors 0.20.
 """
 
 from __future__ import annotations
@@ -15,27 +14,22 @@ from typing import Any, Self
 
 import numpy as np
 
-from fewbit.checkpoints.compressed_tensors_config import read_schemes, write_config
+from fewbit.checkpoints.compressed_tensors_config import require_targets, write_config
+from fewbit.checkpoints.compressed_tensors_layer import SUFFIXES, decoded, encoded, stored_parts
+from fewbit.checkpoints.compressed_tensors_schemes import read_schemes
 from fewbit.checkpoints.folder import NewFolder
-from fewbit.checkpoints.safetensors_file import (
-    ShardedWriter,
-    files_of,
-    numpy_type,
-    read_tensors,
-    stored_tensors,
-)
+from fewbit.checkpoints.json_object import read_object
+from fewbit.checkpoints.safetensors_file import ShardedWriter, read_tensors, stored_tensors
+from fewbit.checkpoints.safetensors_folder import files_of
+from fewbit.checkpoints.tensor_name import require_plain
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
-from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import Checkpoint, Layer, Manifest, QuantizedLayer, StoredTensor
 from fewbit.numerics.namespace import Array, to_numpy
-from fewbit.numerics.packing import pack, unpack
-from fewbit.qtensor import QTensor, scale_shape
+from fewbit.qtensor import QTensor
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
-
-_SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +63,16 @@ class CompressedTensors:
 
     def tensors(self, quantized: QuantizedLayer, storage_type: ScaleType) -> tuple[StoredTensor, ...]:
         """Return what stands in the file for a quantized layer."""
-        scheme, name, (out, width) = quantized.scheme, quantized.layer.name, quantized.layer.shape
-        scale = StoredTensor(f"{name}.weight_scale", storage_type, _scale_shape((out, width), scheme))
-        if not isinstance(scheme.format, Int):
-            return StoredTensor(f"{name}.weight", "float8_e4m3fn", (out, width)), scale
-        stored = (
-            StoredTensor(f"{name}.weight_packed", "int32", (out, _words(width, scheme.format.bits))),
-            scale,
-            StoredTensor(f"{name}.weight_shape", "int64", (2,)),
-        )
-        return stored if scheme.symmetric else (*stored, _zero_point_as_stored(name, (out, width), scheme))
+        return tuple(stored_parts(quantized.layer.name, quantized.layer.shape, quantized.scheme, storage_type))
 
     def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> FolderWriter:
         """Start a folder that will hold exactly what `manifest` says; use it as a context manager."""
         stored = [*manifest.floats]
         for quantized in manifest.quantized:
             stored += self.tensors(quantized, manifest.storage_type)
+        for tensor in stored:
+            require_plain(tensor.name)
+        require_targets(layer.name for layer in (*manifest.kept, *(q.layer for q in manifest.quantized)))
         return FolderWriter(NewFolder(path, overwrite=overwrite), stored, manifest)
 
     def read(self, path: Path) -> Checkpoint:
@@ -123,7 +111,7 @@ class FolderWriter:
         if not isinstance(value, QTensor):
             self._weights.put(name, to_numpy(value))
             return
-        for suffix, array in _encoded(name, value, self._manifest.storage_type).items():
+        for suffix, array in encoded(name, value, self._manifest.storage_type).items():
             self._weights.put(f"{name}.{suffix}", array)
 
     def close(self) -> Path:
@@ -150,95 +138,13 @@ class FolderWriter:
             self.abort()
 
 
-def _encoded(name: str, qtensor: QTensor, storage_type: ScaleType) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of one layer by their suffix, in the order of `CompressedTensors.tensors`."""
-    scheme = qtensor.scheme
-    scale = to_numpy(qtensor.scale)
-    if not scale_fits(scale, storage_type).all():
-        raise CheckpointError(
-            f"{name}: {storage_type} does not hold the scales exactly (least {scale.min():.3g}); "
-            f"quantize with dtype='{'bfloat16' if storage_type == 'float16' else 'float32'}' (--dtype)"
-        )
-    scale = scale.astype(numpy_type(storage_type)).reshape(_scale_shape(qtensor.shape, scheme))
-    codes = to_numpy(qtensor.codes)
-    if not isinstance(scheme.format, Int):
-        return {"weight": codes.view(numpy_type("float8_e4m3fn")), "weight_scale": scale}
-    patterns = scheme.format.to_unsigned(codes)
-    encoded = {
-        "weight_packed": _to_words(patterns, scheme.format.bits),
-        "weight_scale": scale,
-        "weight_shape": np.asarray(qtensor.shape, dtype=np.int64),
-    }
-    if qtensor.zero_point is not None:
-        zero = to_numpy(qtensor.zero_point)
-        if isinstance(scheme.granularity, PerTensor):
-            encoded["weight_zero_point"] = zero.reshape(1)
-        else:
-            packed = _to_words(scheme.format.to_unsigned(zero).T, scheme.format.bits)
-            encoded["weight_zero_point"] = np.ascontiguousarray(packed.T)
-    return encoded
-
-
-def _decoded(tensors: Mapping[str, np.ndarray[Any, Any]], scheme: Scheme) -> QTensor:
-    """Undo `_encoded`."""
-    number_format, stored = scheme.format, tensors["weight_scale"]
-    if not isinstance(number_format, Int):
-        codes = np.ascontiguousarray(tensors["weight"]).view(np.uint8)
-        scale = stored.astype(np.float32).reshape(scale_shape(codes.shape, scheme))
-        return QTensor(codes=codes, scale=scale, zero_point=None, scheme=scheme)
-    out, width = (int(size) for size in tensors["weight_shape"])
-    shape = scale_shape((out, width), scheme)
-    codes = number_format.from_unsigned(_from_words(tensors["weight_packed"], number_format.bits, width))
-    zero = tensors.get("weight_zero_point")
-    if zero is not None and zero.dtype == np.int32:
-        zero = number_format.from_unsigned(_from_words(np.ascontiguousarray(zero.T), number_format.bits, out)).T
-    return QTensor(
-        codes=codes,
-        scale=stored.astype(np.float32).reshape(shape),
-        zero_point=None if zero is None else np.ascontiguousarray(zero).reshape(shape),
-        scheme=scheme,
-    )
-
-
-def _words(length: int, bits: int) -> int:
-    return -(-length * bits // 32)
-
-
-def _to_words(patterns: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
-    """Return unsigned codes (rows, n) as little-endian int32 words (rows, ceil(n * bits / 32))."""
-    packed = pack(patterns, bits)
-    filled = np.zeros((packed.shape[0], 4 * _words(patterns.shape[1], bits)), dtype=np.uint8)
-    filled[:, : packed.shape[1]] = packed
-    return filled.view("<i4")
-
-
-def _from_words(words: np.ndarray[Any, Any], bits: int, length: int) -> np.ndarray[Any, Any]:
-    return np.asarray(unpack(np.ascontiguousarray(words).view(np.uint8), bits, length))
-
-
-def _scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
-    return (1,) if isinstance(scheme.granularity, PerTensor) else scale_shape(shape, scheme)
-
-
-def _zero_point_as_stored(name: str, shape: tuple[int, int], scheme: Scheme) -> StoredTensor:
-    if isinstance(scheme.granularity, PerTensor):
-        return StoredTensor(f"{name}.weight_zero_point", "int8", (1,))
-    groups = scale_shape(shape, scheme)[1]
-    return StoredTensor(f"{name}.weight_zero_point", "int32", (_words(shape[0], scheme.format.bits), groups))
-
-
 def _configuration(path: Path) -> dict[str, Any]:
     file = path / "config.json"
-    try:
-        configuration = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} is not a model folder: {file.name} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-    quantization = configuration.get("quantization_config") if isinstance(configuration, dict) else None
+    configuration = read_object(file)
+    quantization = configuration.get("quantization_config")
     if not isinstance(quantization, dict) or quantization.get("quant_method") != "compressed-tensors":
         raise CheckpointError(f"{file} does not describe a compressed-tensors checkpoint")
-    return dict(configuration)
+    return configuration
 
 
 def _read(files: list[Path], schemes: Mapping[str, Scheme]) -> Iterator[tuple[str, Array | QTensor]]:
@@ -246,16 +152,9 @@ def _read(files: list[Path], schemes: Mapping[str, Scheme]) -> Iterator[tuple[st
     for file in files:
         for full_name, array in read_tensors(file):
             name, _, suffix = full_name.rpartition(".")
-            if name not in schemes or suffix not in _SUFFIXES:
+            if name not in schemes or suffix not in SUFFIXES:
                 yield full_name, array
                 continue
             waiting.setdefault(name, {})[suffix] = array
     for name, tensors in waiting.items():
-        yield name, _checked(name, tensors, schemes[name])
-
-
-def _checked(name: str, tensors: Mapping[str, np.ndarray[Any, Any]], scheme: Scheme) -> QTensor:
-    try:
-        return _decoded(tensors, scheme)
-    except ValueError as error:
-        raise CheckpointError(f"{name}: its tensors do not fit together under {scheme}: {error}") from error
+        yield name, decoded(name, tensors, schemes[name])

@@ -1,6 +1,6 @@
 """Safetensors files as NumPy arrays: sharded writing in manifest order, lazy reading.
 
-The safetensors library checks and writes the files; reading maps the bytes, because its NumPy reader knows no float8.
+The safetensors library writes the files; reading maps the bytes, because its NumPy reader knows no float8.
 """
 
 from __future__ import annotations
@@ -14,21 +14,16 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from fewbit.checkpoints.safetensors_folder import INDEX, ONE_FILE
+from fewbit.checkpoints.safetensors_header import read_header
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import StoredTensor
 
-#: Type names of the file format, with the names that fewbit and NumPy use.
-_TYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
-    "BOOL": "bool",
-}  # fmt: skip
 #: A shard is held in memory until it is full.
 SHARD_BYTES = 1 << 30
-INDEX = "model.safetensors.index.json"
 
 
 def numpy_type(name: str) -> np.dtype[Any]:
@@ -85,7 +80,7 @@ class ShardedWriter:
 
     def _name(self, number: int) -> str:
         if len(self._shards) == 1:
-            return "model.safetensors"
+            return ONE_FILE
         return f"model-{number + 1:05}-of-{len(self._shards):05}.safetensors"
 
 
@@ -98,59 +93,18 @@ def _shards(stored: Sequence[StoredTensor], shard_bytes: int) -> list[dict[str, 
     return shards
 
 
-def files_of(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model folder, by its index where it has one.
-
-    Raises:
-        CheckpointError: no such files, or an index that names a file outside the folder.
-
-    """
-    index = folder / INDEX
-    if not index.is_file():
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise CheckpointError(f"{folder} holds no .safetensors file")
-        return files
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.\-]+\.safetensors", name):
-            raise CheckpointError(f"{index} names the file {name!r}; only plain .safetensors names are read")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{index} names {name}, which is not there; is the download complete?")
-    return [folder / name for name in names]
-
-
 def stored_tensors(path: Path) -> list[StoredTensor]:
-    """Return what the file holds; the library checks its header against its size."""
-    return [stored for stored, _ in _entries(path)]
+    """Return what the file holds, in the order of its bytes."""
+    return [entry.tensor for entry in read_header(path).entries]
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     """Yield the tensors of one file as read-only arrays that map the file."""
-    entries = _entries(path)
+    header = read_header(path)
     data = np.memmap(path, dtype=np.uint8, mode="r")
-    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    for stored, (begin, end) in entries:
-        raw = data[start + begin : start + end]
+    for entry in header.entries:
+        stored = entry.tensor
+        raw = data[header.data_start + entry.begin : header.data_start + entry.end]
+        if stored.dtype == "bool" and raw.size and raw.max() > 1:
+            raise CheckpointError(f"{path}: tensor {stored.name} is of type BOOL and holds the byte {raw.max()}")
         yield stored.name, raw.view(numpy_type(stored.dtype)).reshape(stored.shape)
-
-
-def _entries(path: Path) -> list[tuple[StoredTensor, tuple[int, int]]]:
-    try:
-        with safe_open(path, framework="np"):
-            pass  # the library's own checks: header length, offsets, sizes, overlaps
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    entries = []
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in _TYPES:
-            raise CheckpointError(f"{path}: tensor {name} has type {entry['dtype']}, which fewbit does not read")
-        stored = StoredTensor(name, _TYPES[entry["dtype"]], tuple(entry["shape"]))
-        entries.append((stored, tuple(entry["data_offsets"])))
-    return entries

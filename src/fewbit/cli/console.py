@@ -5,7 +5,6 @@ Three manners: normal, quiet (`-q`: nothing but errors), and JSON (`--json`: one
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,9 +39,9 @@ class Terminal:
     def result(self, text: str, data: dict[str, Any]) -> None:
         """Print a command's result: text for people, or one JSON object."""
         if self.as_json:
-            from fewbit.report.data import plain
+            from fewbit.report.data import json_text
 
-            sys.stdout.write(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
+            sys.stdout.write(json_text(data))
         else:
             self.say(text)
 

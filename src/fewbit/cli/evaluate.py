@@ -38,8 +38,9 @@ def evaluate(
     content, name = read_text(text)
     with terminal.phase("load"):
         source = open_source(model)
+        measured = source.load()  # first: what is amiss with a folder shows there, not in its tokenizer
         batches = token_sequences(source.tokenizer(), content, sequences=sequences, length=length)
-        own = _logits(source.load(), device, batches)
+        own = _logits(measured, device, batches)
         other = _logits(open_source(reference).load(), device, batches) if reference else None
     size = _size(source)
     tracked = terminal.track(batches, "evaluate")

@@ -85,7 +85,8 @@ def _float_rows(source: Any) -> list[_Row]:
     """Rows of a model that is not quantized: as its files hold it, or as transformers reads it out of GGUF."""
     import numpy as np
 
-    from fewbit.checkpoints.safetensors_file import files_of, read_tensors
+    from fewbit.checkpoints.safetensors_file import read_tensors
+    from fewbit.checkpoints.safetensors_folder import files_of
 
     if source.gguf is None:
         return [

@@ -5,23 +5,40 @@ Exit codes are those of a shell: 128 and the number of the signal.
 
 from __future__ import annotations
 
+import _thread
 import signal
-from threading import current_thread, main_thread
+import sys
+from threading import Timer, current_thread, main_thread
 from types import FrameType, TracebackType
 from typing import Any
 
 from fewbit.checkpoints.folder import settle_all
 
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+#: Seconds after which an interruption that was lost comes again.
+_AGAIN = 0.01
+
+
+def _send(number: int) -> None:
+    """Send the main thread a signal; where the system can, so that it also ends what waits."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main_thread().ident or 0, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
 
 
 class Interruptible:
     """While it is open, a signal that asks for an end comes out of the running code as `KeyboardInterrupt`."""
 
     def __init__(self) -> None:
-        #: The exit code that the last signal stands for; `None` before any.
-        self.code: int | None = None
+        #: The last signal; `None` before any.
+        self._signal: int | None = None
         self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def code(self) -> int | None:
+        """The exit code that the last signal stands for; `None` before any."""
+        return None if self._signal is None else 128 + self._signal
 
     def __enter__(self) -> Interruptible:
         # Only the main thread may say what a signal does, and only there it arrives.
@@ -29,6 +46,8 @@ class Interruptible:
             # A command started by nohup, or in the background of a script, is not to hear some of them.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._interrupt)
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
@@ -36,9 +55,19 @@ class Interruptible:
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
         settle_all()
+        sys.unraisablehook = self._hook
         for number, before in self._before.items():
             signal.signal(number, before)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # handlers are given both
-        self.code = 128 + number
+        self._signal = number
         raise KeyboardInterrupt
+
+    def _unraisable(self, lost: Any) -> None:
+        """Bring back an interruption that came inside of a `__del__` or a callback, where Python drops exceptions."""
+        if self._signal is None or lost.exc_type is not KeyboardInterrupt:
+            self._hook(lost)
+            return
+        again = Timer(_AGAIN, _send, (self._signal,))
+        again.daemon = True
+        again.start()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
-from fewbit.numerics.namespace import Array, array_namespace
+import numpy as np
+
+from fewbit.numerics.namespace import Array, array_namespace, numbers_at_once, to_numpy
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -18,12 +22,47 @@ def decibels(signal: float, noise: float) -> float:
     return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
 
 
-def sqnr(original: Array, quantized: Array) -> float:
-    """Return the SQNR in dB of `quantized` against `original`, arrays of one shape; sums are float64."""
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """What rounding left of an array (out, in)."""
+
+    #: SQNR in dB.
+    sqnr: float
+    #: SQNR in dB that a tenth of the rows stays below, and the one that a tenth goes above; rows of zeros do not count,
+    #: and `None` says that there are no others.
+    rows: tuple[float, float] | None
+
+
+def fidelity(original: Array, quantized: Array) -> Fidelity:
+    """Return what is left of `original` (out, in) in `quantized`; sums are float64.
+
+    >>> fidelity(np.asarray([[4.0, 0.0], [0.0, 2.0]]), np.asarray([[4.0, 0.0], [0.0, 0.0]]))
+    Fidelity(sqnr=6.989700043360188, rows=(0.0, inf))
+    """
+    signal, noise = _row_powers(original, quantized)
+    return Fidelity(decibels(float(signal.sum()), float(noise.sum())), _spread(signal, noise))
+
+
+def _row_powers(original: Array, quantized: Array) -> tuple[Any, Any]:
+    """Return the sums of x^2 and of (x - q)^2 over each row, NumPy arrays; what is float64 in between fits a cache."""
     xp = array_namespace(original)
-    original = xp.astype(original, xp.float64)
-    noise = original - xp.astype(quantized, xp.float64)
-    return decibels(float(xp.sum(original * original)), float(xp.sum(noise * noise)))
+    at_once = max(1, numbers_at_once(original) // max(1, original.shape[1]))
+    signal, noise = [], []
+    for start in range(0, original.shape[0], at_once):
+        own = slice(start, min(start + at_once, original.shape[0]))
+        exact = xp.astype(original[own, :], xp.float64)
+        error = exact - xp.astype(quantized[own, :], xp.float64)
+        signal.append(xp.sum(exact * exact, axis=1))
+        noise.append(xp.sum(error * error, axis=1))
+    return to_numpy(xp.concat(signal)), to_numpy(xp.concat(noise))
+
+
+def _spread(signal: Any, noise: Any) -> tuple[float, float] | None:
+    shares = np.sort(noise[signal > 0.0] / signal[signal > 0.0])
+    if not len(shares):
+        return None
+    tenth = round(0.1 * (len(shares) - 1))
+    return decibels(1.0, float(shares[-1 - tenth])), decibels(1.0, float(shares[tenth]))
 
 
 def output_power(weight: Array, moment: Array) -> float:

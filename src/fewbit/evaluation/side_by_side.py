@@ -51,7 +51,7 @@ def measure(
         first = frontend.run(model, batches[0])  # layer by layer on one batch; it costs two forwards
     measured.layers = dict(layers)
     tracked = progress.track(batches, "measure")
-    if _is_language_model(batches[0], _main_output(first)):
+    if _is_language_model(batches, _main_output(first)):
         measured.before, measured.after = compare(
             lambda tokens: forward(tokens, quantized=False),
             lambda tokens: forward(tokens, quantized=True),
@@ -83,10 +83,13 @@ def _tokens(batch: Any) -> Any:
     return batch["input_ids"] if isinstance(batch, dict) else batch
 
 
-def _is_language_model(batch: Any, output: Any) -> bool:
-    """Whether the batch is token ids (sequences, length) and the output a score for each next token."""
-    if isinstance(batch, dict) and set(batch) != {"input_ids"}:
+def _is_language_model(batches: Sequence[Any], output: Any) -> bool:
+    """Whether batches are token ids (sequences, length) and the output of the first one has a score for each token."""
+    if isinstance(batches[0], dict) and set(batches[0]) != {"input_ids"}:
         return False
-    tokens = _tokens(batch)
+    tokens = _tokens(batches[0])
     whole_numbers = hasattr(tokens, "dtype") and not tokens.dtype.is_floating_point
-    return whole_numbers and output.ndim == 3 and tuple(output.shape[:2]) == tuple(tokens.shape)
+    if not whole_numbers or output.ndim != 3 or tuple(output.shape[:2]) != tuple(tokens.shape):
+        return False
+    # Tags, or features, of each token are no scores of tokens: there are fewer of them.
+    return all(int(_tokens(batch).max()) < output.shape[-1] for batch in batches)

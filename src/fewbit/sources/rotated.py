@@ -45,7 +45,7 @@ def smollm2_rotated() -> RotatedDemo:
 
     """
     demo = smollm2()
-    return RotatedDemo(demo.folder, demo.gguf)
+    return RotatedDemo(demo.folder, demo.gguf, demo.gguf_weights)
 
 
 def rotate(model: Any, *, seed: int) -> None:

@@ -1,0 +1,194 @@
+"""One quantized layer as compressed-tensors stores it: which tensors, of which shape, and the way there and back.
+
+Integers are code + 2^(b-1) in dense little-endian int32 words, zero points packed along the output axis; e4m3 stays
+bytes. Source: compressed-tensors 0.20, its compressors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fewbit.checkpoints.safetensors_file import numpy_type
+from fewbit.errors import CheckpointError
+from fewbit.formats.integer import Int
+from fewbit.formats.scale_type import scale_fits
+from fewbit.interfaces import StoredTensor
+from fewbit.numerics.namespace import to_numpy
+from fewbit.numerics.packing import pack, unpack
+from fewbit.qtensor import QTensor, scale_shape
+from fewbit.schemes.granularity import PerTensor
+from fewbit.schemes.scheme import ScaleType, Scheme
+
+SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight")
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+def stored_parts(name: str, shape: tuple[int, int], scheme: Scheme, storage_type: ScaleType) -> list[StoredTensor]:
+    """Return what stands in the file for layer `name` with a weight of `shape` (out, in)."""
+    out, width = shape
+    scale = StoredTensor(f"{name}.weight_scale", storage_type, _scale_shape(shape, scheme))
+    if not isinstance(scheme.format, Int):
+        return [StoredTensor(f"{name}.weight", "float8_e4m3fn", shape), scale]
+    parts = [
+        StoredTensor(f"{name}.weight_packed", "int32", (out, _words(width, scheme.format.bits))),
+        scale,
+        StoredTensor(f"{name}.weight_shape", "int64", (2,)),
+    ]
+    return parts if scheme.symmetric else [*parts, _zero_point_as_stored(name, shape, scheme)]
+
+
+def encoded(name: str, qtensor: QTensor, storage_type: ScaleType) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of one layer by their suffix, in the order of `stored_parts`."""
+    scheme = qtensor.scheme
+    scale = to_numpy(qtensor.scale)
+    if not scale_fits(scale, storage_type).all():
+        raise CheckpointError(
+            f"{name}: {storage_type} does not hold the scales exactly (least {scale.min():.3g}); "
+            f"quantize with dtype='{'bfloat16' if storage_type == 'float16' else 'float32'}' (--dtype)"
+        )
+    scale = scale.astype(numpy_type(storage_type)).reshape(_scale_shape(qtensor.shape, scheme))
+    codes = to_numpy(qtensor.codes)
+    if not isinstance(scheme.format, Int):
+        return {"weight": codes.view(numpy_type("float8_e4m3fn")), "weight_scale": scale}
+    patterns = scheme.format.to_unsigned(codes)
+    arrays = {
+        "weight_packed": _to_words(patterns, scheme.format.bits),
+        "weight_scale": scale,
+        "weight_shape": np.asarray(qtensor.shape, dtype=np.int64),
+    }
+    if qtensor.zero_point is not None:
+        zero = to_numpy(qtensor.zero_point)
+        if isinstance(scheme.granularity, PerTensor):
+            arrays["weight_zero_point"] = zero.reshape(1)
+        else:
+            packed = _to_words(scheme.format.to_unsigned(zero).T, scheme.format.bits)
+            arrays["weight_zero_point"] = np.ascontiguousarray(packed.T)
+    return arrays
+
+
+def decoded(name: str, arrays: Arrays, scheme: Scheme) -> QTensor:
+    """Undo `encoded`.
+
+    Raises:
+        CheckpointError: shapes, scales or zero points that no weight under `scheme` has.
+
+    """
+    try:
+        shape = _weight_shape(arrays, scheme)
+        _require_shapes(arrays, shape, scheme)
+        qtensor = _assembled(arrays, shape, scheme)
+        _require_values(qtensor)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    return qtensor
+
+
+def _weight_shape(arrays: Arrays, scheme: Scheme) -> tuple[int, int]:
+    """Return the shape of the weight as the file claims it."""
+    if isinstance(scheme.format, Int):
+        claimed = arrays["weight_shape"]
+        if claimed.dtype not in (np.int64, np.int32) or claimed.shape != (2,) or claimed.min() < 1:
+            raise CheckpointError(f"weight_shape is {claimed.tolist()!r:.80}, which is not the shape of a matrix")
+        sizes = claimed.tolist()
+    else:
+        sizes = list(arrays["weight"].shape)
+        if len(sizes) != 2 or min(sizes) < 1:
+            raise CheckpointError(f"weight has shape {sizes}, which is not that of a matrix")
+    return int(sizes[0]), int(sizes[1])
+
+
+def _require_shapes(arrays: Arrays, shape: tuple[int, int], scheme: Scheme) -> None:
+    """Raise unless every tensor has the shape and type that the writer would give it."""
+    assert scheme.scale_type is not None
+    needed = {part.name.removeprefix("."): part for part in stored_parts("", shape, scheme, scheme.scale_type)}
+    for suffix in sorted(arrays.keys() - needed.keys()):
+        raise CheckpointError(f"it holds {suffix}, which has no meaning under {scheme}")
+    for suffix, part in needed.items():
+        found = arrays[suffix]
+        forms = [part]
+        if suffix == "weight_shape":
+            forms.append(StoredTensor("", "int32", part.shape))
+        if suffix == "weight_zero_point":  # other writers leave it unpacked
+            forms.append(StoredTensor("", "int8", _scale_shape(shape, scheme)))
+        if not any(found.dtype == numpy_type(form.dtype) and _alike(found.shape, form.shape) for form in forms):
+            raise CheckpointError(
+                f"{suffix} is {found.dtype}{list(found.shape)}; "
+                f"a weight of {list(shape)} under {scheme} has {part.dtype}{list(part.shape)}"
+            )
+
+
+def _alike(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether two shapes are equal, or differ by axes of one number that were dropped."""
+    return found in (wanted, tuple(size for size in wanted if size != 1))
+
+
+def _assembled(arrays: Arrays, shape: tuple[int, int], scheme: Scheme) -> QTensor:
+    number_format, (out, width) = scheme.format, shape
+    boxes = scale_shape(shape, scheme)
+    scale = arrays["weight_scale"].astype(np.float32).reshape(boxes)
+    if not isinstance(number_format, Int):
+        codes = np.ascontiguousarray(arrays["weight"]).view(np.uint8)
+        return QTensor(codes=codes, scale=scale, zero_point=None, scheme=scheme)
+    words = arrays["weight_packed"].reshape(out, -1)
+    zero = arrays.get("weight_zero_point")
+    if zero is not None and zero.dtype == np.int32:
+        zero = np.ascontiguousarray(zero.reshape(-1, boxes[1]).T)
+        zero = number_format.from_unsigned(_from_words(zero, number_format.bits, out)).T
+    return QTensor(
+        codes=number_format.from_unsigned(_from_words(words, number_format.bits, width)),
+        scale=scale,
+        zero_point=None if zero is None else np.ascontiguousarray(zero).reshape(boxes),
+        scheme=scheme,
+    )
+
+
+def _require_values(qtensor: QTensor) -> None:
+    """Raise for scales, zero points and codes that stand for no number."""
+    number_format = qtensor.scheme.format
+    assert not isinstance(qtensor.scale, QTensor)
+    bad = int((~(np.isfinite(qtensor.scale) & (qtensor.scale >= 0))).sum())
+    if bad:
+        raise CheckpointError(
+            f"{bad} of {qtensor.scale.size} scales are NaN, infinite or negative; the file is damaged"
+        )
+    if isinstance(number_format, Int) and qtensor.zero_point is not None:
+        low, high = int(qtensor.zero_point.min()), int(qtensor.zero_point.max())
+        if low < number_format.qmin or high > number_format.qmax:
+            raise CheckpointError(
+                f"its zero points reach from {low} to {high}; those of {number_format.name} lie "
+                f"from {number_format.qmin} to {number_format.qmax}; the file is damaged"
+            )
+    if not isinstance(number_format, Int):
+        bad = int(((qtensor.codes & 0x7F) == 0x7F).sum())
+        if bad:
+            raise CheckpointError(f"{bad} of {qtensor.codes.size} weights are NaN; the file is damaged")
+
+
+def _words(length: int, bits: int) -> int:
+    return -(-length * bits // 32)
+
+
+def _to_words(patterns: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
+    """Return unsigned codes (rows, n) as little-endian int32 words (rows, ceil(n * bits / 32))."""
+    packed = pack(patterns, bits)
+    filled = np.zeros((packed.shape[0], 4 * _words(patterns.shape[1], bits)), dtype=np.uint8)
+    filled[:, : packed.shape[1]] = packed
+    return filled.view("<i4")
+
+
+def _from_words(words: np.ndarray[Any, Any], bits: int, length: int) -> np.ndarray[Any, Any]:
+    return np.asarray(unpack(np.ascontiguousarray(words).view(np.uint8), bits, length))
+
+
+def _scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
+    return (1,) if isinstance(scheme.granularity, PerTensor) else scale_shape(shape, scheme)
+
+
+def _zero_point_as_stored(name: str, shape: tuple[int, int], scheme: Scheme) -> StoredTensor:
+    if isinstance(scheme.granularity, PerTensor):
+        return StoredTensor(f"{name}.weight_zero_point", "int8", (1,))
+    groups = scale_shape(shape, scheme)[1]
+    return StoredTensor(f"{name}.weight_zero_point", "int32", (_words(shape[0], scheme.format.bits), groups))
