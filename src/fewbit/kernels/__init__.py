@@ -1,38 +1,77 @@
-"""How a quantized torch layer runs. A kernel packs a QTensor its own way and gives it back unchanged.
+"""How a quantized torch layer runs. One table lists the kernels, the fastest first; the last runs everything.
 
-`unpack(pack(q)) == q`; `apply` computes exactly what the scheme says. `select` is the table.
+A kernel computes exactly what the schemes say, up to the order of float32 sums; `refusal` says where it cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fewbit.catalogue import lookup
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewbit.activation import Activation
+
+#: Kernels by name, the first that does not refuse is taken.
+KERNELS = {
+    "fbgemm": "fewbit.kernels.fbgemm:Fbgemm",
+    "dequantize": "fewbit.kernels.dequantize:Dequantize",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a product `inputs @ weight.T` is made of."""
+
+    weight: Scheme
+    #: `None`: inputs are not rounded.
+    input: Scheme | None
+    #: cpu, cuda, ...
+    device: str
+    #: Type of the inputs: float32, bfloat16, float16.
+    dtype: str
+
 
 class Kernel(Protocol):
-    """How a quantized layer runs; holds no state, the layer holds what `pack` returns."""
+    """How a quantized layer runs; holds no state, the layer holds what `prepare` returns."""
 
-    def pack(self, qtensor: QTensor) -> dict[str, Tensor]:
-        """Return the arrays to run from. None is of a floating type, so that `module.half()` leaves them alone."""
+    #: The name in `KERNELS`.
+    name: str
+    #: Whether `linear` rounds the inputs itself.
+    rounds: bool
+    #: Whether it is there for being faster than the float layer.
+    fast: bool
 
-    def unpack(self, packed: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
-        """Undo `pack`."""
+    def refusal(self, request: Request) -> str | None:
+        """Return why it cannot compute this, with the remedy where there is one, or `None`."""
 
-    def linear(self, inputs: Tensor, packed: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None) -> Tensor:
-        """Return `inputs (..., in) @ weight.T + bias`."""
+    def prepare(self, qtensor: QTensor) -> Any:
+        """Return what the calls run from; made at the first of them, never stored."""
 
-    def embedding(self, indices: Tensor, packed: Mapping[str, Tensor], scheme: Scheme, dtype: Any) -> Tensor:
-        """Return the rows of the weight at `indices`."""
+    def linear(self, inputs: Tensor, prepared: Any, bias: Tensor | None, activation: Activation | None) -> Tensor:
+        """Return `rounded(inputs) (..., in) @ weight.T + bias`, of the type of the inputs."""
 
 
-def select(scheme: Scheme) -> Kernel:  # noqa: ARG001
-    """Return the kernel for `scheme`; this version has one, which dequantizes and multiplies."""
-    from fewbit.kernels.dequantize import Dequantize
+def select(request: Request) -> Kernel:
+    """Return the first kernel of the table that computes this."""
+    return next(kernel for kernel in _kernels() if kernel.refusal(request) is None)
 
-    return Dequantize()
+
+def refusals(request: Request) -> dict[str, str]:
+    """Return why the kernels before the one selected are not."""
+    found: dict[str, str] = {}
+    for kernel in _kernels():
+        why = kernel.refusal(request)
+        if why is None:
+            break
+        found[kernel.name] = why
+    return found
+
+
+def _kernels() -> list[Kernel]:
+    return [lookup(KERNELS, name, what="kernel")() for name in KERNELS]

@@ -15,7 +15,9 @@ from fewbit.frontends.torch.canonical import from_canonical, to_canonical
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.rounding import Rounding
 from fewbit.interfaces import Activations
-from fewbit.kernels import select
+from fewbit.kernels import Kernel, Request, select
+from fewbit.kernels.dequantize import embedding
+from fewbit.kernels.packed import packed, unpacked
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
@@ -32,7 +34,8 @@ class QuantizedLayer(nn.Module):
         self.shape = qtensor.shape
         #: Type of the float weight that was replaced; `weight` has it, and so do an embedding's rows.
         self.dtype = dtype
-        self._kernel = select(qtensor.scheme)
+        #: What calls run from, by the type of the inputs: made at the first call, in no state_dict and no copy.
+        self._ready: dict[torch.dtype, tuple[Kernel, Any]] = {}
         self._held: Tensor | None = None
         self._pack(qtensor)
         #: What rounds the input and the output of the layer.
@@ -45,6 +48,7 @@ class QuantizedLayer(nn.Module):
             activation = getattr(activations, name)
             own = None if activation is None else Rounding(activation.like(self._probe()), spatial=self._spatial)
             setattr(self, name, own)
+        self._ready = {}
 
     def forward(self, inputs: Tensor, *further: Any, **named: Any) -> Tensor:
         """Return the output for `inputs`, both rounded where that is asked for."""
@@ -68,7 +72,7 @@ class QuantizedLayer(nn.Module):
     @property
     def qtensor(self) -> QTensor:
         """The quantized weight (out, in)."""
-        return self._kernel.unpack(self._packed(), self.scheme)
+        return unpacked(self._packed(), self.scheme)
 
     @property
     def weight(self) -> Tensor:
@@ -100,15 +104,20 @@ class QuantizedLayer(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # `half()` and its kin convert no integer buffer, so a probe tells the type that floats have from now on.
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        self._ready = {}
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ready": {}}
 
     def _packed(self) -> dict[str, Tensor]:
         return {name: getattr(self, f"packed_{name}") for name in self._packed_names}
 
     def _pack(self, qtensor: QTensor) -> None:
-        packed = self._kernel.pack(qtensor)
-        self._packed_names = tuple(packed)
-        for name, tensor in packed.items():
+        tensors = packed(qtensor)
+        self._ready = {}
+        self._packed_names = tuple(tensors)
+        for name, tensor in tensors.items():
             self.register_buffer(f"packed_{name}", tensor, persistent=False)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -160,11 +169,31 @@ class QuantizedLinear(QuantizedLayer):
         self.register_parameter("bias", bias)
         self.out_features, self.in_features = qtensor.shape
 
-    def compute(self, inputs: Tensor) -> Tensor:
-        """Return `inputs (..., in) @ weight.T + bias` as (..., out)."""
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the output for `inputs (..., in)` as (..., out), both rounded where that is asked for."""
         if self._held is not None and self._held.dtype == inputs.dtype:
-            return nn.functional.linear(inputs, self._held, self.bias)
-        return self._kernel.linear(inputs, self._packed(), self.scheme, self.bias)
+            return super().forward(inputs)
+        kernel, prepared = self._kernel(inputs.dtype)
+        activation = self.input.activation if self.input is not None else None
+        output = kernel.linear(inputs, prepared, self.bias, activation)
+        return output if self.output is None else self.output(output)
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        """Return `inputs @ weight.T + bias` by the weight that is held."""
+        assert self._held is not None
+        return nn.functional.linear(inputs, self._held, self.bias)
+
+    def request(self, dtype: torch.dtype) -> Request:
+        """Return what a kernel is asked for."""
+        rounding = self.input.scheme if self.input is not None else None
+        device = self._probe().device.type
+        return Request(weight=self.scheme, input=rounding, device=device, dtype=str(dtype).removeprefix("torch."))
+
+    def _kernel(self, dtype: torch.dtype) -> tuple[Kernel, Any]:
+        if dtype not in self._ready:
+            kernel = select(self.request(dtype))
+            self._ready[dtype] = kernel, kernel.prepare(self.qtensor)
+        return self._ready[dtype]
 
 
 class QuantizedConvolution(QuantizedLayer):
@@ -202,4 +231,4 @@ class QuantizedEmbedding(QuantizedLayer):
 
     def compute(self, inputs: Tensor) -> Tensor:
         """Return the rows at `inputs` (...), which are indices, as (..., width)."""
-        return self._kernel.embedding(inputs, self._packed(), self.scheme, self.dtype)
+        return embedding(inputs, self.qtensor, self.dtype)

@@ -1,0 +1,40 @@
+"""A QTensor as named integer tensors, for the buffers of a module: `half()` and its kin leave those alone.
+
+Scales, and zero points between codes, are there as the bits of their float32;
+`unpacked(packed(q), q.scheme)` equals `q`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fewbit.qtensor import QTensor
+from fewbit.schemes.scheme import Scheme
+
+
+def packed(qtensor: QTensor) -> dict[str, Tensor]:
+    """Return codes, scale and zero point; those of a scale that is itself quantized after `scale_`."""
+    found = {"codes": qtensor.codes.contiguous()}
+    if qtensor.zero_point is not None:
+        zero = qtensor.zero_point.contiguous()
+        found["zero_point"] = zero.view(torch.int32) if zero.is_floating_point() else zero
+    if isinstance(qtensor.scale, QTensor):
+        return found | {f"scale_{name}": tensor for name, tensor in packed(qtensor.scale).items()}
+    return found | {"scale": qtensor.scale.contiguous().view(torch.int32)}
+
+
+def unpacked(tensors: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
+    """Undo `packed`; shares memory."""
+    scale: Tensor | QTensor
+    if scheme.scale_scheme is None:
+        scale = tensors["scale"].view(torch.float32)
+    else:
+        inner = {name.removeprefix("scale_"): tensor for name, tensor in tensors.items() if name[:6] == "scale_"}
+        scale = unpacked(inner, scheme.scale_scheme)
+    zero = tensors.get("zero_point")
+    if zero is not None and scheme.float_zero:
+        zero = zero.view(torch.float32)
+    return QTensor(codes=tensors["codes"], scale=scale, zero_point=zero, scheme=scheme)
