@@ -8,7 +8,7 @@ import numpy as np
 from canvas import TIMES, Axes, Canvas
 from samples import drawn
 
-from fewbit.evaluation.fidelity import sqnr
+from fewbit.evaluation.fidelity import fidelity
 from fewbit.formats.minifloat import E4M3
 from fewbit.formats.power_of_two import PowerOfTwo
 from fewbit.numerics.groups import box_axes, split
@@ -39,7 +39,7 @@ QUANTIZED_SCALES = (
 
 def decibels(values: np.ndarray, scheme: Scheme) -> float:
     """Return the ratio of signal to quantization noise."""
-    return sqnr(values, quantize(values, scheme).dequantize())
+    return fidelity(values, quantize(values, scheme).dequantize()).sqnr
 
 
 def scales() -> Canvas:
