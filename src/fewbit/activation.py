@@ -6,6 +6,7 @@ Dynamic: x' = quantize(x).dequantize(). Static: x' = (clip(round(x / s) + z) - z
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from fewbit.errors import CalibrationError
@@ -47,7 +48,8 @@ class Activation:
     def rounded(self, values: Array) -> Array:
         """Return the float32 values that the codes of `values` stand for; a static NaN is not found here."""
         if self.scale is None:
-            return quantize(values, self.scheme).dequantize()
+            # Without numbers there is no range, and nothing to round.
+            return quantize(values, self.scheme).dequantize() if prod(values.shape) else to_float32(values)
         return self.scheme.grid.rounded(to_float32(values), self.scale, self.zero_point)
 
     def like(self, values: Array) -> Activation:

@@ -153,6 +153,22 @@ class Activations:
     output: Activation | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """What a quantized layer runs on."""
+
+    #: Name of the kernel.
+    kernel: str
+    #: Whether it is there for being faster than the float layer.
+    fast: bool
+    #: Why no faster kernel computes it.
+    why: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        why = f": {'; '.join(self.why)}" if self.why else ""
+        return self.kernel if self.fast else f"{self.kernel}, not faster than float{why}"
+
+
 class Replacement(Protocol):
     """A layer of a live model in its two forms; exactly one of them is installed."""
 
@@ -206,6 +222,12 @@ class Frontend(Protocol):
         self, model: Any, layer: Layer, qtensor: QTensor, activations: Activations | None = None
     ) -> Replacement:
         """Return the quantized form of `layer`, not yet installed."""
+
+    def device(self, model: Any) -> str:
+        """Return the kind of device that the model lies on."""
+
+    def execution(self, layer: Layer, weight: Scheme, rounded: Scheme | None, device: str) -> Execution:
+        """Return what `layer` would run on with this weight and inputs rounded so, float32, on `device`."""
 
     def tensors(self, model: Any, storage_type: ScaleType) -> Iterator[tuple[str, Array | QTensor]]:
         """Yield what a checkpoint stores: NumPy arrays by full name, floats as `storage_type`; QTensors by layer."""

@@ -16,8 +16,8 @@ from fewbit.evaluation.peak_memory import peak_memory
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known
 from fewbit.formats.scale_type import scale_fits
-from fewbit.interfaces import Progress, Silent, Source, checkpoint_format, frontend_of
-from fewbit.planning import Plan, PlanRow, resolve
+from fewbit.interfaces import Execution, Frontend, Progress, Silent, Source, checkpoint_format, frontend_of
+from fewbit.planning import Plan, PlanRow, resolve, several
 from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe, Rule
 from fewbit.report.data import LayerReport, Report
@@ -140,7 +140,7 @@ def quantize(
     for replacement in replacements:
         replacement.install()
     report = replace(
-        _report(made, solved, measured, options),
+        _report(made, _layer_reports(made, solved, measured, frontend, frontend.device(live)), measured, options),
         remarks=_remarks(changed, solved, made, idle=given is not None and not data.batches),
         text=asked.name if asked else None,
         calibration=given.described(data.batches) if given and data.batches else None,
@@ -212,7 +212,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     target = checkpoint_format(to) if to is not None else None
     frontend = frontend_of("torch")
     storage_type: ScaleType = source.storage_type if dtype == "auto" else dtype  # type: ignore[assignment]
-    return resolve(
+    made = resolve(
         source.name,
         frontend.layers(model),
         frontend.floats(model),
@@ -220,9 +220,21 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
         storage_type=storage_type,
         target=target,
     )
+    return replace(made, hints=_hints(made, frontend, frontend.device(model)))
 
 
-def _report(made: Plan, solved: Mapping[str, Solved], measured: Measured, options: Options) -> Report:
+def _hints(made: Plan, frontend: Frontend, device: str) -> tuple[str, ...]:
+    """Return why layers whose inputs are rounded gain no speed on this machine."""
+    slow: dict[str, list[str]] = {}
+    for row in made.rows:
+        if row.scheme and row.input:
+            found = frontend.execution(row.layer, row.scheme, row.input, device)
+            if not found.fast:
+                slow.setdefault(str(found), []).append(row.layer.name)
+    return tuple(f"{several(names)}: {text}" for text, names in slow.items())
+
+
+def _report(made: Plan, layers: tuple[LayerReport, ...], measured: Measured, options: Options) -> Report:
     return Report(
         model=made.model,
         recipe=made.recipe.name,
@@ -230,7 +242,7 @@ def _report(made: Plan, solved: Mapping[str, Solved], measured: Measured, option
         storage_type=made.storage_type,
         bytes_before=made.bytes_before,
         bytes_after=made.bytes_after,
-        layers=tuple(_layer_report(row, solved, measured) for row in made.rows),
+        layers=layers,
         adaptations=made.adaptations,
         before=measured.before,
         after=measured.after,
@@ -240,8 +252,16 @@ def _report(made: Plan, solved: Mapping[str, Solved], measured: Measured, option
     )
 
 
-def _layer_report(row: PlanRow, solved: Mapping[str, Solved], measured: Measured) -> LayerReport:
-    done = solved.get(row.layer.name)
+def _layer_reports(
+    made: Plan, solved: Mapping[str, Solved], measured: Measured, frontend: Frontend, device: str
+) -> tuple[LayerReport, ...]:
+    runs = [frontend.execution(row.layer, row.scheme, row.input, device) if row.scheme else None for row in made.rows]
+    return tuple(
+        _layer_report(row, solved.get(row.layer.name), measured, own) for row, own in zip(made.rows, runs, strict=True)
+    )
+
+
+def _layer_report(row: PlanRow, done: Solved | None, measured: Measured, runs: Execution | None) -> LayerReport:
     return LayerReport(
         name=row.layer.name,
         kind=row.layer.kind,
@@ -250,7 +270,7 @@ def _layer_report(row: PlanRow, solved: Mapping[str, Solved], measured: Measured
         algorithm=row.algorithm.name if row.algorithm else None,
         bytes_before=row.bytes_before,
         bytes_after=row.bytes_after,
-        asked=str(row.asked) if row.asked and str(row.asked) != row.becomes else None,
+        asked=str(row.asked) if row.asked and str(row.asked) != str(row.scheme) else None,
         weight_sqnr=done.weight_sqnr if done else None,
         row_sqnr=done.row_sqnr if done else None,
         nearest_sqnr=done.nearest_sqnr if done else None,
@@ -258,6 +278,8 @@ def _layer_report(row: PlanRow, solved: Mapping[str, Solved], measured: Measured
         damping=done.damping if done else None,
         seconds=done.seconds if done else None,
         output_sqnr=(measured.layers or {}).get(row.layer.name),
+        kernel=str(runs) if runs else None,
+        fast=runs is None or runs.fast,
         notes=row.notes,
         remarks=_fallbacks(done) if done else (),
         histogram=done.histogram if done else None,

@@ -74,6 +74,8 @@ class Plan:
     rest: tuple[StoredTensor, ...]
     #: What was changed to make the recipe fit; empty for explicit rules.
     adaptations: tuple[str, ...] = ()
+    #: What would run faster on the machine at hand, under another scheme.
+    hints: tuple[str, ...] = ()
     #: What keeps the recipe from being carried out.
     problems: tuple[str, ...] = ()
 
@@ -146,6 +148,7 @@ class Plan:
             f"bytes as {self.storage_type}, {ratio:.2f} times smaller"
         )
         lines += [f"adapted: {text}" for text in self.adaptations]
+        lines += [f"hint: {text}" for text in self.hints]
         lines += [f"problem: {text}" for text in self.problems]
         return "\n".join(lines)
 
@@ -185,7 +188,7 @@ def resolve(
             draft.scheme = draft.scheme.stored_as(scale_type)
             for text in (*_layer_problems(draft.layer, draft.scheme, target), *_activation_problems(draft, target)):
                 alike.setdefault(text, []).append(draft.layer.name)
-    problems += [f"{_several(names)}: {text}" for text, names in alike.items()]
+    problems += [f"{several(names)}: {text}" for text, names in alike.items()]
     weights = {f"{layer.name}.weight" for layer in layers}
     return Plan(
         model=model,
@@ -237,7 +240,7 @@ def _without_convolutions(drafts: list[_Draft], target: CheckpointFormat | None)
             draft.scheme = None
             draft.notes.append(f"kept: {target.name} holds no convolutions")
             kept.append(draft.layer.name)
-    return [f"{_several(kept)}: kept float, {target.name} holds no convolutions"] if kept and target else []
+    return [f"{several(kept)}: kept float, {target.name} holds no convolutions"] if kept and target else []
 
 
 def _adapt(drafts: list[_Draft]) -> list[str]:
@@ -259,7 +262,12 @@ def _layer_problems(layer: Layer, scheme: Scheme, target: CheckpointFormat | Non
     return problems
 
 
-def _several(names: list[str]) -> str:
+def several(names: list[str]) -> str:
+    """Return the first name and how many more there are.
+
+    >>> several(["a", "b", "c"])
+    'a and 2 more'
+    """
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 

@@ -72,6 +72,8 @@ class Fbgemm:
 
         assert activation is not None  # `refusal` says so
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).contiguous()
+        if not rows.numel():
+            return inputs.new_empty(*inputs.shape[:-1], len(prepared.sums))
         codes, threads = torch.empty_like(rows), torch.get_num_threads()
         scale, zero, numbers = _codes(rows.numpy(), codes.numpy(), activation, threads)
         sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(codes, 1.0, 128, prepared.packed)

@@ -68,6 +68,10 @@ class LayerReport:
     damping: float | None = None
     #: What its algorithm took.
     seconds: float | None = None
+    #: What it runs on here, and why not on something faster; `None` for a kept layer.
+    kernel: str | None = None
+    #: Whether that is there for being faster than the float layer; true of a kept one, which is that layer.
+    fast: bool = True
     notes: tuple[str, ...] = ()
     #: What fell back.
     remarks: tuple[str, ...] = ()
@@ -126,6 +130,14 @@ class Report:
     def quantized(self) -> Sequence[LayerReport]:
         """The layers that got codes."""
         return [layer for layer in self.layers if not layer.kept]
+
+    @property
+    def kernels(self) -> dict[str, list[str]]:
+        """What the quantized layers run on, and why not on something faster, with the names of the layers."""
+        found: dict[str, list[str]] = {}
+        for layer in self.quantized:
+            found.setdefault(layer.kernel or "unknown", []).append(layer.name)
+        return found
 
     def in_state(self, state: str) -> Sequence[LayerReport]:
         """Return the layers that are `kept`, `quantized`, `adapted`, or that `fell back`."""
@@ -190,6 +202,8 @@ class Report:
         if fallen := self.in_state("fell back"):
             more = f", and {len(fallen) - 1} more" if len(fallen) > 1 else ""
             rows.append(("fell back", f"{fallen[0].name}: {fallen[0].remarks[0]}{more}"))
+        if slow := [layer for layer in self.quantized if not layer.fast]:
+            rows.append(("not faster here", f"{len(slow)} of {len(self.quantized)} quantized layers"))
         if self.seconds:
             parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.seconds.items())
             rows.append(("seconds", f"{sum(self.seconds.values()):.1f}: {parts}"))

@@ -145,6 +145,8 @@ def _facts(layer: LayerReport) -> list[tuple[str, str]]:
     facts = [("Weights", f"{prod(layer.shape):,}")]
     if layer.bytes_after:
         facts.append(("Bits a weight", f"{8 * layer.bytes_after / max(prod(layer.shape), 1):.2f}"))
+    if layer.kernel:
+        facts.append(("Runs by", layer.kernel))
     if layer.weight_sqnr is not None:
         facts.append(("Weight error", f"{100 * error(layer.weight_sqnr):.3g} %"))
     if layer.row_sqnr:

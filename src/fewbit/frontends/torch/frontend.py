@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from fewbit.errors import NonFiniteError, PlanError, RecipeError
 from fewbit.frontends.torch.calibration import CalibrationRun
+from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
-from fewbit.interfaces import Activations, Layer, StoredTensor
+from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
 from fewbit.qtensor import QTensor
-from fewbit.schemes.scheme import ScaleType
+from fewbit.schemes.scheme import ScaleType, Scheme
 
 #: A range of twice this, divided by one step, still has a float32.
 _LARGEST = 2.0**120
@@ -70,6 +71,15 @@ class TorchFrontend:
     ) -> TorchReplacement:
         """Return the quantized form of `layer`, not yet installed."""
         return TorchReplacement(model, layer, qtensor, activations or Activations())
+
+    def execution(self, layer: Layer, weight: Scheme, rounded: Scheme | None, device: str) -> Execution:
+        """Return what `layer` would run on."""
+        return execution(layer, weight, rounded, device)
+
+    def device(self, model: nn.Module) -> str:
+        """Return the kind of device that the model lies on, by its first parameter."""
+        first = next(model.parameters(), None)
+        return first.device.type if first is not None and not first.is_meta else "cpu"
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`, and QTensors by the name of their layer."""
