@@ -1,5 +1,6 @@
 """Convolutions of every kind: found, taken as matrix products, quantized, calibrated."""
 
+import copy
 import itertools
 
 import pytest
@@ -95,11 +96,38 @@ def test_a_transposed_convolution_takes_the_size_of_its_output(size):
     torch.testing.assert_close(found, module(x, output_size=size), rtol=1e-5, atol=1e-6)
 
 
-def test_a_subclass_is_left_alone():
-    class Own(nn.Conv2d):
-        pass
+class Padding(nn.Conv2d):
+    """Pads as TensorFlow does and standardizes its weight."""
 
-    assert Convolution.of(Own(3, 3, 3)) is None
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean()
+        return functional.conv2d(self.pad(x), weight, self.bias, self.stride)
+
+
+def test_the_forward_of_a_subclass_runs_on_the_quantized_weight():
+    module = Padding(6, 8, 3).eval()
+    net = nn.Sequential(module, nn.ReLU())
+    x = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(1))
+    result = fb.quantize(net, fb.Recipe([fb.Rule(".*", weight="int8 channel", algorithm="gptq")]), calibration=[x])
+    with torch.no_grad():
+        expected = copy.deepcopy(module)
+        expected.weight.copy_(result.model[0].weight)
+        assert torch.equal(result.model[0](x), expected(x))
+        assert not torch.equal(result.model[0](x), module(x))
+    assert "rounded to nearest" in result.report.layers[0].remarks[0]  # its rows are not known
+
+
+def test_a_subclass_with_numbers_of_its_own_is_left_alone():
+    class Gained(nn.Conv2d):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.gain = nn.Parameter(torch.ones(1))
+
+    assert Convolution.of(Gained(3, 3, 3)) is None
     assert Convolution.of(nn.Linear(3, 3)) is None
 
 

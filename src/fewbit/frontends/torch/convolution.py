@@ -6,6 +6,7 @@ positions in order. A transposed convolution with the weight (in, out / groups, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -41,14 +42,18 @@ class Convolution:
     padding_mode: str
     #: What a transposed convolution adds behind each axis of its output.
     output_padding: tuple[int, ...]
+    #: A module of a subclass, without its numbers: its own `forward` runs, on the weight that it is given.
+    own: nn.Module | None = None
 
     @classmethod
     def of(cls, module: nn.Module) -> Convolution | None:
-        """Return the convolution that `module` is, or `None`; subclasses may compute other things."""
-        if type(module) not in _DIMENSIONS:
+        """Return the convolution that `module` is, or `None`; a subclass may pad, scale or normalize as it likes."""
+        base = next((kind for kind in type(module).__mro__ if kind in _DIMENSIONS), None)
+        if base is None or (type(module) is not base and _has_more(module)):
             return None
         own: Any = module
         return cls(
+            own=None if type(module) is base else _without_numbers(module),
             in_channels=own.in_channels,
             out_channels=own.out_channels,
             kernel=tuple(own.kernel_size),
@@ -64,7 +69,7 @@ class Convolution:
     @property
     def rows_apply(self) -> bool:
         """Whether each output is one row of `rows` times the weight."""
-        return not self.transposed and self.groups == 1
+        return not self.transposed and self.groups == 1 and self.own is None
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the module's weight as (out, in / groups * kernel positions)."""
@@ -99,6 +104,11 @@ class Convolution:
 
     def apply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None, output_size: Any = None) -> Tensor:
         """Return the convolution of `inputs` with a weight in the module's own shape."""
+        if self.own is not None:
+            module: Any = copy.copy(self.own)  # calls may come from several threads
+            module.__dict__.update(weight=weight, bias=bias)
+            result: Tensor = module.forward(inputs) if output_size is None else module.forward(inputs, output_size)
+            return result
         run = _RUN[self.transposed, len(self.kernel)]
         if not self.transposed:
             padded = self._padded(inputs)
@@ -143,6 +153,18 @@ def _padding(module: Any) -> tuple[tuple[int, int], ...]:
         whole = [dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
         return tuple((total // 2, total - total // 2) for total in whole)
     return tuple((size, size) for size in module.padding)
+
+
+def _has_more(module: nn.Module) -> bool:
+    """Whether a module has other numbers than weight and bias, which a quantized form would lose."""
+    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    return bool(names - {"weight", "bias"})
+
+
+def _without_numbers(module: nn.Module) -> nn.Module:
+    shell = copy.copy(module)
+    shell._parameters = {}
+    return shell
 
 
 def same_rows(first: nn.Module, second: nn.Module) -> bool:

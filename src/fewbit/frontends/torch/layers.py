@@ -1,6 +1,6 @@
 """Find the quantizable layers of a torch module: `nn.Linear`, convolutions, transformers' `Conv1D`, `nn.Embedding`.
 
-Subclasses are left alone, since they may read their weight in ways of their own.
+Subclasses of `nn.Linear` and `nn.Embedding` are left alone: others may read their weight past their `forward`.
 """
 
 from __future__ import annotations
