@@ -18,6 +18,7 @@ from fewbit.errors import NotYetError
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.transforms import Applied
 
 #: What a quantizable operation does; rules select by it.
 LayerKind = Literal["linear", "conv", "embedding", "head"]
@@ -239,6 +240,9 @@ class Frontend(Protocol):
 
     def round_floats(self, model: Any, names: Collection[str], storage_type: ScaleType) -> int:
         """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed."""
+
+    def fold_norms(self, model: Any, batch: Any, folded: Callable[..., tuple[Array, Array]]) -> Applied:
+        """Fold BatchNorms into the layers before them, where the model's output on `batch` stays the same."""
 
     def calibrate(
         self,

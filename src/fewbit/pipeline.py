@@ -25,6 +25,7 @@ from fewbit.result import Result
 from fewbit.schemes.scheme import ScaleType
 from fewbit.solving import Data, Solved, needs_data, solve
 from fewbit.sources import open_source
+from fewbit.transforms import Applied
 
 _STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -129,25 +130,51 @@ def quantize(
         with clock.phase("calibration data"):
             batches = given.batches(live, source, seed=options.seed, progress=options.progress)
         data = Data(batches=batches, sequential=given.sequential)
-    with clock.phase("solve"):
-        solved = solve(live, made, frontend, data, options.progress)
-        changed = frontend.round_floats(live, kept, made.storage_type)
-    replacements = [done.replacement for done in solved.values()]
-    measured = Measured()
-    if asked is not None:
-        with clock.phase("measure"):
-            measured = measure(live, replacements, asked.batches, frontend, options.progress)
+    shown = data.batches or (asked.batches if asked else ())
+    with _transformed(live, parsed, frontend, shown, to) as sentences:
+        if sentences:
+            made = _plan(source, live, parsed, to=to, dtype=dtype)
+            kept = {tensor.name for tensor in made.manifest({}, {}).floats}
+        with clock.phase("solve"):
+            solved = solve(live, made, frontend, data, options.progress)
+            changed = frontend.round_floats(live, kept, made.storage_type)
+        replacements = [done.replacement for done in solved.values()]
+        measured = Measured()
+        if asked is not None:
+            with clock.phase("measure"):
+                measured = measure(live, replacements, asked.batches, frontend, options.progress)
     for replacement in replacements:
         replacement.install()
     report = replace(
         _report(made, _layer_reports(made, solved, measured, frontend, frontend.device(live)), measured, options),
-        remarks=_remarks(changed, solved, made, idle=given is not None and not data.batches),
+        remarks=(*sentences, *_remarks(changed, solved, made, idle=given is not None and not data.batches)),
         text=asked.name if asked else None,
         calibration=given.described(data.batches) if given and data.batches else None,
         seconds=clock.seconds,
         peak_memory=clock.peak_memory,
     )
     return Result(model=live, plan=made, report=report, source=source)
+
+
+@contextmanager
+def _transformed(
+    model: Any, recipe: Recipe, frontend: Frontend, batches: Sequence[Any], to: str | None
+) -> Iterator[tuple[str, ...]]:
+    """Apply the transforms of a recipe, and take them back if the block fails; yields what the report says of them."""
+    if to is not None:
+        # Without data a transform says whether there is something for it. Files keep the architecture as it was.
+        useful = [own.name for own in recipe.transforms if own(model, frontend, None).sentences]
+        yield tuple(f"transform {name} is left out: {to} files keep every layer of the model" for name in useful)
+        return
+    done: list[Applied] = []
+    try:
+        for transform in recipe.transforms:
+            done.append(transform(model, frontend, batches[0] if batches else None))
+        yield tuple(sentence for applied in done for sentence in applied.sentences)
+    except BaseException:
+        for applied in reversed(done):
+            applied.restore()
+        raise
 
 
 def load(path: str | Path, *, into: Any = None) -> Result:

@@ -73,7 +73,8 @@ def preset(name: str) -> Recipe:
     rules += [
         Rule(kind=kind, weight=weight, input=given, algorithm=algorithm, optional=True) for kind in ("linear", "conv")
     ]
-    return Recipe(rules, name=name, adapts=True)
+    # Ranges of what a BatchNorm is given are not those of what comes out of it.
+    return Recipe(rules, transforms=["batchnorm"] if given else [], name=name, adapts=True)
 
 
 def _refuse_scheme(name: str) -> None:

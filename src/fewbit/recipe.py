@@ -22,6 +22,7 @@ from fewbit.schemes.granularity import PerChannel, PerTile
 from fewbit.schemes.notation import input_scheme_to_text, parse_input_scheme, parse_scheme
 from fewbit.schemes.scheme import Scheme
 from fewbit.toml_table import LARGEST, parse_table
+from fewbit.transforms import Transform, parse_transform
 
 
 @dataclass(frozen=True, init=False)
@@ -134,6 +135,8 @@ class Recipe:
     rules: tuple[Rule, ...]
     #: What the user calls it.
     name: str = "custom"
+    #: Rewrites of the float model before rounding, in order.
+    transforms: tuple[Transform, ...] = ()
     #: Group sizes adapt to the widths of the model, as those of presets do.
     adapts: bool = False
 
@@ -141,14 +144,12 @@ class Recipe:
         self,
         rules: Sequence[Rule],
         *,
-        transforms: Sequence[str] = (),
+        transforms: Sequence[str | Transform] = (),
         name: str = "custom",
         adapts: bool = False,
     ) -> None:
         if not isinstance(transforms, (list, tuple)):
             raise RecipeError(f"transforms = {transforms!r:.80} is not a list of names")
-        if transforms:
-            raise NotYetError(f"transforms {list(transforms)!r:.80}: this version has none; leave out `transforms`")
         if not isinstance(rules, (list, tuple)):
             raise RecipeError(f"a recipe takes a list of rules, not a {type(rules).__name__}; write Recipe([rule])")
         for rule in rules:
@@ -156,7 +157,8 @@ class Recipe:
                 raise RecipeError(f"a recipe holds rules, not {type(rule).__name__}; use fewbit.Rule or fewbit.keep")
         if not any(not rule.keep for rule in rules):
             raise RecipeError("the recipe quantizes nothing: no rule names a weight scheme; add one")
-        for key, value in {"rules": tuple(rules), "name": name, "adapts": adapts}.items():
+        parsed = tuple(parse_transform(transform) for transform in transforms)
+        for key, value in {"rules": tuple(rules), "name": name, "transforms": parsed, "adapts": adapts}.items():
             object.__setattr__(self, key, value)
 
     def winner(self, layer: Layer) -> int | None:

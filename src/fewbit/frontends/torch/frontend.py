@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,12 +14,14 @@ from fewbit.errors import NonFiniteError, PlanError, RecipeError
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
+from fewbit.frontends.torch.norm_folding import fold_norms
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.transforms import Applied
 
 #: A range of twice this, divided by one step, still has a float32.
 _LARGEST = 2.0**120
@@ -121,6 +123,10 @@ class TorchFrontend:
                     piece.copy_(nearest)
                 changed += differ
         return changed
+
+    def fold_norms(self, model: nn.Module, batch: Any, folded: Callable[..., tuple[Tensor, Tensor]]) -> Applied:
+        """Fold every BatchNorm that can be folded; `folded` computes weight and bias of a pair."""
+        return fold_norms(model, batch, folded)
 
     def calibrate(
         self,

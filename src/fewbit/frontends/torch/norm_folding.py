@@ -1,0 +1,160 @@
+"""Where a BatchNorm can be folded: found by the data flow of one run, and kept if the model's output stays the same.
+
+A candidate is a norm that is given the very tensor that a linear layer or convolution has put out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.frontends.torch.calls import copied, run_batch, same
+from fewbit.frontends.torch.convolution import Convolution
+from fewbit.transforms import Applied
+from fewbit.transforms.batchnorm import BatchNorm
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+#: Roundings by which outputs may differ: those of the folded weights go through the whole model.
+_ROUNDINGS = 2.0**14
+_Folded = Callable[[Tensor, Tensor | None, BatchNorm], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A layer and the norm behind it."""
+
+    layer: nn.Module
+    norm: nn.Module
+    name: str
+
+
+class _Fold:
+    """A pair in its two forms."""
+
+    def __init__(self, model: nn.Module, pair: _Pair, folded: _Folded) -> None:
+        self.name = pair.name
+        self._layer: Any = pair.layer
+        self._before = pair.layer.weight, pair.layer.bias
+        self._after = _folded_parameters(pair, folded)
+        self._norm = pair.norm
+        self._places = [
+            (parent, attribute)
+            for parent in model.modules()
+            for attribute, child in parent._modules.items()
+            if child is pair.norm
+        ]
+
+    def apply(self) -> None:
+        self._set(self._after, nn.Identity())
+
+    def restore(self) -> None:
+        self._set(self._before, self._norm)
+
+    def _set(self, parameters: tuple[Any, Any], norm: nn.Module) -> None:
+        self._layer.weight, self._layer.bias = parameters
+        for parent, attribute in self._places:
+            setattr(parent, attribute, norm)
+
+
+def fold_norms(model: nn.Module, batch: Any, folded: _Folded) -> Applied:
+    """Fold every norm that can be folded, and say which were not and why."""
+    norms: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
+    if not norms:
+        return Applied(sentences=())
+    if batch is None:
+        return Applied(sentences=(f"{_several(norms)}: BatchNorm stays, for no data shows what it follows; give some",))
+    pairs = _candidates(model, batch, norms)
+    folds = [_Fold(model, pair, folded) for pair in pairs]
+    run = partial(run_batch, model, batch, every_score=True)
+    expected = copied(run())
+    kept = folds if _equal(folds, run, expected) else [fold for fold in folds if _equal([fold], run, expected)]
+    for fold in kept:
+        fold.apply()
+    left = [name for name in norms if name not in {fold.name for fold in kept}]
+    sentences = [f"{len(kept)} BatchNorms were folded into the layers before them"] if kept else []
+    if left:
+        sentences.append(f"{_several(left)}: BatchNorm stays, no layer before it is read by it alone")
+
+    def restore() -> None:
+        for fold in kept:
+            fold.restore()
+
+    return Applied(sentences=tuple(sentences), restore=restore)
+
+
+def _several(names: Collection[str]) -> str:
+    first = next(iter(names))
+    return f"{first} and {len(names) - 1} more" if len(names) > 1 else first
+
+
+def _equal(folds: list[_Fold], run: Callable[[], Any], expected: Any) -> bool:
+    """Whether the output stays as it was with these folds, which are taken back."""
+    for fold in folds:
+        fold.apply()
+    try:
+        return same(expected, run(), _ROUNDINGS)
+    finally:
+        for fold in folds:
+            fold.restore()
+
+
+def _candidates(model: nn.Module, batch: Any, norms: dict[str, nn.Module]) -> list[_Pair]:
+    """Return the pairs by the data flow of one run."""
+    made: dict[int, tuple[nn.Module, Tensor, int]] = {}
+    calls: Counter[nn.Module] = Counter()
+    pairs: list[_Pair] = []
+
+    def put_out(module: nn.Module, _: Any, output: Any) -> None:
+        calls[module] += 1
+        made[id(output)] = module, output, output._version
+
+    def given(module: nn.Module, arguments: tuple[Any, ...], *, name: str) -> None:
+        calls[module] += 1
+        layer, output, version = made.get(id(arguments[0]), (None, None, 0))
+        # Of what was written into since, the layer is not the author.
+        if layer is not None and output is arguments[0] and output._version == version:
+            pairs.append(_Pair(layer, module, name))
+
+    owners = Counter(id(module.weight) for module in model.modules() if _is_linear(module))
+    layers = [module for module in model.modules() if _is_linear(module) and owners[id(module.weight)] == 1]
+    handles = [layer.register_forward_hook(put_out) for layer in layers]
+    handles += [
+        norm.register_forward_pre_hook(partial(given, name=name)) for name, norm in norms.items() if _foldable(norm)
+    ]
+    try:
+        run_batch(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    readers = Counter(pair.layer for pair in pairs)
+    return [pair for pair in pairs if calls[pair.layer] == calls[pair.norm] == readers[pair.layer] == 1]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or Convolution.of(module) is not None
+
+
+def _foldable(norm: nn.Module) -> bool:
+    """Whether inference uses numbers that are known."""
+    return getattr(norm, "running_mean", None) is not None and getattr(norm, "running_var", None) is not None
+
+
+@torch.no_grad()
+def _folded_parameters(pair: _Pair, folded: _Folded) -> tuple[nn.Parameter, nn.Parameter]:
+    layer: Any = pair.layer
+    norm: Any = pair.norm
+    numbers = BatchNorm(
+        mean=norm.running_mean, variance=norm.running_var, gain=norm.weight, shift=norm.bias, epsilon=norm.eps
+    )
+    convolution = Convolution.of(layer)
+    matrix = convolution.matrix(layer.weight) if convolution else layer.weight
+    weight, bias = folded(matrix, layer.bias, numbers)
+    shaped = convolution.weight(weight) if convolution else weight
+    trained = layer.weight.requires_grad
+    return nn.Parameter(shaped.contiguous(), requires_grad=trained), nn.Parameter(bias, requires_grad=trained)

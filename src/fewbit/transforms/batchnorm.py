@@ -1,0 +1,63 @@
+"""BatchNorm folded into the layer before it: (w x + b - m) g / sqrt(v + e) + h = (w f) x + (b - m) f + h.
+
+f = g / sqrt(v + e), a number an output channel. Source: Jacob et al. 2018, section 3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.transforms import Applied
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchNorm:
+    """The numbers of a BatchNorm in inference, each (channels,)."""
+
+    mean: Array
+    variance: Array
+    #: `None`: 1 and 0.
+    gain: Array | None
+    shift: Array | None
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class FoldBatchNorm:
+    """Fold every BatchNorm that alone reads the output of a linear layer or convolution."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in recipes."""
+        return "batchnorm"
+
+    def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
+        """Fold, and keep each fold only if the model's output on `batch` stays what it was."""
+        applied: Applied = frontend.fold_norms(model, batch, folded)
+        return applied
+
+
+def folded(weight: Array, bias: Array | None, norm: BatchNorm) -> tuple[Array, Array]:
+    """Return weight (out, in) and bias (out,) of the layer that is both; computed in float64, of the weight's type.
+
+    >>> import numpy as np
+    >>> one, two = np.ones(1), np.full(1, 2.0)
+    >>> norm = BatchNorm(mean=one, variance=np.full(1, 4.0), gain=two, shift=None, epsilon=0.0)
+    >>> folded(np.full((1, 2), 3.0), None, norm)
+    (array([[3., 3.]]), array([-1.]))
+    """
+    xp = array_namespace(weight)
+
+    def exact(values: Array) -> Array:
+        return xp.astype(values, xp.float64)
+
+    factor = 1.0 / xp.sqrt(exact(norm.variance) + norm.epsilon)
+    if norm.gain is not None:
+        factor = factor * exact(norm.gain)
+    start = -exact(norm.mean) if bias is None else exact(bias) - exact(norm.mean)
+    moved = start * factor
+    if norm.shift is not None:
+        moved = moved + exact(norm.shift)
+    return xp.astype(exact(weight) * factor[:, None], weight.dtype), xp.astype(moved, weight.dtype)
