@@ -114,13 +114,13 @@ def numpy_backend() -> Backend:
 
 
 def torch_backend() -> Backend:
-    import torch  # noqa: PLC0415
+    import torch
 
     return Backend("torch", torch.from_numpy, lambda function: function, torch.clone)
 
 
 def compiled_backend() -> Backend:
-    import torch  # noqa: PLC0415
+    import torch
 
     kind = "inductor" if any(map(shutil.which, ("g++", "clang++"))) else "aot_eager"
     name = "torch.compile" if kind == "inductor" else "torch.compile, aot_eager (no C++ compiler)"
@@ -134,7 +134,7 @@ def compiled_backend() -> Backend:
 
 
 def jax_backend() -> Backend:
-    import jax  # noqa: PLC0415
+    import jax
 
     return Backend("jax", jax.numpy.asarray, jax.jit, jax.jit(jax.numpy.copy), jax.block_until_ready)
 
