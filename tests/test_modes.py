@@ -1,0 +1,139 @@
+"""Mode x number format x granularity x layer: each cell runs and computes what the schemes say, or says why not."""
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import fewbit as fb
+from fewbit.errors import FewbitError
+from fewbit.frontends.torch.convolution import Convolution
+from fewbit.frontends.torch.layers import canonical_weight
+from fewbit.qtensor import quantize
+from fewbit.schemes.notation import parse_input_scheme
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer and an input for it, seeded."""
+
+    build: object
+    shape: tuple[int, ...]
+
+    def layer(self):
+        torch.manual_seed(0)
+        return self.build().eval()
+
+    def inputs(self, seed=1):
+        if self.shape == ():
+            return torch.arange(12).reshape(3, 4)
+        return torch.randn(5, *self.shape, generator=torch.Generator().manual_seed(seed)) + 0.3
+
+
+LAYERS = {
+    "Linear": Case(lambda: nn.Linear(32, 12), (7, 32)),
+    "Conv1d": Case(lambda: nn.Conv1d(8, 12, 3), (8, 9)),
+    "Conv2d": Case(lambda: nn.Conv2d(8, 12, 3, padding=1), (8, 6, 6)),
+    "Conv3d": Case(lambda: nn.Conv3d(8, 6, 2), (8, 3, 3, 3)),
+    "depthwise": Case(lambda: nn.Conv2d(8, 8, 4, groups=8), (8, 6, 6)),
+    "ConvTranspose": Case(lambda: nn.ConvTranspose2d(8, 6, 3, stride=2), (8, 4, 4)),
+    "Embedding": Case(lambda: nn.Embedding(12, 32), ()),
+}
+WEIGHT_ONLY = list(itertools.product(
+    ["int8", "int4", "int2", "e4m3", "nf4"], ["tensor", "channel", "g8"],
+    ["Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose", "Embedding"],
+))  # fmt: skip
+DYNAMIC = list(itertools.product(["int8", "int8 sym", "e4m3"], ["tensor", "token"], ["Linear", "Conv2d"]))
+STATIC = list(itertools.product(
+    ["int8 sym", "int8 asym", "e4m3", "int16 sym"], ["tensor", "channel"],
+    ["Linear", "Conv1d", "Conv2d", "Conv3d", "depthwise", "ConvTranspose"],
+))  # fmt: skip
+
+
+def quantized(name, weight, given=None):
+    """The layer quantized as a model of one, its float form with rounded weight, and data."""
+    case = LAYERS[name]
+    data = [case.inputs(seed) for seed in (1, 2)]
+    rule = fb.Rule(".*", weight=weight, input=given)
+    result = fb.quantize(nn.Sequential(case.layer()), fb.Recipe([rule]), calibration=data)
+    reference = case.layer()
+    with torch.no_grad():
+        matrix = quantize(canonical_weight(reference), result.plan.rows[0].scheme).dequantize()
+        convolution = Convolution.of(reference)
+        reference.weight.copy_(convolution.weight(matrix) if convolution else matrix)
+    return result, reference, data
+
+
+def agree(found, expected):
+    # Sums of fewer than 100 products in float32, perhaps in another order: a wrong code would show at 1e-3.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("number_format", "granularity", "layer"), WEIGHT_ONLY)
+def test_weights_alone(number_format, granularity, layer):
+    result, reference, data = quantized(layer, f"{number_format} {granularity}")
+    with torch.no_grad():
+        agree(result.model(data[0]), reference(data[0]))
+
+
+@pytest.mark.parametrize(("number_format", "granularity", "layer"), DYNAMIC)
+def test_dynamic_inputs(number_format, granularity, layer):
+    text = f"{number_format} {granularity}"
+    result, reference, data = quantized(layer, "int7 channel" if "int" in text else "e4m3 channel", text)
+    x = data[0]
+    # A token of a convolution is a sample: nothing smaller factors out of it.
+    rows = x.reshape(len(x), -1) if layer == "Conv2d" and granularity == "token" else x
+    rounded = quantize(rows, parse_input_scheme(text)).dequantize().reshape(x.shape)
+    with torch.no_grad():
+        agree(result.model(x), reference(rounded))
+
+
+@pytest.mark.parametrize(("number_format", "granularity", "layer"), STATIC)
+def test_static_inputs(number_format, granularity, layer):
+    text = f"{number_format} {granularity} static"
+    result, reference, data = quantized(layer, "int7 channel" if "int" in text else "e4m3 channel", text)
+    axis = 1 if Convolution.of(reference) else -1
+    seen = torch.cat(data)
+    moved = seen.movedim(axis, -1)
+    low, high = moved.reshape(-1, moved.shape[-1]).aminmax(dim=0) if granularity == "channel" else moved.aminmax()
+    scheme = result.plan.rows[0].input
+    scale, zero = scheme.grid.parameters(low.clamp(max=0), high.clamp(min=0))
+    with torch.no_grad():
+        for x in (*data, 3 * data[0]):  # also beyond what was seen, where it clips
+            rounded = scheme.grid.rounded(x.movedim(axis, -1), scale, zero).movedim(-1, axis)
+            agree(result.model(x), reference(rounded))
+            assert not torch.equal(rounded, x)
+
+
+@pytest.mark.parametrize("layer", ["Linear", "Conv2d"])
+@pytest.mark.parametrize("given", ["int8", "int8 tensor static"])
+def test_four_bit_weights_with_eight_bit_inputs(layer, given):
+    result, reference, data = quantized(layer, "int4 g8", given)
+    with torch.no_grad():
+        weights_alone = reference(data[0])
+        found = result.model(data[0])
+    noise = 10 * torch.log10(weights_alone.square().sum() / (found - weights_alone).square().sum())
+    assert 30 < float(noise) < 60  # dB: 8 bits leave about 40 of a normal input
+
+
+REFUSED = {
+    "indices": ("Embedding", "int8", "int8", "the input of an embedding is indices"),
+    "groups of a convolution": ("Conv2d", "int8", "int8 g4", "a convolution takes no groups; use token or tensor"),
+    "groups that do not divide": ("Linear", "int8", "int8 g5", "its width 32 is not a multiple of the group"),
+    "static tokens": ("Linear", "int8", "int8 token static", "static ranges are per tensor or channel"),
+    "static groups": ("Linear", "int8", "int8 g8 static", "static ranges are per tensor or channel"),
+    "percentile by channel": ("Linear", "int8", "int8 channel static percentile", "comes from extremes"),
+    "weights in groups that do not divide": ("Linear", "int8 g5", None, "in_features 32 is not a multiple of group"),
+    "asymmetric floats": ("Linear", "e4m3 asym", None, "takes no zero point"),
+    "asymmetric codebooks as inputs": ("Linear", "int8", "nf4 asym", "takes no zero point"),
+    "dynamic channels": ("Linear", "int8", "int8 channel", "channel"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_every_other_cell_says_why_not(case):
+    layer, weight, given, message = REFUSED[case]
+    with pytest.raises(FewbitError, match=message):
+        quantized(layer, weight, given)
