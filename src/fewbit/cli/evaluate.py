@@ -14,6 +14,7 @@ from fewbit.errors import RecipeError
 from fewbit.evaluation.token_ids import require_known
 
 if TYPE_CHECKING:
+    from fewbit.evaluation.latency import Latency
     from fewbit.evaluation.quality import Quality
 
 
@@ -28,6 +29,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure MODEL on a text, alone or beside a reference."""
+    from fewbit.evaluation.latency import latencies
     from fewbit.evaluation.quality import compare
     from fewbit.evaluation.text import read_text, token_sequences
     from fewbit.sources import open_source
@@ -41,20 +43,29 @@ def evaluate(
         measured = source.load()  # first: what is amiss with a folder shows there, not in its tokenizer
         batches = token_sequences(source.tokenizer(), content, sequences=sequences, length=length)
         own = _logits(measured, device, batches)
-        other = _logits(open_source(reference).load(), device, batches) if reference else None
+        beside = open_source(reference).load() if reference else None
+        other = _logits(beside, device, batches) if reference else None
     size = _size(source)
     tracked = terminal.track(batches, "evaluate")
     if other is None:
         quality, _ = compare(own, None, tracked)
         data: dict[str, Any] = {"model": model, "text": name, "bytes_on_disk": size, "quality": asdict(quality)}
-        terminal.result(_table(quality, name, size), data)
+        with terminal.phase("time"):
+            times = latencies([measured], batches[0][:1])
+        terminal.result("\n".join([_table(quality, name, size), *_speeds(times)]), data | _timed(times))
         return
     expected, compared = compare(other, own, tracked)
     assert compared is not None
     data = {"model": model, "reference": reference, "text": name, "bytes_on_disk": size}
     data |= {"quality": asdict(compared), "reference_quality": asdict(expected)}
-    lines = [_table(compared, name, size), f"reference perplexity   {expected.perplexity:.3f} ({reference})"]
-    terminal.result("\n".join(lines), data)
+    with terminal.phase("time"):
+        times = latencies([measured, beside], batches[0][:1])
+    lines = [
+        _table(compared, name, size),
+        *_speeds(times),
+        f"reference perplexity   {expected.perplexity:.3f} ({reference})",
+    ]
+    terminal.result("\n".join(lines), data | _timed(times))
 
 
 def _logits(model: Any, device: str, batches: Sequence[Any]) -> Any:
@@ -83,10 +94,27 @@ def _table(quality: Quality, text: str, size: int | None) -> str:
         rows.append(("mean KL divergence", f"{quality.kl_divergence:.4f} nats"))
         rows.append(("top-1 agreement", f"{quality.top1_agreement:.1%}"))
     rows.append(("measured on", f"{quality.predictions} predictions, {text}"))
-    rows.append(("speed", f"{quality.predictions / max(quality.seconds, 1e-9):.0f} predictions a second"))
     if size is not None:
         rows.append(("weights on disk", megabytes(size)))
     return "\n".join(f"{name:22} {value}" for name, value in rows)
+
+
+def _speeds(times: Sequence[Latency]) -> list[str]:
+    """Return prefill and decoding of the first model, beside the reference if there is one."""
+    lines = []
+    for name in ("prefill", "decode"):
+        speeds: list[float | None] = [getattr(own, f"{name}_speed") for own in times]
+        if speeds[0] is None:
+            continue
+        other = speeds[1] if len(speeds) > 1 else None
+        beside = f", {speeds[0] / other:.2f} times the reference's {other:.1f}" if other else ""
+        lines.append(f"{name:22} {speeds[0]:.1f} tokens a second{beside}")
+    return lines
+
+
+def _timed(times: Sequence[Latency]) -> dict[str, Any]:
+    names = ("latency", "reference_latency")
+    return {name: asdict(own) for name, own in zip(names, times, strict=False)}
 
 
 def _size(source: Any) -> int | None:
