@@ -11,8 +11,14 @@ from torch import nn
 
 import fewbit as fb
 from fewbit.errors import CheckpointError, FewbitError, NotYetError
+from fewbit.schemes.notation import input_scheme_to_text, parse_input_scheme
 
-SCHEMES = {"asym": "int4 g32 asym", "sym": "int4 g32", "tensor": "int3 tensor asym", "float": "e4m3", "byte": "int8"}
+SCHEMES = {
+    "asym": "int4 g32 asym", "sym": "int4 g32", "tensor": "int3 tensor asym", "float": "e4m3", "byte": "int8",
+    "token": "int4 g32", "static": "int8 asym", "static sym": "int4 g32",
+}  # fmt: skip
+#: Schemes of the inputs; the others stay float.
+INPUTS = {"token": "int8", "static": "int4 static", "static sym": "e4m3 static"}
 
 
 def module():
@@ -25,8 +31,9 @@ def made(tmp_path_factory):
     """A folder for each scheme: layer `0` quantized, layer `1` float; tests must not change them."""
     root = tmp_path_factory.mktemp("made")
     for name, scheme in SCHEMES.items():
-        recipe = fb.Recipe([fb.Rule("0", weight=scheme), fb.keep("1")])
-        fb.quantize(module(), recipe, to="compressed-tensors").save(root / name)
+        recipe = fb.Recipe([fb.Rule("0", weight=scheme, input=INPUTS.get(name)), fb.keep("1")])
+        seen = [torch.randn(20, 64)] if "static" in name else None
+        fb.quantize(module(), recipe, to="compressed-tensors", calibration=seen).save(root / name)
     return root
 
 
@@ -68,7 +75,8 @@ def test_what_is_not_changed_is_read(broken, made, scheme):
     folder = broken(scheme)
     inputs = torch.randn(4, 64)
     loaded = fb.load(folder, into=module())
-    assert [row.becomes for row in loaded.plan.rows] == [str(fb.parse_scheme(SCHEMES[scheme])), "float"]
+    spelled = f", input {input_scheme_to_text(parse_input_scheme(INPUTS[scheme]))}" if scheme in INPUTS else ""
+    assert [row.becomes for row in loaded.plan.rows] == [f"{fb.parse_scheme(SCHEMES[scheme])}{spelled}", "float"]
     assert torch.equal(loaded.model(inputs), fb.load(made / scheme, into=module()).model(inputs))
 
 
@@ -153,6 +161,41 @@ TENSORS = {
     "a bias too long": ("sym", put("0.bias", np.zeros(9, np.float32)), "holds 0.bias [9]; the model has [8]"),
     "a tensor of no layer": (
         "sym", put("2.weight", np.zeros(3, np.float32)), "holds 2.weight [3]; the model has no such tensor"),
+    "bytes that are no codes": (
+        "token", put("0.weight", lambda a: np.full_like(a, 9)), "0: its codes reach from 9 to 9; those of int4 lie"),
+    "bytes of another type": (
+        "token", put("0.weight", lambda a: a.view(np.uint8)), "0: weight is uint8[8, 64]; a weight of [8, 64] under"),
+    "words beside bytes": (
+        "token", put("0.weight_packed", np.zeros((8, 8), np.int32)), "0: it holds weight_packed, which has no meaning"),
+    "no bytes": ("token", drop("0.weight"), "0.weight is missing; int4 g32 needs it"),
+    "zero points in words beside bytes": (
+        "static", put("0.weight_zero_point", np.zeros((1, 8), np.int32)), "0: weight_zero_point is int32[1, 8]"),
+    "a range for inputs that have their own": (
+        "token", put("0.input_scale", np.ones(1, np.float32)),
+        "0.input_scale has no meaning beside the input 'int8 token asym' of quantization_config"),
+    "a range for inputs that stay float": (
+        "sym", put("0.input_scale", np.ones(1, np.float32)), "0.input_scale has no meaning beside the input 'float'"),
+    "no range of the input": (
+        "static", drop("0.input_scale"), "0.input_scale is missing; the input 'int4 tensor asym static' needs it"),
+    "no zero point of the input": ("static", drop("0.input_zero_point"), "0.input_zero_point is missing; the input"),
+    "a zero point of a symmetric input": (
+        "static sym", put("0.input_zero_point", np.zeros(1, np.int8)), "0.input_zero_point has no meaning beside the"),
+    "a range for each channel": (
+        "static", put("0.input_scale", np.ones(64, np.float32)),
+        "0: input_scale is float32[64]; the input 'int4 tensor asym static' has float32[1]"),
+    "an input scale of whole numbers": (
+        "static", put("0.input_scale", np.ones(1, np.int8)), "0: its input: scale type 'int8' is none of float16"),
+    "an input scale of 0": (
+        "static", put("0.input_scale", np.zeros(1, np.float32)), "0: its input_scale is 0, not a positive number"),
+    "an input scale that is NaN": ("static sym", put("0.input_scale", first(np.nan)), "0: its input_scale is nan"),
+    "an infinite input scale": ("static", put("0.input_scale", first(np.inf)), "0: its input_scale is inf"),
+    "a negative input scale": ("static", put("0.input_scale", first(-1.0)), "0: its input_scale is -1"),
+    "a scale without reciprocal": ("static", put("0.input_scale", first(1e-40)), "0: its input_scale is 1e-40"),
+    "a zero point of the input out of range": (
+        "static", put("0.input_zero_point", np.asarray([8], np.int8)),
+        "0: zero points of its input reach from 8 to 8; those of int4 lie from -8 to 7"),
+    "a zero point of the input of floats": (
+        "static", put("0.input_zero_point", np.zeros(1, np.float32)), "0: input_zero_point is float32[1]; the input"),
     "order of columns by activation": (
         "sym", put("0.weight_g_idx", np.zeros(64, np.int32)), "holds 0.weight_g_idx [64]; the model has no such"),
 }  # fmt: skip
@@ -208,6 +251,12 @@ def weights(**values):
     return change
 
 
+def inputs(**values):
+    """Round the input by token, but for what is given."""
+    entry = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True}
+    return group(input_activations=entry | values)
+
+
 def top(**values):
     def change(config):
         config.update(values)
@@ -260,8 +309,31 @@ CONFIGURATIONS = {
     "asymmetric without zero points": (weights(symmetric=False), CheckpointError, "0.weight_zero_point is missing"),
     "dynamic weights": (weights(dynamic=True), NotYetError, "0: dynamic weights and columns grouped by activation"),
     "columns in the order of activations": (weights(actorder="group"), NotYetError, "0: dynamic weights and columns"),
-    "quantized inputs": (
-        group(input_activations={"num_bits": 8}), NotYetError, "0 has quantized input_activations, which"),
+    "quantized outputs": (
+        group(output_activations={"num_bits": 8}), NotYetError, "0 has quantized output_activations, which"),
+    "inputs that are a list": (
+        group(input_activations=[8]), CheckpointError, "input_activations of config group 'group_0' are no object but"),
+    "inputs by no strategy": (inputs(strategy=None), NotYetError, "0: inputs of 8-bit 'int' by None (group size None,"),
+    "inputs by channel": (inputs(strategy="channel"), NotYetError, "0: inputs of 8-bit 'int' by 'channel'"),
+    "inputs of 16 bits": (inputs(num_bits=16), NotYetError, "0: inputs of 16-bit 'int' by 'token'"),
+    "inputs of bits that are true": (inputs(num_bits=True), NotYetError, "0: inputs of True-bit 'int' by 'token'"),
+    "float inputs of 4 bits": (inputs(type="float", num_bits=4), NotYetError, "0: inputs of 4-bit 'float' by 'token'"),
+    "groups of inputs without a size": (inputs(strategy="group"), NotYetError, "by 'group' (group size None, dynamic"),
+    "groups that do not divide the input": (
+        inputs(strategy="group", group_size=48), CheckpointError, "0: its input of 64 numbers has no groups of 48"),
+    "inputs by token and static": (
+        inputs(dynamic=False), CheckpointError, "0: its input: static ranges are per tensor or channel, not 'token'"),
+    "inputs with a global scale": (inputs(dynamic="local"), NotYetError, "dynamic 'local') are not read"),
+    "dynamic that is text": (
+        inputs(dynamic="yes"), CheckpointError, "0: dynamic = 'yes' of input_activations is not true or false"),
+    "symmetric inputs that are text": (inputs(symmetric="no"), CheckpointError, "0: symmetric = 'no' of input_"),
+    "asymmetric float inputs": (
+        inputs(type="float", symmetric=False), CheckpointError, "0: its input: e4m3 takes no zero point"),
+    "scales of inputs that are powers of two": (
+        inputs(scale_dtype="torch.uint8"), NotYetError, "0: input_activations have scale_dtype = 'torch.uint8', which"),
+    "static inputs without numbers": (
+        inputs(strategy="tensor", dynamic=False), CheckpointError, "0.input_scale is missing; the input 'int8 tensor"),
+    "a layout of bytes": (group(format="int-quantized"), CheckpointError, "0.weight is missing; int4 g32 needs it"),
     "a quantized cache": (
         top(kv_cache_scheme={"num_bits": 8}), NotYetError, "has kv_cache_scheme = {'num_bits': 8}, which"),
     "a rotation": (
@@ -298,6 +370,12 @@ def test_a_configuration_that_contradicts_itself_or_the_weights_is_refused(broke
 )
 def test_what_other_writers_say_to_no_effect_is_read(broken, change):
     assert fb.load(broken("sym", config=change), into=module()).plan.rows[0].becomes == "int4 g32"
+
+
+def test_inputs_as_other_writers_spell_them_are_read(broken):
+    observed = {"observer": None, "observer_kwargs": {}, "actorder": None, "zp_dtype": "torch.int8"}
+    folder = broken("sym", config=inputs(symmetric=False, **observed))
+    assert fb.load(folder, into=module()).plan.rows[0].becomes == "int4 g32, input int8 token asym"
 
 
 @pytest.mark.parametrize("name", ["re:0", "Linear"])
