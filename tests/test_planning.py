@@ -146,7 +146,7 @@ def test_what_the_target_cannot_hold_is_a_problem():
     rules = [fb.Rule(".*", weight="int8")]
     assert plan_of([conv], rules).problems == ()
     plan = plan_of([conv], rules, target=CompressedTensors())
-    assert plan.problems == (f"c: {CompressedTensors().problem(conv, plan.rows[0].scheme)}",)
+    assert plan.problems == (f"c: {CompressedTensors().problem(plan.quantized[0])}",)
 
 
 def test_every_problem_is_found_at_once_and_raised_together():

@@ -73,10 +73,14 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLayer:
-    """A layer and the scheme that its weight gets, as a checkpoint format needs to know them."""
+    """A layer and the schemes that it gets, as a checkpoint format needs to know them."""
 
     layer: Layer
+    #: Of its weight.
     scheme: Scheme
+    #: Of what goes in and what comes out; `None`: it stays float.
+    input: Scheme | None = None
+    output: Scheme | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +234,11 @@ class Frontend(Protocol):
     def execution(self, layer: Layer, weight: Scheme, rounded: Scheme | None, device: str) -> Execution:
         """Return what `layer` would run on with this weight and inputs rounded so, float32, on `device`."""
 
-    def tensors(self, model: Any, storage_type: ScaleType) -> Iterator[tuple[str, Array | QTensor]]:
-        """Yield what a checkpoint stores: NumPy arrays by full name, floats as `storage_type`; QTensors by layer."""
+    def tensors(self, model: Any, storage_type: ScaleType) -> Iterator[tuple[str, Array | QTensor | Activation]]:
+        """Yield what a checkpoint stores: NumPy arrays by full name, floats as `storage_type`; QTensors by layer.
+
+        The rounding of a static input, an `Activation`, comes by the name of its layer too.
+        """
 
     def require_finite(
         self, model: Any, layers: Sequence[Layer], names: Collection[str], storage_type: ScaleType
@@ -268,8 +275,8 @@ class Frontend(Protocol):
 class Writer(Protocol):
     """A checkpoint being written; it appears under its name only when closed."""
 
-    def put(self, name: str, value: Array | QTensor) -> None:
-        """Write the next tensor: a float one by its full name, a QTensor by its layer's name."""
+    def put(self, name: str, value: Array | QTensor | Activation) -> None:
+        """Write the next tensor: a float one by its full name, a QTensor or a static input by its layer's name."""
 
     def close(self) -> Path:
         """Finish, move into place, and return the path."""
@@ -287,10 +294,12 @@ class Checkpoint:
     configuration: Mapping[str, Any]
     #: Which layer has which scheme; shapes are the weights' own.
     schemes: Mapping[str, Scheme]
+    #: How the inputs of layers are rounded; nothing for one whose input stays float.
+    inputs: Mapping[str, Scheme] = field(default_factory=dict)
     #: What the file holds, by name in the file.
     stored: tuple[StoredTensor, ...]
-    #: Reads the tensors: floats by full name, QTensors by layer name.
-    tensors: Callable[[], Iterable[tuple[str, Array | QTensor]]]
+    #: Reads the tensors: floats by full name, QTensors by layer name, each behind its static input.
+    tensors: Callable[[], Iterable[tuple[str, Array | QTensor | Activation]]]
 
 
 class CheckpointFormat(Protocol):
@@ -300,8 +309,8 @@ class CheckpointFormat(Protocol):
     def name(self) -> str:
         """The word for it in `to=`, and the `quant_method` in the `config.json` of its folders."""
 
-    def problem(self, layer: Layer, scheme: Scheme) -> str | None:
-        """Return why this layout cannot hold `layer` under `scheme`, with the remedy, or `None`."""
+    def problem(self, quantized: QuantizedLayer) -> str | None:
+        """Return why this layout cannot hold a layer under its schemes, with the remedy, or `None`."""
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
         """Return the type in which this layout stores scales."""

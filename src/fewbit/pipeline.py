@@ -22,7 +22,7 @@ from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe, Rule
 from fewbit.report.data import LayerReport, Report
 from fewbit.result import Result
-from fewbit.schemes.scheme import ScaleType
+from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.solving import Data, Solved, needs_data, solve
 from fewbit.sources import open_source
 from fewbit.transforms import Applied
@@ -194,10 +194,12 @@ def load(path: str | Path, *, into: Any = None) -> Result:
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint {str(path)!r}: no such folder")
     source = CheckpointFolder(path, into)
-    schemes = source.checkpoint.schemes
+    alike: dict[tuple[Scheme, Scheme | None], list[str]] = {}
+    for name, scheme in source.checkpoint.schemes.items():
+        alike.setdefault((scheme, source.checkpoint.inputs.get(name)), []).append(name)
     rules = [
-        Rule("|".join(re.escape(name) for name, own in schemes.items() if own == scheme), weight=scheme)
-        for scheme in dict.fromkeys(schemes.values())
+        Rule("|".join(re.escape(name) for name in names), weight=scheme, input=given)
+        for (scheme, given), names in alike.items()
     ]
     made = _plan(source, source.skeleton(), Recipe(rules, name=path.name), to=None, dtype="auto")
     return Result(model=source.load(), plan=made, report=None, source=source)

@@ -97,7 +97,7 @@ class Plan:
     @property
     def quantized(self) -> tuple[QuantizedLayer, ...]:
         """The layers that get codes."""
-        return tuple(QuantizedLayer(row.layer, row.scheme) for row in self.rows if row.scheme)
+        return tuple(QuantizedLayer(row.layer, row.scheme, row.input, row.output) for row in self.rows if row.scheme)
 
     @property
     def unties(self) -> bool:
@@ -162,6 +162,13 @@ class _Draft:
     scheme: Scheme | None
     notes: list[str] = field(default_factory=list)
 
+    def quantized(self, storage_type: ScaleType) -> QuantizedLayer:
+        """Return the layer with its schemes, the types of static scales settled."""
+        assert self.scheme is not None
+        given = [getattr(self.rule, name) if self.rule else None for name in ("input", "output")]
+        settled = [own and own.stored_as(storage_type if own.static else "float32") for own in given]
+        return QuantizedLayer(self.layer, self.scheme, *settled)
+
 
 def resolve(
     model: str,
@@ -180,13 +187,14 @@ def resolve(
     problems = _idle_rules(recipe, layers)
     if not any(draft.scheme for draft in drafts):
         problems.append(_nothing_quantized(layers))
-    adaptations = [*_without_convolutions(drafts, target), *_adapt(drafts)] if recipe.adapts else []
+    adaptations = [*_without_convolutions(drafts, target, storage_type), *_adapt(drafts)] if recipe.adapts else []
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
     alike: dict[str, list[str]] = {}
     for draft in drafts:
         if draft.scheme is not None:
             draft.scheme = draft.scheme.stored_as(scale_type)
-            for text in (*_layer_problems(draft.layer, draft.scheme, target), *_activation_problems(draft, target)):
+            found = draft.quantized(storage_type)
+            for text in (*_layer_problems(found, target), *_activation_problems(found)):
                 alike.setdefault(text, []).append(draft.layer.name)
     problems += [f"{several(names)}: {text}" for text, names in alike.items()]
     weights = {f"{layer.name}.weight" for layer in layers}
@@ -232,11 +240,12 @@ def _nothing_quantized(layers: Sequence[Layer]) -> str:
     return f"the recipe quantizes none of the {len(layers)} layers (kinds: {kinds}); add a rule that matches some"
 
 
-def _without_convolutions(drafts: list[_Draft], target: CheckpointFormat | None) -> list[str]:
+def _without_convolutions(drafts: list[_Draft], target: CheckpointFormat | None, storage_type: ScaleType) -> list[str]:
     """Keep the convolutions that `target` has no layout for, such as the patches of a ViT; return what to say of it."""
     kept = []
     for draft in drafts:
-        if target and draft.scheme and draft.layer.kind == "conv" and target.problem(draft.layer, draft.scheme):
+        convolution = draft.scheme and draft.layer.kind == "conv"
+        if target and convolution and target.problem(draft.quantized(storage_type)):
             draft.scheme = None
             draft.notes.append(f"kept: {target.name} holds no convolutions")
             kept.append(draft.layer.name)
@@ -251,13 +260,13 @@ def _adapt(drafts: list[_Draft]) -> list[str]:
     return sentences
 
 
-def _layer_problems(layer: Layer, scheme: Scheme, target: CheckpointFormat | None) -> list[str]:
+def _layer_problems(quantized: QuantizedLayer, target: CheckpointFormat | None) -> list[str]:
     problems = []
     try:
-        require_divisible(layer.shape[1], scheme)
+        require_divisible(quantized.layer.shape[1], quantized.scheme)
     except GroupSizeError as error:
         problems.append(str(error))
-    if target and (problem := target.problem(layer, scheme)):
+    if target and (problem := target.problem(quantized)):
         problems.append(problem)
     return problems
 
@@ -281,10 +290,11 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
         before = 0 if counted_before & set(layer.tied) else whole
         counted_before.add(layer.name)
         notes = list(draft.notes)
+        quantized = draft.quantized(storage_type) if scheme else None
         if layer.tied:
             notes.append(f"tied to {', '.join(layer.tied)}")
-        if scheme is not None:
-            after = sum(t.nbytes for t in quantized_tensors(QuantizedLayer(layer, scheme), storage_type, target))
+        if quantized is not None:
+            after = sum(tensor.nbytes for tensor in quantized_tensors(quantized, storage_type, target))
             notes += ["untied: stored on its own"] if layer.tied else []
         else:
             after = 0 if counted_after & set(layer.tied) else whole
@@ -293,8 +303,8 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
             PlanRow(
                 layer=layer,
                 scheme=scheme,
-                input=_settled(draft, "input", storage_type),
-                output=_settled(draft, "output", storage_type),
+                input=quantized.input if quantized else None,
+                output=quantized.output if quantized else None,
                 algorithm=draft.rule.algorithm if draft.rule and scheme else None,
                 bytes_before=before,
                 bytes_after=after,
@@ -309,28 +319,17 @@ def _stored(tensor: StoredTensor, storage_type: ScaleType) -> StoredTensor:
     return replace(tensor, dtype=storage_type) if tensor.dtype in FLOAT_TYPES else tensor
 
 
-def _settled(draft: _Draft, name: str, storage_type: ScaleType) -> Scheme | None:
-    """Return the scheme of the input or output, the type of a static scale settled."""
-    scheme: Scheme | None = getattr(draft.rule, name) if draft.rule and draft.scheme else None
-    return scheme.stored_as(storage_type if scheme.static else "float32") if scheme else None
-
-
-def _activation_problems(draft: _Draft, target: CheckpointFormat | None) -> list[str]:
-    rule, layer = draft.rule, draft.layer
-    if rule is None or draft.scheme is None:
-        return []
-    problems = []
-    if rule.input and layer.kind == "embedding":
+def _activation_problems(quantized: QuantizedLayer) -> list[str]:
+    layer, problems = quantized.layer, []
+    if quantized.input and layer.kind == "embedding":
         problems.append("the input of an embedding is indices; leave out `input`")
-    for name, scheme in rule.activations.items():
-        if isinstance(scheme.granularity, PerGroup):
+    for name, scheme in {"input": quantized.input, "output": quantized.output}.items():
+        if scheme and isinstance(scheme.granularity, PerGroup):
             width = layer.shape[1 if name == "input" else 0]
             if layer.kind == "conv":
                 problems.append(f"{name} {scheme}: a convolution takes no groups; use token or tensor")
             elif width % scheme.granularity.size:
                 problems.append(f"{name} {scheme}: its width {width} is not a multiple of the group; use token")
-        if target:
-            problems.append(f"{target.name} of this version holds weights only; leave out `{name}`, or `to`")
     return problems
 
 

@@ -40,7 +40,7 @@ class Result:
 
         """
         target = checkpoint_format(to)
-        problems = [target.problem(q.layer, q.scheme) for q in self.plan.quantized]
+        problems = [target.problem(quantized) for quantized in self.plan.quantized]
         named = [f"{q.layer.name}: {text}" for q, text in zip(self.plan.quantized, problems, strict=True) if text]
         if named:
             raise PlanError("\n".join(named))

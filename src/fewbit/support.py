@@ -13,7 +13,7 @@ from fewbit.catalogue import lookup
 from fewbit.errors import SchemeError
 from fewbit.formats import FORMATS
 from fewbit.formats.integer import Int
-from fewbit.interfaces import CHECKPOINTS, Layer, checkpoint_format
+from fewbit.interfaces import CHECKPOINTS, Layer, QuantizedLayer, checkpoint_format
 from fewbit.presets import PRESETS
 from fewbit.ranges import RANGES
 from fewbit.schemes.block_formats import BLOCK_FORMATS
@@ -78,7 +78,8 @@ def schemes() -> tuple[SchemeRow, ...]:
         scheme = _parsed(text) or _parsed(f"{text} asym")
         if scheme is None:
             continue
-        files = [name for name in CHECKPOINTS if checkpoint_format(name).problem(_LAYER, scheme) is None]
+        layer = QuantizedLayer(_LAYER, scheme)
+        files = [name for name in CHECKPOINTS if checkpoint_format(name).problem(layer) is None]
         rows.append(
             SchemeRow(
                 scheme=text,

@@ -9,8 +9,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
 
 import fewbit as fb
-from fewbit.errors import PlanError
+from fewbit.activation import Activation
 from fewbit.presets import PRESETS
+from fewbit.schemes.notation import parse_input_scheme
 
 # compressed-tensors 0.20 with transformers 5.23 cannot build the packed layout of a zero point in its default mode,
 # for files of its own either; dequantizing while loading works.
@@ -18,6 +19,12 @@ DEFAULT_MODE_FAILS = ("w4a16-asym",)
 # transformers says that our `dequantize=True` is heeded; that is what it is passed for.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
 WEIGHT_ONLY = [name for name, (_, given) in PRESETS.items() if given is None]
+WITH_INPUTS = sorted(set(PRESETS) - set(WEIGHT_ONLY))
+#: How much nearer the outputs of both must lie to each other than to those of inputs that are not rounded, in dB. They
+#: differ where an input lies within a rounding of float32 from a tie, in fewer than 1 of 10^4 numbers (see the test of
+#: the rounding alone), and there by a step: a hundredth of the power of rounding leaves room for a few of them. In a
+#: deeper model they multiply until nothing is left in common.
+NEARER = 20.0
 TYPES = ("float32", "bfloat16", "float16")
 
 
@@ -73,10 +80,138 @@ def test_every_symmetric_preset_loads_bit_equal_and_computes_the_same_in_the_def
         assert torch.equal(model(tokens).logits, result.model(tokens).logits)
 
 
-@pytest.mark.parametrize("preset", sorted(set(PRESETS) - set(WEIGHT_ONLY)))
-def test_what_rounds_inputs_is_refused_until_the_writer_knows_it(preset):
-    with pytest.raises(PlanError, match="compressed-tensors of this version holds weights only; leave out `input`"):
-        fb.quantize(small_llama(), preset, to="compressed-tensors", calibration=[torch.arange(20)[None]])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("preset", WITH_INPUTS)
+def test_every_preset_with_rounded_inputs_loads_bit_equal_weights_and_ranges(tmp_path, preset, dtype):
+    dtype = getattr(torch, dtype)
+    result, path = saved(tmp_path, preset, dtype)
+    model = loaded(path, dtype, dequantize=False)
+    assert differing(result, model, dtype) == []
+    for quantized in result.plan.quantized:
+        theirs = model.get_submodule(quantized.layer.name)
+        given = theirs.quantization_scheme.input_activations
+        assert (given.num_bits, given.symmetric) == (quantized.input.format.bits, quantized.input.symmetric)
+        assert (given.strategy, given.dynamic) == (quantized.input.granularity.name, not quantized.input.static)
+        if quantized.input.static:
+            ours = result.model.get_submodule(quantized.layer.name).input.activation
+            assert theirs.input_scale.float() == ours.scale
+            assert ours.zero_point is None or theirs.input_zero_point == ours.zero_point
+
+
+def decibels(reference, other):
+    return float(10 * torch.log10(reference.square().sum() / (reference - other).square().sum()))
+
+
+def agreement(result, path):
+    """How much nearer transformers' outputs lie to fewbit's than those of inputs that are not rounded, in dB."""
+    tokens = torch.arange(40)[None]
+    models = result.model, loaded(path, torch.float32, dequantize=False), loaded(path, torch.float32, dequantize=True)
+    with torch.no_grad():
+        ours, theirs, unrounded = (model(tokens).logits.double() for model in models)
+    return decibels(ours, theirs) - decibels(ours, unrounded)
+
+
+OTHER_INPUTS = (
+    ("int8", "int8 tensor"), ("int8", "int8 g32"), ("int8 asym", "int4"), ("e4m3", "e4m3 g32"), ("e4m3", "int8"),
+    ("int8 channel asym", "int8 static percentile"), ("int8", "int8 static sym"), ("int4 g32", "e4m3"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [*WITH_INPUTS, *OTHER_INPUTS], ids=str)
+def test_transformers_computes_with_rounded_inputs_what_fewbit_computes(tmp_path, what):
+    if isinstance(what, tuple):
+        weight, given = what
+        what = fb.Recipe([fb.keep(kind="head"), fb.Rule(kind="linear", weight=weight, input=given)])
+    result, path = saved(tmp_path, what)
+    assert agreement(result, path) > NEARER
+
+
+@pytest.mark.parametrize("preset", WITH_INPUTS)
+def test_the_comparison_of_outputs_notices_inputs_that_are_not_rounded(tmp_path, preset):
+    """A negative control; it also shows that `dequantize=True` leaves out the rounding, transformers' own choice."""
+    result, path = saved(tmp_path, preset)
+    configuration = json.loads((path / "config.json").read_text())
+    group = configuration["quantization_config"]["config_groups"]["group_0"]
+    group["input_activations"] = None
+    (path / "config.json").write_text(json.dumps(configuration))
+    assert agreement(result, path) == 0.0
+
+
+@pytest.mark.parametrize("preset", ["w8a8-static", "fp8-static"])
+def test_the_comparison_of_outputs_notices_one_wrong_range(tmp_path, preset):
+    """The other negative control: the range of a single layer is half as large again."""
+    result, path = saved(tmp_path, preset)
+    file = path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    begin, end = header["model.layers.1.mlp.up_proj.input_scale"]["data_offsets"]
+    scale = np.frombuffer(content, np.float32, 1, 8 + length + begin) * np.float32(1.5)
+    content[8 + length + begin : 8 + length + end] = scale.tobytes()
+    file.write_bytes(content)
+    assert agreement(result, path) < NEARER
+
+
+def rounded_by_both(scheme, values, scale=None, zero_point=None):
+    """Return what fewbit and compressed-tensors make of `values`, and the step by which they may differ."""
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    from fewbit.checkpoints.compressed_tensors_inputs import input_entry
+
+    scheme = parse_input_scheme(scheme)
+    args = QuantizationArgs(**input_entry(scheme))
+    ours = Activation(scheme=scheme, scale=scale, zero_point=zero_point).rounded(values)
+    if scale is None:
+        scale, zero_point = compute_dynamic_scales_and_zp(values, args, torch.nn.Module())
+    return ours, fake_quantize(values, scale, zero_point, args)
+
+
+def some_inputs():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, 500, 96, generator=generator) * torch.rand(4, 500, 1, generator=generator)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8 tensor", "int8 g32", "int4", "e4m3", "e4m3 tensor", "e4m3 g32"])
+def test_dynamic_ranges_of_the_runtime_are_fewbits(scheme):
+    """The two scales differ by a unit in the last place, 6e-8; what differs by more lies on a tie."""
+    ours, theirs = rounded_by_both(scheme, some_inputs())
+    off = (ours - theirs).abs() > 1e-6 * some_inputs().abs().amax(-1, keepdim=True)
+    assert off.double().mean() < 1e-4
+
+
+@pytest.mark.parametrize("scheme", ["int8 sym", "int4 sym"])
+def test_symmetric_dynamic_integers_differ_at_the_largest_magnitude_of_a_token_only(scheme):
+    """It maps to 127.5, a tie, which a unit in the last place of the scale decides; either side errs by half a step."""
+    values = some_inputs()
+    ours, theirs = rounded_by_both(scheme, values)
+    largest = values.abs().amax(-1, keepdim=True)
+    step = largest / (127.5 if scheme.startswith("int8") else 7.5)
+    off = (ours - theirs).abs() > 1e-6 * largest
+    assert 0.1 < off.any(-1).double().mean() < 0.9
+    at_largest = values.abs() == largest
+    assert (off & ~at_largest).double().mean() < 1e-4
+    for rounded in (ours, theirs):  # what is left of 1e-5 is the last place of float32 in the numbers themselves
+        assert ((rounded - values).abs() / step)[off & at_largest].sub(0.5).abs().max() < 1e-5 * 127
+
+
+@pytest.mark.parametrize("scheme", ["int8 static", "int8 static sym", "e4m3 static"])
+@pytest.mark.parametrize("exponent", [-8, -5, -2])
+def test_static_ranges_that_are_powers_of_two_are_applied_alike_to_the_bit(scheme, exponent):
+    """Such a scale and its reciprocal are exact; an even zero point leaves ties where they are."""
+    zero = torch.tensor(-20.0) if scheme == "int8 static" else None
+    ours, theirs = rounded_by_both(scheme, some_inputs(), torch.tensor(2.0**exponent), zero)
+    assert torch.equal(ours, theirs)
+
+
+def test_compressed_tensors_takes_one_range_for_all_tokens_of_an_input_without_a_batch():
+    """Theirs: only of three axes and more is a token a row; fewbit's tokens are rows always."""
+    values = some_inputs()
+    ours, theirs = rounded_by_both("int8", values[0])
+    _, whole = rounded_by_both("int8 tensor", values[0])
+    assert torch.equal(theirs, whole)
+    assert decibels(values[0], ours) > decibels(values[0], theirs) + 3.0
 
 
 OTHER_SCHEMES = (

@@ -1,6 +1,6 @@
 """The compressed-tensors layout of Hugging Face folders, as vLLM and transformers load it: writer and reader.
 
-Integers go to `pack-quantized`, e4m3 to `naive-quantized`. Source: compressed-tensors 0.20.
+Weights, and what rounds the inputs of their layers. Source: compressed-tensors 0.20.
 """
 
 from __future__ import annotations
@@ -14,9 +14,19 @@ from typing import Any, Self
 
 import numpy as np
 
+from fewbit.activation import Activation
 from fewbit.checkpoints.compressed_tensors_config import require_targets, write_config
+from fewbit.checkpoints.compressed_tensors_form import Form
+from fewbit.checkpoints.compressed_tensors_inputs import (
+    INPUT_SUFFIXES,
+    decoded_input,
+    encoded_input,
+    input_problem,
+    require_fitting,
+    stored_input,
+)
 from fewbit.checkpoints.compressed_tensors_layer import SUFFIXES, decoded, encoded, stored_parts
-from fewbit.checkpoints.compressed_tensors_schemes import read_schemes
+from fewbit.checkpoints.compressed_tensors_schemes import read_forms
 from fewbit.checkpoints.folder import NewFolder
 from fewbit.checkpoints.json_object import read_object
 from fewbit.checkpoints.safetensors_file import ShardedWriter, read_tensors, stored_tensors
@@ -25,24 +35,26 @@ from fewbit.checkpoints.tensor_name import require_plain
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
-from fewbit.interfaces import Checkpoint, Layer, Manifest, QuantizedLayer, StoredTensor
+from fewbit.interfaces import Checkpoint, Manifest, QuantizedLayer, StoredTensor
 from fewbit.numerics.namespace import Array, to_numpy
 from fewbit.qtensor import QTensor
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
-from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.schemes.notation import input_scheme_to_text
+from fewbit.schemes.scheme import ScaleType
 
 
 @dataclass(frozen=True, slots=True)
 class CompressedTensors:
-    """Weights as compressed-tensors stores them."""
+    """Weights and ranges of inputs as compressed-tensors stores them."""
 
     @property
     def name(self) -> str:
         """The word for it in `to=`."""
         return "compressed-tensors"
 
-    def problem(self, layer: Layer, scheme: Scheme) -> str | None:
-        """Return why this layout cannot hold `layer` under `scheme`, or `None`."""
+    def problem(self, quantized: QuantizedLayer) -> str | None:
+        """Return why this layout cannot hold a layer under its schemes, or `None`."""
+        layer, scheme = quantized.layer, quantized.scheme
         if layer.module_class != "Linear":
             return (
                 f"transformers runs compressed-tensors weights of Linear modules only, and this one is "
@@ -55,7 +67,12 @@ class CompressedTensors:
                 f"fewbit's compressed-tensors writer has no layout for '{scheme}'; "
                 "use int1 to int8 or e4m3 by tensor, channel or group"
             )
-        return None
+        if quantized.output:
+            return (
+                f"fewbit's compressed-tensors writer rounds no outputs, and here is "
+                f"'{input_scheme_to_text(quantized.output)}'; leave out `output`, or save the module's state_dict"
+            )
+        return input_problem(quantized.input) if quantized.input else None
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
         """Scales have the type of the model's float numbers."""
@@ -63,7 +80,9 @@ class CompressedTensors:
 
     def tensors(self, quantized: QuantizedLayer, storage_type: ScaleType) -> tuple[StoredTensor, ...]:
         """Return what stands in the file for a quantized layer."""
-        return tuple(stored_parts(quantized.layer.name, quantized.layer.shape, quantized.scheme, storage_type))
+        layer = quantized.layer
+        weight = stored_parts(layer.name, layer.shape, Form.of(quantized), storage_type)
+        return (*weight, *stored_input(layer.name, quantized.input, storage_type))
 
     def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> FolderWriter:
         """Start a folder that will hold exactly what `manifest` says; use it as a context manager."""
@@ -80,7 +99,7 @@ class CompressedTensors:
 
         Raises:
             CheckpointError: no such folder, or files that do not fit together.
-            NotYetError: quantized activations or caches.
+            NotYetError: quantized outputs or caches.
 
         """
         path = Path(path)
@@ -88,13 +107,14 @@ class CompressedTensors:
         quantization = configuration.pop("quantization_config")
         files = files_of(path)
         stored = tuple(tensor for file in files for tensor in stored_tensors(file))
-        schemes = read_schemes(quantization, {tensor.name: tensor for tensor in stored})
+        forms = read_forms(quantization, {tensor.name: tensor for tensor in stored})
         return Checkpoint(
             path=path,
             configuration=configuration,
-            schemes=schemes,
+            schemes={name: form.scheme for name, form in forms.items()},
+            inputs={name: form.input for name, form in forms.items() if form.input},
             stored=stored,
-            tensors=lambda: _read(files, schemes),
+            tensors=lambda: _read(files, forms),
         )
 
 
@@ -104,14 +124,20 @@ class FolderWriter:
     def __init__(self, folder: NewFolder, stored: list[StoredTensor], manifest: Manifest) -> None:
         self._folder = folder
         self._manifest = manifest
+        self._forms = {quantized.layer.name: Form.of(quantized) for quantized in manifest.quantized}
         self._weights = ShardedWriter(folder.path, stored)
 
-    def put(self, name: str, value: Array | QTensor) -> None:
-        """Write a float tensor by its full name, or a QTensor by its layer's name."""
-        if not isinstance(value, QTensor):
+    def put(self, name: str, value: Array | QTensor | Activation) -> None:
+        """Write a float tensor by its full name, or a QTensor or a static input by its layer's name."""
+        storage_type = self._manifest.storage_type
+        if isinstance(value, Activation):
+            arrays = encoded_input(name, value, storage_type)
+        elif isinstance(value, QTensor):
+            arrays = encoded(name, value, self._forms[name], storage_type)
+        else:
             self._weights.put(name, to_numpy(value))
             return
-        for suffix, array in encoded(name, value, self._manifest.storage_type).items():
+        for suffix, array in arrays.items():
             self._weights.put(f"{name}.{suffix}", array)
 
     def close(self) -> Path:
@@ -147,14 +173,21 @@ def _configuration(path: Path) -> dict[str, Any]:
     return configuration
 
 
-def _read(files: list[Path], schemes: Mapping[str, Scheme]) -> Iterator[tuple[str, Array | QTensor]]:
+def _read(files: list[Path], forms: Mapping[str, Form]) -> Iterator[tuple[str, Array | QTensor | Activation]]:
     waiting: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     for file in files:
         for full_name, array in read_tensors(file):
             name, _, suffix = full_name.rpartition(".")
-            if name not in schemes or suffix not in SUFFIXES:
+            if name not in forms or suffix not in (*SUFFIXES, *INPUT_SUFFIXES):
                 yield full_name, array
                 continue
             waiting.setdefault(name, {})[suffix] = array
     for name, tensors in waiting.items():
-        yield name, decoded(name, tensors, schemes[name])
+        form = forms[name]
+        weight = {suffix: array for suffix, array in tensors.items() if suffix in SUFFIXES}
+        if form.input and form.input.static:
+            yield name, decoded_input(name, tensors, form.input)
+        qtensor = decoded(name, weight, form)
+        if form.input:
+            require_fitting(name, form.input, qtensor.shape[1])
+        yield name, qtensor

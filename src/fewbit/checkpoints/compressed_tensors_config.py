@@ -1,6 +1,6 @@
 """The `quantization_config` of compressed-tensors, written from a manifest.
 
-A group a scheme; targets are the class `Linear` where one scheme covers all, else layer names. Source:
+A group for all layers of one form; targets are the class `Linear` where one covers all, else layer names. Source:
 `QuantizationConfig`, version 0.20.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from fewbit.checkpoints.compressed_tensors_form import Form
+from fewbit.checkpoints.compressed_tensors_inputs import input_entry
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
-from fewbit.formats.number_format import NumberFormat
 from fewbit.interfaces import Layer, Manifest
 from fewbit.schemes.granularity import PerGroup
 from fewbit.schemes.scheme import Scheme
@@ -23,18 +24,18 @@ VERSION = "0.19.0"
 
 
 def write_config(manifest: Manifest) -> dict[str, Any]:
-    """Return the `quantization_config` of `config.json`: a group for each scheme, layers by class or by name."""
-    by_scheme: dict[Scheme, list[Layer]] = {}
+    """Return the `quantization_config` of `config.json`: a group for each form, layers by class or by name."""
+    by_form: dict[Form, list[Layer]] = {}
     for quantized in manifest.quantized:
-        by_scheme.setdefault(quantized.scheme, []).append(quantized.layer)
-    simple = len(by_scheme) == 1 and all(q.layer.module_class == "Linear" for q in manifest.quantized)
+        by_form.setdefault(Form.of(quantized), []).append(quantized.layer)
+    simple = len(by_form) == 1 and all(q.layer.module_class == "Linear" for q in manifest.quantized)
     groups = {}
-    for number, (scheme, layers) in enumerate(by_scheme.items()):
+    for number, (form, layers) in enumerate(by_form.items()):
         groups[f"group_{number}"] = {
             "targets": ["Linear"] if simple else [layer.name for layer in layers],
-            "format": _format_word(scheme.format),
-            "weights": _weights_entry(scheme),
-            "input_activations": None,
+            "format": form.word,
+            "weights": _weights_entry(form.scheme),
+            "input_activations": input_entry(form.input) if form.input else None,
             "output_activations": None,
         }
     words = {group["format"] for group in groups.values()}
@@ -48,10 +49,6 @@ def write_config(manifest: Manifest) -> dict[str, Any]:
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
-
-
-def _format_word(number_format: NumberFormat) -> str:
-    return "pack-quantized" if isinstance(number_format, Int) else "naive-quantized"
 
 
 def _weights_entry(scheme: Scheme) -> dict[str, Any]:

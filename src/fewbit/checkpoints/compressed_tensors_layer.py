@@ -1,7 +1,7 @@
-"""One quantized layer as compressed-tensors stores it: which tensors, of which shape, and the way there and back.
+"""One quantized weight as compressed-tensors stores it: which tensors, of which shape, and the way there and back.
 
-Integers are code + 2^(b-1) in dense little-endian int32 words, zero points packed along the output axis; e4m3 stays
-bytes. Source: compressed-tensors 0.20, its compressors.
+Packed integers are code + 2^(b-1) in dense little-endian int32 words, zero points packed along the output axis; else
+a code is a byte, as of e4m3. Source: compressed-tensors 0.20, its compressors.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.checkpoints.compressed_tensors_form import Form
 from fewbit.checkpoints.safetensors_file import numpy_type
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
@@ -26,22 +27,24 @@ SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape"
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-def stored_parts(name: str, shape: tuple[int, int], scheme: Scheme, storage_type: ScaleType) -> list[StoredTensor]:
-    """Return what stands in the file for layer `name` with a weight of `shape` (out, in)."""
-    out, width = shape
+def stored_parts(name: str, shape: tuple[int, int], form: Form, storage_type: ScaleType) -> list[StoredTensor]:
+    """Return what stands in the file for the weight of `shape` (out, in) of layer `name`."""
+    (out, width), scheme = shape, form.scheme
     scale = StoredTensor(f"{name}.weight_scale", storage_type, _scale_shape(shape, scheme))
-    if not isinstance(scheme.format, Int):
-        return [StoredTensor(f"{name}.weight", "float8_e4m3fn", shape), scale]
-    parts = [
-        StoredTensor(f"{name}.weight_packed", "int32", (out, _words(width, scheme.format.bits))),
-        scale,
-        StoredTensor(f"{name}.weight_shape", "int64", (2,)),
-    ]
-    return parts if scheme.symmetric else [*parts, _zero_point_as_stored(name, shape, scheme)]
+    if not form.packed:
+        kind = "int8" if isinstance(scheme.format, Int) else "float8_e4m3fn"
+        parts = [StoredTensor(f"{name}.weight", kind, shape), scale]
+    else:
+        parts = [
+            StoredTensor(f"{name}.weight_packed", "int32", (out, _words(width, scheme.format.bits))),
+            scale,
+            StoredTensor(f"{name}.weight_shape", "int64", (2,)),
+        ]
+    return parts if scheme.symmetric else [*parts, _zero_point_as_stored(name, shape, form)]
 
 
-def encoded(name: str, qtensor: QTensor, storage_type: ScaleType) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of one layer by their suffix, in the order of `stored_parts`."""
+def encoded(name: str, qtensor: QTensor, form: Form, storage_type: ScaleType) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of one weight by their suffix, in the order of `stored_parts`."""
     scheme = qtensor.scheme
     scale = to_numpy(qtensor.scale)
     if not scale_fits(scale, storage_type).all():
@@ -51,8 +54,13 @@ def encoded(name: str, qtensor: QTensor, storage_type: ScaleType) -> dict[str, n
         )
     scale = scale.astype(numpy_type(storage_type)).reshape(_scale_shape(qtensor.shape, scheme))
     codes = to_numpy(qtensor.codes)
-    if not isinstance(scheme.format, Int):
-        return {"weight": codes.view(numpy_type("float8_e4m3fn")), "weight_scale": scale}
+    if not form.packed:
+        kind = "int8" if isinstance(scheme.format, Int) else "float8_e4m3fn"
+        arrays = {"weight": codes.view(numpy_type(kind)), "weight_scale": scale}
+        if qtensor.zero_point is not None:
+            arrays["weight_zero_point"] = to_numpy(qtensor.zero_point).reshape(scale.shape)
+        return arrays
+    assert isinstance(scheme.format, Int)
     patterns = scheme.format.to_unsigned(codes)
     arrays = {
         "weight_packed": _to_words(patterns, scheme.format.bits),
@@ -69,26 +77,26 @@ def encoded(name: str, qtensor: QTensor, storage_type: ScaleType) -> dict[str, n
     return arrays
 
 
-def decoded(name: str, arrays: Arrays, scheme: Scheme) -> QTensor:
+def decoded(name: str, arrays: Arrays, form: Form) -> QTensor:
     """Undo `encoded`.
 
     Raises:
-        CheckpointError: shapes, scales or zero points that no weight under `scheme` has.
+        CheckpointError: shapes, scales, codes or zero points that no weight in this form has.
 
     """
     try:
-        shape = _weight_shape(arrays, scheme)
-        _require_shapes(arrays, shape, scheme)
-        qtensor = _assembled(arrays, shape, scheme)
+        shape = _weight_shape(arrays, form)
+        _require_shapes(arrays, shape, form)
+        qtensor = _assembled(arrays, shape, form)
         _require_values(qtensor)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     return qtensor
 
 
-def _weight_shape(arrays: Arrays, scheme: Scheme) -> tuple[int, int]:
+def _weight_shape(arrays: Arrays, form: Form) -> tuple[int, int]:
     """Return the shape of the weight as the file claims it."""
-    if isinstance(scheme.format, Int):
+    if form.packed:
         claimed = arrays["weight_shape"]
         if claimed.dtype not in (np.int64, np.int32) or claimed.shape != (2,) or claimed.min() < 1:
             raise CheckpointError(f"weight_shape is {claimed.tolist()!r:.80}, which is not the shape of a matrix")
@@ -100,10 +108,11 @@ def _weight_shape(arrays: Arrays, scheme: Scheme) -> tuple[int, int]:
     return int(sizes[0]), int(sizes[1])
 
 
-def _require_shapes(arrays: Arrays, shape: tuple[int, int], scheme: Scheme) -> None:
+def _require_shapes(arrays: Arrays, shape: tuple[int, int], form: Form) -> None:
     """Raise unless every tensor has the shape and type that the writer would give it."""
+    scheme = form.scheme
     assert scheme.scale_type is not None
-    needed = {part.name.removeprefix("."): part for part in stored_parts("", shape, scheme, scheme.scale_type)}
+    needed = {part.name.removeprefix("."): part for part in stored_parts("", shape, form, scheme.scale_type)}
     for suffix in sorted(arrays.keys() - needed.keys()):
         raise CheckpointError(f"it holds {suffix}, which has no meaning under {scheme}")
     for suffix, part in needed.items():
@@ -113,32 +122,36 @@ def _require_shapes(arrays: Arrays, shape: tuple[int, int], scheme: Scheme) -> N
             forms.append(StoredTensor("", "int32", part.shape))
         if suffix == "weight_zero_point":  # other writers leave it unpacked
             forms.append(StoredTensor("", "int8", _scale_shape(shape, scheme)))
-        if not any(found.dtype == numpy_type(form.dtype) and _alike(found.shape, form.shape) for form in forms):
+        if not any(found.dtype == numpy_type(own.dtype) and alike(found.shape, own.shape) for own in forms):
             raise CheckpointError(
                 f"{suffix} is {found.dtype}{list(found.shape)}; "
                 f"a weight of {list(shape)} under {scheme} has {part.dtype}{list(part.shape)}"
             )
 
 
-def _alike(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+def alike(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Whether two shapes are equal, or differ by axes of one number that were dropped."""
     return found in (wanted, tuple(size for size in wanted if size != 1))
 
 
-def _assembled(arrays: Arrays, shape: tuple[int, int], scheme: Scheme) -> QTensor:
-    number_format, (out, width) = scheme.format, shape
+def _assembled(arrays: Arrays, shape: tuple[int, int], form: Form) -> QTensor:
+    scheme, number_format, (out, width) = form.scheme, form.scheme.format, shape
     boxes = scale_shape(shape, scheme)
     scale = arrays["weight_scale"].astype(np.float32).reshape(boxes)
     if not isinstance(number_format, Int):
         codes = np.ascontiguousarray(arrays["weight"]).view(np.uint8)
         return QTensor(codes=codes, scale=scale, zero_point=None, scheme=scheme)
-    words = arrays["weight_packed"].reshape(out, -1)
+    if form.packed:
+        words = arrays["weight_packed"].reshape(out, -1)
+        codes = number_format.from_unsigned(_from_words(words, number_format.bits, width))
+    else:
+        codes = np.ascontiguousarray(arrays["weight"])
     zero = arrays.get("weight_zero_point")
     if zero is not None and zero.dtype == np.int32:
         zero = np.ascontiguousarray(zero.reshape(-1, boxes[1]).T)
         zero = number_format.from_unsigned(_from_words(zero, number_format.bits, out)).T
     return QTensor(
-        codes=number_format.from_unsigned(_from_words(words, number_format.bits, width)),
+        codes=codes,
         scale=scale,
         zero_point=None if zero is None else np.ascontiguousarray(zero).reshape(boxes),
         scheme=scheme,
@@ -154,17 +167,24 @@ def _require_values(qtensor: QTensor) -> None:
         raise CheckpointError(
             f"{bad} of {qtensor.scale.size} scales are NaN, infinite or negative; the file is damaged"
         )
-    if isinstance(number_format, Int) and qtensor.zero_point is not None:
-        low, high = int(qtensor.zero_point.min()), int(qtensor.zero_point.max())
-        if low < number_format.qmin or high > number_format.qmax:
-            raise CheckpointError(
-                f"its zero points reach from {low} to {high}; those of {number_format.name} lie "
-                f"from {number_format.qmin} to {number_format.qmax}; the file is damaged"
-            )
+    if isinstance(number_format, Int):
+        for what, values in {"zero points": qtensor.zero_point, "codes": qtensor.codes}.items():
+            if values is not None:
+                require_within(values, number_format, f"its {what}")
     if not isinstance(number_format, Int):
         bad = int(((qtensor.codes & 0x7F) == 0x7F).sum())
         if bad:
             raise CheckpointError(f"{bad} of {qtensor.codes.size} weights are NaN; the file is damaged")
+
+
+def require_within(values: np.ndarray[Any, Any], number_format: Int, what: str) -> None:
+    """Raise `CheckpointError` unless all `values` are codes of `number_format`."""
+    low, high = int(values.min()), int(values.max())
+    if low < number_format.qmin or high > number_format.qmax:
+        raise CheckpointError(
+            f"{what} reach from {low} to {high}; those of {number_format.name} lie "
+            f"from {number_format.qmin} to {number_format.qmax}; the file is damaged"
+        )
 
 
 def _words(length: int, bits: int) -> int:
@@ -187,8 +207,9 @@ def _scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
     return (1,) if isinstance(scheme.granularity, PerTensor) else scale_shape(shape, scheme)
 
 
-def _zero_point_as_stored(name: str, shape: tuple[int, int], scheme: Scheme) -> StoredTensor:
-    if isinstance(scheme.granularity, PerTensor):
-        return StoredTensor(f"{name}.weight_zero_point", "int8", (1,))
+def _zero_point_as_stored(name: str, shape: tuple[int, int], form: Form) -> StoredTensor:
+    scheme = form.scheme
+    if isinstance(scheme.granularity, PerTensor) or not form.packed:
+        return StoredTensor(f"{name}.weight_zero_point", "int8", _scale_shape(shape, scheme))
     groups = scale_shape(shape, scheme)[1]
     return StoredTensor(f"{name}.weight_zero_point", "int32", (_words(shape[0], scheme.format.bits), groups))

@@ -1,4 +1,4 @@
-"""The `quantization_config` of compressed-tensors, read into a scheme for each layer; contradictions are refused.
+"""The `quantization_config` of compressed-tensors, read into the form of each layer; contradictions are refused.
 
 Precedence is that of compressed-tensors: exact name, then `re:` pattern, then class. Source: `QuantizationConfig`,
 version 0.20.
@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fewbit.checkpoints.compressed_tensors_form import FORMS, PACKED, Form
+from fewbit.checkpoints.compressed_tensors_inputs import read_input, require_input
 from fewbit.errors import CheckpointError, NotYetError, SchemeError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
@@ -19,8 +21,6 @@ from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTen
 from fewbit.schemes.scheme import Scheme
 
 _PATTERN = "re:"
-#: Layouts that are read, and the type of weights that each holds.
-_FORMATS = {"pack-quantized": "int", "naive-quantized": "float", "float-quantized": "float"}
 _MIXED = "mixed-precision"
 #: Keys of the file that change what a model computes, with the values under which they do not.
 _IDLE: dict[str, tuple[Any, ...]] = {
@@ -64,16 +64,18 @@ class _Group:
     #: Layout of the weights; `None` where the file does not say.
     layout: str | None
     weights: Mapping[str, Any]
-    #: Names of what else it quantizes: inputs, outputs.
-    others: tuple[str, ...]
+    #: Empty where inputs stay float.
+    inputs: Mapping[str, Any]
+    #: Whether it rounds outputs.
+    outputs: bool
 
 
-def read_schemes(quantization: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> dict[str, Scheme]:
-    """Return the scheme of each layer that has a `weight_scale` among the `stored` tensors.
+def read_forms(quantization: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> dict[str, Form]:
+    """Return the form of each layer that has a `weight_scale` among the `stored` tensors.
 
     Raises:
-        CheckpointError: a layer that no group targets or that lacks a tensor its scheme needs, groups that are none.
-        NotYetError: quantized activations or caches, transforms, and layouts of later versions.
+        CheckpointError: a layer that no group targets or that lacks a tensor its form needs, groups that are none.
+        NotYetError: quantized outputs or caches, transforms, and layouts of later versions.
 
     """
     for key, idle in _IDLE.items():
@@ -83,15 +85,14 @@ def read_schemes(quantization: Mapping[str, Any], stored: Mapping[str, StoredTen
             )
     groups = _groups(quantization)
     ignored = _Targets.read(quantization.get("ignore"), "`ignore` of quantization_config")
-    schemes = {}
+    forms = {}
     for name in [name.removesuffix(".weight_scale") for name in stored if name.endswith(".weight_scale")]:
         if name in ignored.names or ignored.match(name):
             raise CheckpointError(f"{name} has a weight_scale, but `ignore` of quantization_config names it")
-        scheme = _scheme(_group_of(name, groups), name, stored[f"{name}.weight_scale"].dtype)
-        _require_complete(name, scheme, stored)
-        schemes[name] = scheme
-    _require_scaled(schemes, stored)
-    return schemes
+        forms[name] = _form(_group_of(name, groups), name, stored)
+        _require_complete(name, forms[name], stored)
+    _require_scaled(forms, stored)
+    return forms
 
 
 def _groups(quantization: Mapping[str, Any]) -> list[_Group]:
@@ -106,16 +107,18 @@ def _group(name: str, table: Any, common: Any) -> _Group:
     if not isinstance(table, dict):
         raise CheckpointError(f"{where} is no object but {table!r:.80}")
     targets = _Targets.read(table.get("targets"), f"targets of {where}")
-    weights = table.get("weights") or {}
-    if not isinstance(weights, dict):
-        raise CheckpointError(f"weights of {where} are no object but {weights!r:.80}")
+    weights, inputs = table.get("weights") or {}, table.get("input_activations") or {}
+    for key, entry in {"weights": weights, "input_activations": inputs}.items():
+        if not isinstance(entry, dict):
+            raise CheckpointError(f"{key} of {where} are no object but {entry!r:.80}")
     layout = table.get("format") or (common if common != _MIXED else None)
-    if layout is not None and layout not in _FORMATS:
-        raise NotYetError(f"{where} has the format {layout!r:.80}; the formats that are read are {', '.join(_FORMATS)}")
-    if layout is not None and weights.get("type", "int") != _FORMATS[layout]:
-        raise CheckpointError(f"{where} contradicts itself: {layout} holds no weights of type {weights['type']!r:.80}")
-    others = tuple(key for key in ("input_activations", "output_activations") if table.get(key))
-    return _Group(name, targets, layout, weights, others)
+    if layout is not None and layout not in tuple(FORMS):
+        raise NotYetError(f"{where} has the format {layout!r:.80}; the formats that are read are {', '.join(FORMS)}")
+    if layout is not None and weights.get("type", "int") != FORMS[layout]:
+        raise CheckpointError(
+            f"{where} contradicts itself: {layout} holds no weights of type {weights.get('type')!r:.80}"
+        )
+    return _Group(name, targets, layout, weights, inputs, bool(table.get("output_activations")))
 
 
 def _group_of(name: str, groups: list[_Group]) -> _Group:
@@ -130,10 +133,17 @@ def _group_of(name: str, groups: list[_Group]) -> _Group:
     return ranked
 
 
-def _scheme(group: _Group, name: str, scale_type: str) -> Scheme:
-    for key in group.others:
-        raise NotYetError(f"{name} has quantized {key}, which this version does not read")
-    weights = group.weights
+def _form(group: _Group, name: str, stored: Mapping[str, StoredTensor]) -> Form:
+    if group.outputs:
+        raise NotYetError(f"{name} has quantized output_activations, which this version does not read")
+    scheme = _scheme(group.weights, name, stored[f"{name}.weight_scale"].dtype)
+    scale = stored.get(f"{name}.input_scale")
+    given = read_input(group.inputs, name, scale.dtype if scale else "float32") if group.inputs else None
+    packed = group.layout == PACKED if group.layout else f"{name}.weight_packed" in stored
+    return Form(scheme, given, packed and isinstance(scheme.format, Int))
+
+
+def _scheme(weights: Mapping[str, Any], name: str, scale_type: str) -> Scheme:
     bits, kind, strategy = weights.get("num_bits"), weights.get("type", "int"), weights.get("strategy")
     granularities: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
     size, symmetric = weights.get("group_size"), weights.get("symmetric", True)
@@ -160,18 +170,19 @@ def _scheme(group: _Group, name: str, scale_type: str) -> Scheme:
         raise CheckpointError(f"{name}: {error}") from error
 
 
-def _require_complete(name: str, scheme: Scheme, stored: Mapping[str, StoredTensor]) -> None:
-    needed = ["weight"] if not isinstance(scheme.format, Int) else ["weight_packed", "weight_shape"]
-    needed += [] if scheme.symmetric else ["weight_zero_point"]
+def _require_complete(name: str, form: Form, stored: Mapping[str, StoredTensor]) -> None:
+    needed = ["weight_packed", "weight_shape"] if form.packed else ["weight"]
+    needed += [] if form.scheme.symmetric else ["weight_zero_point"]
     for suffix in needed:
         if f"{name}.{suffix}" not in stored:
-            raise CheckpointError(f"{name}.{suffix} is missing; {scheme} needs it")
+            raise CheckpointError(f"{name}.{suffix} is missing; {form.scheme} needs it")
+    require_input(name, form.input, stored)
 
 
-def _require_scaled(schemes: Mapping[str, Scheme], stored: Mapping[str, StoredTensor]) -> None:
+def _require_scaled(forms: Mapping[str, Form], stored: Mapping[str, StoredTensor]) -> None:
     """Raise for parts of quantized layers that have no scale: loaded as numbers they would be wrong in silence."""
     for full_name, tensor in stored.items():
         name, _, suffix = full_name.rpartition(".")
         part = suffix in ("weight_packed", "weight_zero_point", "weight_shape") or tensor.dtype.startswith("float8")
-        if part and name not in schemes:
+        if part and name not in forms:
             raise CheckpointError(f"{full_name} is part of a quantized weight, but {name}.weight_scale is missing")

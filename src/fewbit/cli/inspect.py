@@ -65,7 +65,9 @@ def inspect(
 def _checkpoint_rows(source: Any) -> list[_Row]:
     import numpy as np
 
+    from fewbit.activation import Activation
     from fewbit.qtensor import QTensor
+    from fewbit.schemes.notation import input_scheme_to_text
 
     checkpoint = source.checkpoint
     nbytes: dict[str, int] = {}
@@ -75,7 +77,11 @@ def _checkpoint_rows(source: Any) -> list[_Row]:
         nbytes[key] = nbytes.get(key, 0) + stored.nbytes
     rows = []
     for name, value in checkpoint.tensors():
+        if isinstance(value, Activation):  # said beside its weight
+            continue
         scheme = str(value.scheme) if isinstance(value, QTensor) else value.dtype.name
+        if isinstance(value, QTensor) and name in checkpoint.inputs:
+            scheme += f", input {input_scheme_to_text(checkpoint.inputs[name])}"
         numbers = value.dequantize() if isinstance(value, QTensor) else np.asarray(value, dtype=np.float32)
         rows.append(_row(name, tuple(value.shape), scheme, nbytes[name], numbers, quantized=isinstance(value, QTensor)))
     return rows

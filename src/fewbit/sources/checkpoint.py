@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fewbit.activation import Activation
 from fewbit.errors import CheckpointError
-from fewbit.interfaces import CHECKPOINTS, Checkpoint, Replacement, checkpoint_format, frontend_of
+from fewbit.interfaces import CHECKPOINTS, Activations, Checkpoint, Replacement, checkpoint_format, frontend_of
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType
 from fewbit.sources.model_folder import CONFIGURATION, companion_files
@@ -80,16 +81,21 @@ class CheckpointFolder:
         frontend = frontend_of("torch")
         layers = {layer.name: layer for layer in frontend.layers(model)}
         floats = {}
+        static: dict[str, Activation] = {}
         installed: list[Replacement] = []
         try:
             for name, value in self.checkpoint.tensors():
+                if isinstance(value, Activation):
+                    static[name] = value
+                    continue
                 if not isinstance(value, QTensor):
                     floats[name] = from_stored(value)
                     continue
                 if name not in layers or layers[name].shape != value.shape:
                     there = layers[name].shape if name in layers else "no such layer"
                     raise CheckpointError(f"{self.path} holds {name} of shape {value.shape}; the model has {there}")
-                installed.append(frontend.replacement(model, layers[name], value.map(from_stored)))
+                rounded = Activations(input=static.get(name, self._dynamic(name)))
+                installed.append(frontend.replacement(model, layers[name], value.map(from_stored), rounded))
                 installed[-1].install()
             self._fill(model, floats)
         except BaseException:  # a module of the user's stays as it was
@@ -117,11 +123,14 @@ class CheckpointFolder:
 
         return load_tokenizer(self.path)
 
-    def _fill(self, model: Any, floats: dict[str, Any]) -> None:
-        from fewbit.frontends.torch.frontend import quantized_layers
-        from fewbit.frontends.torch.quantized import QuantizedLayer
+    def _dynamic(self, name: str) -> Activation | None:
+        scheme = self.checkpoint.inputs.get(name)
+        return Activation(scheme=scheme) if scheme and not scheme.static else None
 
-        own = tuple(f"{name}.{QuantizedLayer.PREFIX}" for name, _ in quantized_layers(model))
+    def _fill(self, model: Any, floats: dict[str, Any]) -> None:
+        from fewbit.frontends.torch.frontend import quantized_prefixes
+
+        own = quantized_prefixes(model)
         current = {name: t for name, t in model.state_dict(keep_vars=True).items() if not name.startswith(own)}
         for name, tensor in floats.items():
             if name not in current or current[name].shape != tensor.shape:

@@ -84,13 +84,14 @@ class TorchFrontend:
         return first.device.type if first is not None and not first.is_meta else "cpu"
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
-        """Yield NumPy arrays by full name, floats as `storage_type`, and QTensors by the name of their layer."""
-        quantized = dict(quantized_layers(model))
-        own = tuple(f"{name}.{QuantizedLayer.PREFIX}" for name in quantized)
+        """Yield NumPy arrays by full name, floats as `storage_type`; QTensors and static inputs by layer."""
+        own = quantized_prefixes(model)
         for name, tensor in model.state_dict().items():
             if not name.startswith(own):
                 yield name, to_stored(tensor, storage_type)
-        for name, module in quantized.items():
+        for name, module in quantized_layers(model):
+            if module.input is not None and module.input.scheme.static:
+                yield name, module.input.activation
             yield name, module.qtensor
 
     def require_finite(
@@ -185,6 +186,11 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, QuantizedLayer):
             yield name, module
+
+
+def quantized_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Return what the names of tensors that stand for quantized layers begin with in a state_dict."""
+    return tuple(f"{name}.{part}" for name, layer in quantized_layers(model) for part in layer.PREFIXES)
 
 
 def to_stored(tensor: Tensor, storage_type: ScaleType) -> np.ndarray[Any, Any]:

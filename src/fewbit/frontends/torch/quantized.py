@@ -27,6 +27,8 @@ class QuantizedLayer(nn.Module):
 
     #: What the names of the canonical tensors begin with.
     PREFIX: ClassVar[str] = "weight_"
+    #: The same, and those of the numbers of static roundings.
+    PREFIXES: ClassVar[tuple[str, ...]] = (PREFIX, "input.", "output.")
 
     def __init__(self, qtensor: QTensor, dtype: torch.dtype) -> None:
         super().__init__()
