@@ -7,7 +7,7 @@ import pytest
 from fewbit.cli.application import main
 
 LATER_OPTIONS = {
-    "--input": "int8", "--target-bits": "4.5", "--runtime": "ort-cpu",
+    "--target-bits": "4.5", "--runtime": "ort-cpu",
     "--memory": "8GB", "--executor": "ray", "--resume": None,
 }  # fmt: skip
 LATER_COMMANDS = ["convert a -o b", "compare a b", "verify out", "finetune model"]
@@ -71,6 +71,9 @@ MISTAKES = {
     "recipe and scheme": (
         ["quantize", "m", "-o", "out", "--recipe", "w4a16", "--weight", "int8"], "--recipe and --weight"),
     "algorithm alone": (["quantize", "m", "-o", "out", "--algorithm", "nearest"], "--algorithm needs --weight"),
+    "input alone": (["quantize", "m", "-o", "out", "--input", "int8"], "--input needs --weight"),
+    "input and recipe": (
+        ["quantize", "m", "-o", "out", "--recipe", "w8a8", "--input", "int8"], "--recipe and --weight (or --input"),
     "algorithm": (
         ["quantize", "m", "-o", "out", "--weight", "int8", "--algorithm", "neerest"], "did you mean 'nearest'?"),
     "later algorithm": (

@@ -1,6 +1,7 @@
 """The commands on a model small enough to be made here: what they print, what they write, how they leave."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -96,6 +97,36 @@ def test_weight_and_keep_make_a_recipe(run, made, tmp_path):
         "o_proj": "int8 channel", "gate_proj": "int8 channel", "up_proj": "int8 channel", "down_proj": "float",
         "lm_head": "float",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["int8", "int8 static"])
+def test_input_rounds_the_inputs_too_and_the_folder_says_so(run, made, tmp_path, given):
+    out = tmp_path / "out"
+    text = ("--text", made / "text.txt", "--calibration", made / "text.txt", "--calibration-length", "16")
+    command = ("quantize", made / "model", "-o", out, "--weight", "int8", "--input", given, *text, *MEASURE)
+    code, printed, err = run(*command)
+    assert code == 0, err
+    assert f"recipe                 int8, input {given}" in printed
+    group = json.loads((out / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    assert group["input_activations"]["num_bits"] == 8
+    assert group["input_activations"]["dynamic"] == (given == "int8")
+    code, printed, _ = run("evaluate", out, "--reference", made / "model", "--text", made / "text.txt", *MEASURE)
+    assert code == 0
+    for name in ("prefill", "decode"):
+        assert re.search(
+            rf"^{name} +[\d.]+ tokens a second, [\d.]+ times the reference's [\d.]+$", printed, re.MULTILINE
+        )
+
+
+def test_schemes_that_run_faster_here_are_hinted_at_before_the_run(run, made, monkeypatch):
+    monkeypatch.setattr("fewbit.kernels.fbgemm.vnni", lambda: False)
+    code, printed, _ = run("quantize", made / "model", "--weight", "int8", "--input", "int8", "--dry-run")
+    assert code == 0
+    hint = next(line for line in printed.splitlines() if line.startswith("hint: "))
+    assert hint.endswith("which this processor lacks; weight = 'int7 channel' does not")
+    assert "and 6 more: dequantize, not faster than float" in hint
+    _, printed, _ = run("quantize", made / "model", "--weight", "int7", "--input", "int8", "--dry-run")
+    assert "hint" not in printed
 
 
 def test_keep_beside_a_preset_still_adapts(run, made):

@@ -25,10 +25,10 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Quantize smollm2, measure it, write report and checkpoint, and let transformers write a sentence from it."""
-    from fewbit.cli.quantize import Run, choose_recipe
+    from fewbit.cli.quantize import Run, Schemes, choose_recipe
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    chosen = choose_recipe(recipe, None, None, [])
+    chosen = choose_recipe(recipe, Schemes(), [])
     run = Run(
         model="smollm2", recipe=chosen, output=output, overwrite=overwrite, command=context.obj,
         calibration=Calibration(data="self", samples=8, length=128),  # an eighth of the default: a demo is to be short

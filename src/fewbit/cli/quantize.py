@@ -28,6 +28,9 @@ def quantize(  # a command's options are its arguments
     output: Output = None,
     recipe: Annotated[str | None, typer.Option(help="A preset (w4a16, ...) or a .toml file. Default: w4a16.")] = None,
     weight: Annotated[str | None, typer.Option(help='Scheme of all linear layers instead, e.g. "int4 g64".')] = None,
+    input_scheme: Annotated[
+        str | None, typer.Option("--input", help='Scheme of their inputs, with --weight, e.g. "int8" or "int8 static".')
+    ] = None,
     algorithm: Annotated[str | None, typer.Option(help="How codes are found, with --weight: nearest, gptq.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay float; a regular expression.")] = None,
     to: Annotated[str, typer.Option(help="Layout of the output.")] = "compressed-tensors",
@@ -41,7 +44,6 @@ def quantize(  # a command's options are its arguments
     seed: Annotated[int, typer.Option(help="Recorded in the report.", min=0)] = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
-    input_scheme: Annotated[str | None, typer.Option("--input", help=_LATER)] = None,
     calibration: Annotated[
         str, typer.Option(help="Data for gptq: a UTF-8 text file, or self: the model writes its own text.")
     ] = "self",
@@ -64,12 +66,12 @@ def quantize(  # a command's options are its arguments
     """Quantize MODEL, measure what it cost, and write a folder that other runtimes load."""
     refuse_later(
         {
-            "--input": input_scheme, "--target-bits": target_bits,
+            "--target-bits": target_bits,
             "--runtime": runtime, "--memory": memory, "--executor": executor, "--resume": resume,
         }
     )  # fmt: skip
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    chosen = choose_recipe(recipe, weight, algorithm, keep or [])
+    chosen = choose_recipe(recipe, Schemes(weight, input_scheme, algorithm), keep or [])
     if dry_run:
         show_plan(terminal, model, chosen, to=to, dtype=dtype)
         return
@@ -122,6 +124,8 @@ class Run:
         terminal.say(plan_table(made))
         for adaptation in made.adaptations:
             terminal.say(f"adapted: {adaptation}")
+        for hint in made.hints:
+            terminal.say(f"hint: {hint}")
         terminal.say("")
         evaluation = self._evaluation()
         options = fb.Options(
@@ -160,23 +164,37 @@ class Run:
         return fb.Evaluation(batches=batches, name=name)
 
 
-def choose_recipe(recipe: str | None, weight: str | None, algorithm: str | None, keep: list[str]) -> Recipe:
-    """Return the recipe that --recipe or --weight, --algorithm and --keep ask for."""
+@dataclass(frozen=True)
+class Schemes:
+    """What is asked of all linear layers instead of a recipe."""
+
+    weight: str | None = None
+    input: str | None = None
+    algorithm: str | None = None
+
+
+def choose_recipe(recipe: str | None, schemes: Schemes, keep: list[str]) -> Recipe:
+    """Return the recipe that --recipe or --weight, --input, --algorithm and --keep ask for."""
     import fewbit as fb
     from fewbit.presets import parse_recipe
 
-    if recipe is not None and (weight is not None or algorithm is not None):
-        raise RecipeError("--recipe and --weight (or --algorithm) exclude each other; write the scheme into the recipe")
+    if recipe is not None and schemes != Schemes():
+        raise RecipeError(
+            "--recipe and --weight (or --input, --algorithm) exclude each other; write the scheme into the recipe"
+        )
     kept = [fb.keep(pattern) for pattern in keep]
-    if weight is not None:
-        rules = [*kept, fb.Rule(kind="linear", weight=weight, algorithm=algorithm)]
-        return fb.Recipe(rules, name=weight)
-    if algorithm is not None:
+    if schemes.weight is not None:
+        rule = fb.Rule(kind="linear", weight=schemes.weight, input=schemes.input, algorithm=schemes.algorithm)
+        name = f"{schemes.weight}, input {schemes.input}" if schemes.input else schemes.weight
+        return fb.Recipe([*kept, rule], name=name)
+    if schemes.algorithm is not None:
         raise RecipeError('--algorithm needs --weight, e.g. --weight "int4 g64"; presets bring their own')
+    if schemes.input is not None:
+        raise RecipeError('--input needs --weight, e.g. --weight "int8"; presets such as w8a8 bring their own')
     base = parse_recipe(recipe or "w4a16")
     if not kept:
         return base
-    return fb.Recipe([*kept, *base.rules], name=base.name, adapts=base.adapts)
+    return fb.Recipe([*kept, *base.rules], transforms=base.transforms, name=base.name, adapts=base.adapts)
 
 
 def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype: str) -> None:
@@ -197,6 +215,7 @@ def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype:
             for row in made.rows
         ],
         "adaptations": list(made.adaptations),
+        "hints": list(made.hints),
         "problems": list(made.problems),
     }  # fmt: skip
     terminal.result(str(made), data)
