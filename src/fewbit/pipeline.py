@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +15,15 @@ from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.peak_memory import peak_memory
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known
-from fewbit.formats.scale_type import scale_fits
-from fewbit.interfaces import Execution, Frontend, Progress, Silent, Source, checkpoint_format, frontend_of
-from fewbit.planning import Plan, PlanRow, resolve, several
+from fewbit.interfaces import Frontend, Progress, Silent, Source, checkpoint_format, frontend_of
+from fewbit.planning import Plan, resolve
 from fewbit.presets import parse_recipe
+from fewbit.problems import several
 from fewbit.recipe import Recipe, Rule
-from fewbit.report.data import LayerReport, Report
+from fewbit.reporting import remarks_of, report_of
 from fewbit.result import Result
 from fewbit.schemes.scheme import ScaleType, Scheme
-from fewbit.solving import Data, Solved, needs_data, solve
+from fewbit.solving import Data, needs_data, solve
 from fewbit.sources import open_source
 from fewbit.transforms import Applied
 
@@ -125,7 +125,7 @@ def quantize(
     if asked is not None:
         require_known(asked.batches, live, what="evaluation")
     data = Data()
-    if needs_data(made):
+    if needs_data(made) or (given and parsed.transforms):
         given = given or _default_calibration(live)
         with clock.phase("calibration data"):
             batches = given.batches(live, source, seed=options.seed, progress=options.progress)
@@ -146,8 +146,10 @@ def quantize(
     for replacement in replacements:
         replacement.install()
     report = replace(
-        _report(made, _layer_reports(made, solved, measured, frontend, frontend.device(live)), measured, options),
-        remarks=(*sentences, *_remarks(changed, solved, made, idle=given is not None and not data.batches)),
+        report_of(made, solved, measured, frontend, frontend.device(live)),
+        remarks=(*sentences, *remarks_of(changed, solved, made, idle=given is not None and not data.batches)),
+        seed=options.seed,
+        command=options.command,
         text=asked.name if asked else None,
         calibration=given.described(data.batches) if given and data.batches else None,
         seconds=clock.seconds,
@@ -261,76 +263,6 @@ def _hints(made: Plan, frontend: Frontend, device: str) -> tuple[str, ...]:
             if not found.fast:
                 slow.setdefault(str(found), []).append(row.layer.name)
     return tuple(f"{several(names)}: {text}" for text, names in slow.items())
-
-
-def _report(made: Plan, layers: tuple[LayerReport, ...], measured: Measured, options: Options) -> Report:
-    return Report(
-        model=made.model,
-        recipe=made.recipe.name,
-        rules=tuple(str(rule) for rule in made.recipe.rules),
-        storage_type=made.storage_type,
-        bytes_before=made.bytes_before,
-        bytes_after=made.bytes_after,
-        layers=layers,
-        adaptations=made.adaptations,
-        before=measured.before,
-        after=measured.after,
-        output_sqnr=measured.output_sqnr,
-        seed=options.seed,
-        command=options.command,
-    )
-
-
-def _layer_reports(
-    made: Plan, solved: Mapping[str, Solved], measured: Measured, frontend: Frontend, device: str
-) -> tuple[LayerReport, ...]:
-    runs = [frontend.execution(row.layer, row.scheme, row.input, device) if row.scheme else None for row in made.rows]
-    return tuple(
-        _layer_report(row, solved.get(row.layer.name), measured, own) for row, own in zip(made.rows, runs, strict=True)
-    )
-
-
-def _layer_report(row: PlanRow, done: Solved | None, measured: Measured, runs: Execution | None) -> LayerReport:
-    return LayerReport(
-        name=row.layer.name,
-        kind=row.layer.kind,
-        shape=row.layer.shape,
-        becomes=row.becomes,
-        algorithm=row.algorithm.name if row.algorithm else None,
-        bytes_before=row.bytes_before,
-        bytes_after=row.bytes_after,
-        asked=str(row.asked) if row.asked and str(row.asked) != str(row.scheme) else None,
-        weight_sqnr=done.weight_sqnr if done else None,
-        row_sqnr=done.row_sqnr if done else None,
-        nearest_sqnr=done.nearest_sqnr if done else None,
-        solved_sqnr=done.solved_sqnr if done else None,
-        damping=done.damping if done else None,
-        seconds=done.seconds if done else None,
-        output_sqnr=(measured.layers or {}).get(row.layer.name),
-        kernel=str(runs) if runs else None,
-        fast=runs is None or runs.fast,
-        notes=row.notes,
-        remarks=_fallbacks(done) if done else (),
-        histogram=done.histogram if done else None,
-    )
-
-
-def _remarks(changed: int, solved: Mapping[str, Solved], made: Plan, *, idle: bool) -> tuple[str, ...]:
-    remarks = ["calibration data was not used: no algorithm of this recipe needs any"] if idle else []
-    if changed:
-        remarks.append(f"{changed:,} float numbers were rounded to {made.storage_type}, the type they are stored in")
-    remarks += [f"{name}: {text}" for name, done in solved.items() for text in _fallbacks(done)]
-    if made.unties:
-        tied = [row.layer.name for row in made.rows if row.scheme and row.layer.tied]
-        remarks.append(f"no longer tied: {', '.join(tied)}")
-    return tuple(remarks)
-
-
-def _fallbacks(done: Solved) -> tuple[str, ...]:
-    qtensor = done.replacement.qtensor
-    kind = qtensor.scheme.scale_type
-    wide = int((~scale_fits(qtensor.scale, kind)).sum()) if kind else 0
-    return (*done.remarks, *([f"{wide} scales are too small or large for {kind} and stay float32"] if wide else []))
 
 
 class _Clock:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from fewbit.adaptation import adapt, require_divisible
+from fewbit.adaptation import adapt
 from fewbit.algorithms import Algorithm
-from fewbit.errors import GroupSizeError, PlanError
+from fewbit.errors import PlanError
 from fewbit.footprint import quantized_tensors
 from fewbit.interfaces import (
     BYTES,
@@ -23,8 +23,8 @@ from fewbit.interfaces import (
     QuantizedLayer,
     StoredTensor,
 )
+from fewbit.problems import activation_problems, idle_rules, layer_problems, nothing_quantized, several
 from fewbit.recipe import Recipe, Rule
-from fewbit.schemes.granularity import PerGroup
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 
@@ -184,9 +184,9 @@ def resolve(
     Problems are collected in the plan, not raised; `Plan.require_sound` raises them all.
     """
     drafts = [_draft(layer, recipe) for layer in layers]
-    problems = _idle_rules(recipe, layers)
+    problems = idle_rules(recipe, layers)
     if not any(draft.scheme for draft in drafts):
-        problems.append(_nothing_quantized(layers))
+        problems.append(nothing_quantized(layers))
     adaptations = [*_without_convolutions(drafts, target, storage_type), *_adapt(drafts)] if recipe.adapts else []
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
     alike: dict[str, list[str]] = {}
@@ -194,7 +194,7 @@ def resolve(
         if draft.scheme is not None:
             draft.scheme = draft.scheme.stored_as(scale_type)
             found = draft.quantized(storage_type)
-            for text in (*_layer_problems(found, target), *_activation_problems(found)):
+            for text in (*layer_problems(found, target), *activation_problems(found)):
                 alike.setdefault(text, []).append(draft.layer.name)
     problems += [f"{several(names)}: {text}" for text, names in alike.items()]
     weights = {f"{layer.name}.weight" for layer in layers}
@@ -218,28 +218,6 @@ def _draft(layer: Layer, recipe: Recipe) -> _Draft:
     return _Draft(layer, rule, rule.weight, [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else [])
 
 
-def _idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
-    problems = []
-    winners = {recipe.winner(layer) for layer in layers}
-    for number, rule in enumerate(recipe.rules):
-        if rule.optional or number in winners:
-            continue
-        if any(rule.matches(layer) for layer in layers):
-            problems.append(f"rule [{rule}] has no effect: earlier rules take every layer it matches; move it up")
-        else:
-            names = ", ".join(f"{layer.name} ({layer.kind})" for layer in layers[:6])
-            more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
-            problems.append(f"rule [{rule}] matches no layer; the layers are: {names or 'none'}{more}")
-    return problems
-
-
-def _nothing_quantized(layers: Sequence[Layer]) -> str:
-    if not layers:
-        return "the model has no layer that fewbit can quantize: no linear layer, Conv1D or embedding"
-    kinds = ", ".join(sorted({layer.kind for layer in layers}))
-    return f"the recipe quantizes none of the {len(layers)} layers (kinds: {kinds}); add a rule that matches some"
-
-
 def _without_convolutions(drafts: list[_Draft], target: CheckpointFormat | None, storage_type: ScaleType) -> list[str]:
     """Keep the convolutions that `target` has no layout for, such as the patches of a ViT; return what to say of it."""
     kept = []
@@ -258,26 +236,6 @@ def _adapt(drafts: list[_Draft]) -> list[str]:
     for draft, scheme in zip(changing, schemes, strict=True):
         draft.scheme = scheme
     return sentences
-
-
-def _layer_problems(quantized: QuantizedLayer, target: CheckpointFormat | None) -> list[str]:
-    problems = []
-    try:
-        require_divisible(quantized.layer.shape[1], quantized.scheme)
-    except GroupSizeError as error:
-        problems.append(str(error))
-    if target and (problem := target.problem(quantized)):
-        problems.append(problem)
-    return problems
-
-
-def several(names: list[str]) -> str:
-    """Return the first name and how many more there are.
-
-    >>> several(["a", "b", "c"])
-    'a and 2 more'
-    """
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointFormat | None) -> tuple[PlanRow, ...]:
@@ -317,20 +275,6 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
 
 def _stored(tensor: StoredTensor, storage_type: ScaleType) -> StoredTensor:
     return replace(tensor, dtype=storage_type) if tensor.dtype in FLOAT_TYPES else tensor
-
-
-def _activation_problems(quantized: QuantizedLayer) -> list[str]:
-    layer, problems = quantized.layer, []
-    if quantized.input and layer.kind == "embedding":
-        problems.append("the input of an embedding is indices; leave out `input`")
-    for name, scheme in {"input": quantized.input, "output": quantized.output}.items():
-        if scheme and isinstance(scheme.granularity, PerGroup):
-            width = layer.shape[1 if name == "input" else 0]
-            if layer.kind == "conv":
-                problems.append(f"{name} {scheme}: a convolution takes no groups; use token or tensor")
-            elif width % scheme.granularity.size:
-                problems.append(f"{name} {scheme}: its width {width} is not a multiple of the group; use token")
-    return problems
 
 
 def _sixteen_bit(storage_type: ScaleType) -> ScaleType:

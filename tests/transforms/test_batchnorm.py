@@ -150,6 +150,14 @@ def test_a_preset_that_rounds_inputs_folds_first_and_the_report_says_so():
     assert 1e-6 < float(error) < 1e-2  # 20 dB at least: 8 bits leave about 40, and there are two layers
 
 
+def test_data_that_no_algorithm_needs_shows_where_to_fold():
+    net = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), 3, 9, 9)
+    assert norms(fb.quantize(copy.deepcopy(net), "w8a8", calibration=[torch.randn(2, 3, 9, 9)]).model) == []
+    left = fb.quantize(net, "w8a8")
+    assert norms(left.model) == ["1"]
+    assert "no data shows what it follows" in left.report.remarks[0]
+
+
 def test_a_run_that_fails_gives_the_model_back_with_its_norms(monkeypatch):
     net = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), 3, 9, 9)
     before = copy.deepcopy(net.state_dict())

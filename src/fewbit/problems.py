@@ -1,0 +1,71 @@
+"""What keeps a recipe from being carried out, as sentences with the remedy; the plan collects them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fewbit.adaptation import require_divisible
+from fewbit.errors import GroupSizeError
+from fewbit.interfaces import CheckpointFormat, Layer, QuantizedLayer
+from fewbit.recipe import Recipe
+from fewbit.schemes.granularity import PerGroup
+
+
+def idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
+    """Return a sentence for each rule that takes no layer, unless it may."""
+    problems = []
+    winners = {recipe.winner(layer) for layer in layers}
+    for number, rule in enumerate(recipe.rules):
+        if rule.optional or number in winners:
+            continue
+        if any(rule.matches(layer) for layer in layers):
+            problems.append(f"rule [{rule}] has no effect: earlier rules take every layer it matches; move it up")
+        else:
+            names = ", ".join(f"{layer.name} ({layer.kind})" for layer in layers[:6])
+            more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
+            problems.append(f"rule [{rule}] matches no layer; the layers are: {names or 'none'}{more}")
+    return problems
+
+
+def nothing_quantized(layers: Sequence[Layer]) -> str:
+    """Return why a recipe that quantizes none of `layers` does so."""
+    if not layers:
+        return "the model has no layer that fewbit can quantize: no linear layer, Conv1D or embedding"
+    kinds = ", ".join(sorted({layer.kind for layer in layers}))
+    return f"the recipe quantizes none of the {len(layers)} layers (kinds: {kinds}); add a rule that matches some"
+
+
+def layer_problems(quantized: QuantizedLayer, target: CheckpointFormat | None) -> list[str]:
+    """Return why a weight cannot have its scheme, by its groups or by the checkpoint format."""
+    problems = []
+    try:
+        require_divisible(quantized.layer.shape[1], quantized.scheme)
+    except GroupSizeError as error:
+        problems.append(str(error))
+    if target and (problem := target.problem(quantized)):
+        problems.append(problem)
+    return problems
+
+
+def activation_problems(quantized: QuantizedLayer) -> list[str]:
+    """Return why the input or output of a layer cannot be rounded so."""
+    layer, problems = quantized.layer, []
+    if quantized.input and layer.kind == "embedding":
+        problems.append("the input of an embedding is indices; leave out `input`")
+    for name, scheme in {"input": quantized.input, "output": quantized.output}.items():
+        if scheme and isinstance(scheme.granularity, PerGroup):
+            width = layer.shape[1 if name == "input" else 0]
+            if layer.kind == "conv":
+                problems.append(f"{name} {scheme}: a convolution takes no groups; use token or tensor")
+            elif width % scheme.granularity.size:
+                problems.append(f"{name} {scheme}: its width {width} is not a multiple of the group; use token")
+    return problems
+
+
+def several(names: list[str]) -> str:
+    """Return the first name and how many more there are.
+
+    >>> several(["a", "b", "c"])
+    'a and 2 more'
+    """
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,77 @@
+"""The report of a run, put together from its plan, its solutions and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fewbit.evaluation.side_by_side import Measured
+from fewbit.formats.scale_type import scale_fits
+from fewbit.interfaces import Execution, Frontend
+from fewbit.planning import Plan, PlanRow
+from fewbit.report.data import LayerReport, Report
+from fewbit.solving import Solved
+
+
+def report_of(made: Plan, solved: Mapping[str, Solved], measured: Measured, frontend: Frontend, device: str) -> Report:
+    """Return the report without what only the caller knows: time, memory, texts, seed and command."""
+    runs = [frontend.execution(row.layer, row.scheme, row.input, device) if row.scheme else None for row in made.rows]
+    layers = tuple(
+        _layer_report(row, solved.get(row.layer.name), measured, own) for row, own in zip(made.rows, runs, strict=True)
+    )
+    return Report(
+        model=made.model,
+        recipe=made.recipe.name,
+        rules=tuple(str(rule) for rule in made.recipe.rules),
+        storage_type=made.storage_type,
+        bytes_before=made.bytes_before,
+        bytes_after=made.bytes_after,
+        layers=layers,
+        adaptations=made.adaptations,
+        before=measured.before,
+        after=measured.after,
+        output_sqnr=measured.output_sqnr,
+    )
+
+
+def _layer_report(row: PlanRow, done: Solved | None, measured: Measured, runs: Execution | None) -> LayerReport:
+    return LayerReport(
+        name=row.layer.name,
+        kind=row.layer.kind,
+        shape=row.layer.shape,
+        becomes=row.becomes,
+        algorithm=row.algorithm.name if row.algorithm else None,
+        bytes_before=row.bytes_before,
+        bytes_after=row.bytes_after,
+        asked=str(row.asked) if row.asked and str(row.asked) != str(row.scheme) else None,
+        weight_sqnr=done.weight_sqnr if done else None,
+        row_sqnr=done.row_sqnr if done else None,
+        nearest_sqnr=done.nearest_sqnr if done else None,
+        solved_sqnr=done.solved_sqnr if done else None,
+        damping=done.damping if done else None,
+        seconds=done.seconds if done else None,
+        output_sqnr=(measured.layers or {}).get(row.layer.name),
+        kernel=str(runs) if runs else None,
+        fast=runs is None or runs.fast,
+        notes=row.notes,
+        remarks=_fallbacks(done) if done else (),
+        histogram=done.histogram if done else None,
+    )
+
+
+def remarks_of(changed: int, solved: Mapping[str, Solved], made: Plan, *, idle: bool) -> tuple[str, ...]:
+    """Return what the report remarks: idle data, `changed` float numbers, what fell back, what is no longer tied."""
+    remarks = ["calibration data was not used: no algorithm of this recipe needs any"] if idle else []
+    if changed:
+        remarks.append(f"{changed:,} float numbers were rounded to {made.storage_type}, the type they are stored in")
+    remarks += [f"{name}: {text}" for name, done in solved.items() for text in _fallbacks(done)]
+    if made.unties:
+        tied = [row.layer.name for row in made.rows if row.scheme and row.layer.tied]
+        remarks.append(f"no longer tied: {', '.join(tied)}")
+    return tuple(remarks)
+
+
+def _fallbacks(done: Solved) -> tuple[str, ...]:
+    qtensor = done.replacement.qtensor
+    kind = qtensor.scheme.scale_type
+    wide = int((~scale_fits(qtensor.scale, kind)).sum()) if kind else 0
+    return (*done.remarks, *([f"{wide} scales are too small or large for {kind} and stay float32"] if wide else []))
