@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fewbit as fb
-from fewbit.errors import FewbitError
+from fewbit.errors import CalibrationError, FewbitError
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import canonical_weight
 from fewbit.qtensor import quantize
@@ -52,11 +52,11 @@ STATIC = list(itertools.product(
 ))  # fmt: skip
 
 
-def quantized(name, weight, given=None):
+def quantized(name, weight, given=None, output=None):
     """The layer quantized as a model of one, its float form with rounded weight, and data."""
     case = LAYERS[name]
     data = [case.inputs(seed) for seed in (1, 2)]
-    rule = fb.Rule(".*", weight=weight, input=given)
+    rule = fb.Rule(".*", weight=weight, input=given, output=output)
     result = fb.quantize(nn.Sequential(case.layer()), fb.Recipe([rule]), calibration=data)
     reference = case.layer()
     with torch.no_grad():
@@ -105,6 +105,44 @@ def test_static_inputs(number_format, granularity, layer):
             rounded = scheme.grid.rounded(x.movedim(axis, -1), scale, zero).movedim(-1, axis)
             agree(result.model(x), reference(rounded))
             assert not torch.equal(rounded, x)
+
+
+@pytest.mark.parametrize("layer", ["Linear", "Conv1d", "Conv2d", "depthwise", "ConvTranspose", "Embedding"])
+@pytest.mark.parametrize("text", ["int8 tensor static", "e4m3 channel static", "int8 tensor", "int8 token"])
+def test_outputs(layer, text):
+    result, reference, data = quantized(layer, "int8 channel", output=text)
+    axis = 1 if Convolution.of(reference) else -1
+    scheme = parse_input_scheme(text)
+    with torch.no_grad():
+        before = [reference(x) for x in data]
+        moved = torch.cat(before).movedim(axis, -1)
+        for x, plain in zip(data, before, strict=True):
+            if scheme.static:
+                rows = moved.reshape(-1, moved.shape[-1])
+                low, high = rows.aminmax(dim=0) if "channel" in text else rows.aminmax()
+                scale, zero = scheme.grid.parameters(low.clamp(max=0), high.clamp(min=0))
+                expected = scheme.grid.rounded(plain.movedim(axis, -1), scale, zero).movedim(-1, axis)
+            else:
+                rows = plain.reshape(len(plain), -1) if axis == 1 and "token" in text else plain
+                expected = quantize(rows, scheme).dequantize().reshape(plain.shape)
+            # A sum in another order may lie across a border of two codes: all but a few are equal, those by a step.
+            off = (result.model(x) - expected).abs() > 1e-5 * expected.abs().max()
+            assert off.float().mean() < 0.01
+            assert not torch.equal(expected, plain)
+
+
+def test_a_static_output_that_no_batch_reaches_is_an_error():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    rule = fb.Rule(".*", weight="int8", output="int8 static")
+    with pytest.raises(CalibrationError, match="idle: no calibration input reached it"):
+        fb.quantize(Beside(), fb.Recipe([rule]), calibration=[torch.randn(3, 4)])
 
 
 @pytest.mark.parametrize("layer", ["Linear", "Conv2d"])

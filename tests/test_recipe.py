@@ -129,8 +129,6 @@ PYTHON_MISTAKES = {
         lambda: fb.Rule("a", weight="int8", input="int8 float-zero"), RecipeError, "zero point .* is a code", "asym"),
     "average of one input": (
         lambda: fb.Rule("a", weight="int8", input="int8 average"), RecipeError, "over batches", "add 'static'"),
-    "static output": (
-        lambda: fb.Rule("a", weight="int8", output="int8 static"), NotYetError, "ranges of inputs only", "leave out"),
     "transforms": (
         lambda: fb.Recipe([fb.Rule("a", weight="int8")], transforms=["smoothquant"]), NotYetError,
         "transform 'smoothquant' is not in this version", "use one of: batchnorm"),

@@ -185,6 +185,9 @@ class Replacement(Protocol):
     def qtensor(self) -> QTensor:
         """The quantized weight."""
 
+    def fix_output(self, activation: Activation) -> None:
+        """Round the output of the quantized form by a range that is known now."""
+
     def install(self) -> None:
         """Put the quantized form into the model."""
 
@@ -261,6 +264,9 @@ class Frontend(Protocol):
         sequential: bool,
     ) -> CalibrationRun:
         """Return a run of `batches` through `model`; `wanted` names the statistics of each layer to be quantized."""
+
+    def output_statistics(self, model: Any, wanted: Mapping[str, str], batches: Sequence[Any]) -> Mapping[str, Any]:
+        """Return the statistic that is `wanted` of the output of each installed quantized layer."""
 
     def place(self, model: Any, device: str) -> Any:
         """Return the model on `device`; raises `RecipeError` for a device that is not there."""

@@ -15,7 +15,7 @@ from typing import Any
 from fewbit.algorithms import Algorithm, parse_algorithm
 from fewbit.algorithms.nearest import Nearest
 from fewbit.catalogue import unknown
-from fewbit.errors import FewbitError, NotYetError, RecipeError
+from fewbit.errors import FewbitError, RecipeError
 from fewbit.interfaces import LAYER_KINDS, Layer, LayerKind
 from fewbit.ranges.average import Average
 from fewbit.schemes.granularity import PerChannel, PerTile
@@ -237,8 +237,6 @@ def _scheme_of_activation(given: str | Scheme | None, name: str) -> Scheme | Non
         return None
     if scheme.float_zero:
         raise RecipeError(f"{name} = {str(given)!r}: the zero point of an activation is a code; use asym")
-    if scheme.static and name == "output":
-        raise NotYetError(f"output = {str(given)!r}: this version fixes ranges of inputs only; leave out 'static'")
     if not scheme.static and isinstance(scheme.granularity, PerChannel | PerTile):
         raise RecipeError(f"{name} = {str(given)!r}: a dynamic range is per tensor, token or group; or add 'static'")
     if not scheme.static and scheme.ranging == Average():

@@ -17,6 +17,8 @@ from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
 from fewbit.statistics.second_moment import SecondMoment
 
+_UNREACHED = "no calibration input reached it, so it has no range; give other batches, or keep it"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solved:
@@ -59,6 +61,7 @@ def solve(model: Any, made: Plan, frontend: Frontend, data: Data, progress: Prog
                 found = _solve(model, row, statistics, frontend)
                 solved[row.layer.name] = found
                 found.replacement.install()
+        _fix_outputs(model, solved, rows, frontend, data)
     finally:
         for done in solved.values():
             done.replacement.restore()
@@ -66,8 +69,8 @@ def solve(model: Any, made: Plan, frontend: Frontend, data: Data, progress: Prog
 
 
 def needs_data(made: Plan) -> bool:
-    """Whether an algorithm of the plan asks for statistics."""
-    return any(statistics_of(row) for row in made.rows)
+    """Whether an algorithm, or a range that is to be fixed, asks for statistics."""
+    return any(statistics_of(row) or _output_statistic(row) for row in made.rows)
 
 
 def statistics_of(row: PlanRow) -> tuple[str, ...]:
@@ -76,6 +79,23 @@ def statistics_of(row: PlanRow) -> tuple[str, ...]:
     if row.input and row.input.static and row.input.ranging.statistic:
         names.append(row.input.ranging.statistic)
     return tuple(dict.fromkeys(names))
+
+
+def _output_statistic(row: PlanRow) -> str | None:
+    return row.output.ranging.statistic if row.output and row.output.static else None
+
+
+def _fix_outputs(
+    model: Any, solved: Mapping[str, Solved], rows: Mapping[str, PlanRow], frontend: Frontend, data: Data
+) -> None:
+    """Fix the static ranges of outputs, by what the quantized layers put out before any of those is rounded."""
+    fixed = {name: row.output for name, row in rows.items() if row.output and row.output.static}
+    wanted = {name: statistic for name in fixed if (statistic := _output_statistic(rows[name]))}
+    found = frontend.output_statistics(model, wanted, data.batches) if wanted else {}
+    for name, scheme in fixed.items():
+        if name in wanted and name not in found:
+            raise CalibrationError(f"{name}: {_UNREACHED}")
+        solved[name].replacement.fix_output(Activation.calibrated(scheme, found.get(name)))
 
 
 def _tracked(
@@ -138,10 +158,10 @@ def _activations(row: PlanRow, statistics: Mapping[str, Any]) -> Activations:
         CalibrationError: no calibration input reached the layer.
 
     """
-    output = Activation(scheme=row.output) if row.output else None
+    output = Activation(scheme=row.output) if row.output and not row.output.static else None
     if row.input is None or not row.input.static:
         return Activations(input=Activation(scheme=row.input) if row.input else None, output=output)
     name = row.input.ranging.statistic
     if name is not None and name not in statistics:
-        raise CalibrationError("no calibration input reached it, so it has no range; give other batches, or keep it")
+        raise CalibrationError(_UNREACHED)
     return Activations(input=Activation.calibrated(row.input, statistics.get(name) if name else None), output=output)

@@ -15,6 +15,7 @@ from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.norm_folding import fold_norms
+from fewbit.frontends.torch.output_statistics import output_statistics
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
@@ -140,6 +141,12 @@ class TorchFrontend:
     ) -> CalibrationRun:
         """Return a run of `batches` through `model`, one block at a time behind the quantized ones."""
         return CalibrationRun(model, layers, wanted, batches, sequential=sequential)
+
+    def output_statistics(
+        self, model: nn.Module, wanted: Mapping[str, str], batches: Sequence[Any]
+    ) -> Mapping[str, Any]:
+        """Return the statistic that is `wanted` of the output of each installed quantized layer."""
+        return output_statistics(model, wanted, batches)
 
     def place(self, model: Any, device: str) -> Any:
         """Return a module or tensor on `device`.

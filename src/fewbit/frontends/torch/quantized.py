@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from fewbit.activation import Activation
 from fewbit.frontends.torch.canonical import from_canonical, to_canonical
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.rounding import Rounding
@@ -46,23 +47,27 @@ class QuantizedLayer(nn.Module):
 
     def round_activations(self, activations: Activations) -> None:
         """Round input and output from now on."""
-        for name in ("input", "output"):
-            activation = getattr(activations, name)
-            own = None if activation is None else Rounding(activation.like(self._probe()), spatial=self._spatial)
-            setattr(self, name, own)
+        self.input, self.output = self._rounding(activations.input), self._rounding(activations.output)
         self._ready = {}
+
+    def _rounding(self, activation: Activation | None) -> Rounding | None:
+        return None if activation is None else Rounding(activation.like(self._probe()), spatial=self.spatial)
 
     def forward(self, inputs: Tensor, *further: Any, **named: Any) -> Tensor:
         """Return the output for `inputs`, both rounded where that is asked for."""
         output = self.compute(inputs if self.input is None else self.input(inputs), *further, **named)
         return output if self.output is None else self.output(output)
 
+    def fix_output(self, activation: Activation) -> None:
+        """Round the output so from now on."""
+        self.output = self._rounding(activation)
+
     def compute(self, inputs: Tensor) -> Tensor:
         """Return the output for inputs that are rounded already."""
         raise NotImplementedError
 
     @property
-    def _spatial(self) -> int:
+    def spatial(self) -> int:
         """How many axes follow that of the channels."""
         return 0
 
@@ -215,7 +220,8 @@ class QuantizedConvolution(QuantizedLayer):
         return self.convolution.weight(super().weight)
 
     @property
-    def _spatial(self) -> int:
+    def spatial(self) -> int:
+        """How many axes follow that of the channels."""
         return len(self.convolution.kernel)
 
     def compute(self, inputs: Tensor, output_size: Any = None) -> Tensor:

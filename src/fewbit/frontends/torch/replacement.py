@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from fewbit.activation import Activation
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import module_class
 from fewbit.frontends.torch.quantized import (
@@ -35,6 +36,10 @@ class TorchReplacement:
     def qtensor(self) -> QTensor:
         """The quantized weight."""
         return self.quantized.qtensor
+
+    def fix_output(self, activation: Activation) -> None:
+        """Round the output of the quantized form by a range that is known now."""
+        self.quantized.fix_output(activation)
 
     def install(self) -> None:
         """Put the quantized form into the model."""
