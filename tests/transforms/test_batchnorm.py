@@ -54,7 +54,7 @@ def test_the_folded_model_computes_the_same(case):
         # Another batch than that of the search, so it is the function that is equal, up to roundings of the weights.
         torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
     assert norms(net) == []
-    assert applied.sentences == ("1 BatchNorms were folded into the layers before them",)
+    assert applied.sentences == ("1 BatchNorm was folded into the layer before it",)
 
 
 def test_what_was_folded_can_be_taken_back_to_the_bit():
@@ -144,7 +144,7 @@ def test_a_preset_that_rounds_inputs_folds_first_and_the_report_says_so():
         expected = net(x)
     result = fb.quantize(net, "w8a8-static", calibration=[x])
     assert norms(result.model) == []
-    assert "1 BatchNorms were folded into the layers before them" in result.report.remarks
+    assert "1 BatchNorm was folded into the layer before it" in result.report.remarks
     with torch.no_grad():
         error = (result.model(x) - expected).square().mean() / expected.square().mean()
     assert 1e-6 < float(error) < 1e-2  # 20 dB at least: 8 bits leave about 40, and there are two layers

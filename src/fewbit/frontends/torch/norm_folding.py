@@ -77,7 +77,8 @@ def fold_norms(model: nn.Module, batch: Any, folded: _Folded) -> Applied:
     for fold in kept:
         fold.apply()
     left = [name for name in norms if name not in {fold.name for fold in kept}]
-    sentences = [f"{len(kept)} BatchNorms were folded into the layers before them"] if kept else []
+    many = f"{len(kept)} BatchNorms were folded into the layers before them"
+    sentences = [many if len(kept) > 1 else "1 BatchNorm was folded into the layer before it"] if kept else []
     if left:
         sentences.append(f"{_several(left)}: BatchNorm stays, no layer before it is read by it alone")
 
