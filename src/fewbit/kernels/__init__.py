@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Kernels by name, the first that does not refuse is taken.
 KERNELS = {
     "fbgemm": "fewbit.kernels.fbgemm:Fbgemm",
+    "int8pack": "fewbit.kernels.bfloat16_packs:Int8Pack",
+    "int4pack": "fewbit.kernels.bfloat16_packs:Int4Pack",
     "dequantize": "fewbit.kernels.dequantize:Dequantize",
 }
 
@@ -63,13 +65,14 @@ def select(request: Request) -> Kernel:
 
 
 def refusals(request: Request) -> dict[str, str]:
-    """Return why the kernels before the one selected are not."""
+    """Return why the kernels before the one selected are not, as far as they are for rounded inputs, or for others."""
     found: dict[str, str] = {}
     for kernel in _kernels():
         why = kernel.refusal(request)
         if why is None:
             break
-        found[kernel.name] = why
+        if kernel.rounds == (request.input is not None):
+            found[kernel.name] = why
     return found
 
 
