@@ -133,18 +133,19 @@ class Plan:
 
     def __str__(self) -> str:
         width = max([len(row.layer.name) for row in self.rows] + [len("everything else")])
-        lines = [f"{'layer':{width}}  {'shape':>14}  {'becomes':<18} {'before':>11}  {'after':>11}  notes"]
+        wide = max([len(row.becomes) for row in self.rows] + [18])
+        lines = [f"{'layer':{width}}  {'shape':>14}  {'becomes':<{wide}} {'before':>11}  {'after':>11}  notes"]
         for row in self.rows:
             shape = "x".join(str(size) for size in row.layer.shape)
             lines.append(
-                f"{row.layer.name:{width}}  {shape:>14}  {row.becomes:<18} {row.bytes_before:>11,}  "
+                f"{row.layer.name:{width}}  {shape:>14}  {row.becomes:<{wide}} {row.bytes_before:>11,}  "
                 f"{row.bytes_after:>11,}  {'; '.join(row.notes)}".rstrip()
             )
         rest = self.rest_bytes
-        lines.append(f"{'everything else':{width}}  {'':>14}  {'float':<18} {rest:>11,}  {rest:>11,}")
+        lines.append(f"{'everything else':{width}}  {'':>14}  {'float':<{wide}} {rest:>11,}  {rest:>11,}")
         ratio = self.bytes_before / max(self.bytes_after, 1)
         lines.append(
-            f"{'whole model':{width}}  {'':>14}  {'':<18} {self.bytes_before:>11,}  {self.bytes_after:>11,}  "
+            f"{'whole model':{width}}  {'':>14}  {'':<{wide}} {self.bytes_before:>11,}  {self.bytes_after:>11,}  "
             f"bytes as {self.storage_type}, {ratio:.2f} times smaller"
         )
         lines += [f"adapted: {text}" for text in self.adaptations]
