@@ -11,6 +11,7 @@ import fewbit as fb
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import canonical_weight
+from fewbit.kernels import select
 from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_input_scheme
 
@@ -154,6 +155,28 @@ def test_four_bit_weights_with_eight_bit_inputs(layer, given):
         found = result.model(data[0])
     noise = 10 * torch.log10(weights_alone.square().sum() / (found - weights_alone).square().sum())
     assert 30 < float(noise) < 60  # dB: 8 bits leave about 40 of a normal input
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("given", [None, "int8", "int8 tensor static"])
+def test_keywords_and_empty_batches_are_taken_as_by_the_float_layer(layer, given):
+    if layer == "Embedding" and given:
+        given = None
+    result, reference, data = quantized(layer, "int8 channel", given)
+    with torch.no_grad():
+        assert result.model[0](input=data[0]).shape == reference(input=data[0]).shape
+        assert result.model(data[0][:0]).shape == reference(data[0][:0]).shape
+
+
+@pytest.mark.parametrize(("dtype", "recipe", "kernel"), [
+    (torch.float32, "w8a16", "dequantize"), (torch.bfloat16, "w8a16", "int8pack"),
+    (torch.bfloat16, "w8a8", "dequantize"),
+])  # fmt: skip
+def test_the_report_names_the_kernel_that_runs(dtype, recipe, kernel):
+    net = nn.Sequential(nn.Linear(64, 32)).to(dtype)
+    result = fb.quantize(net, recipe, dtype="bfloat16")
+    runs = select(result.model[0].request(dtype)).name
+    assert result.report.layers[0].kernel.split(",")[0] == runs == kernel
 
 
 REFUSED = {

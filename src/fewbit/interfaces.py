@@ -231,11 +231,8 @@ class Frontend(Protocol):
     ) -> Replacement:
         """Return the quantized form of `layer`, not yet installed."""
 
-    def device(self, model: Any) -> str:
-        """Return the kind of device that the model lies on."""
-
-    def execution(self, layer: Layer, weight: Scheme, rounded: Scheme | None, device: str) -> Execution:
-        """Return what `layer` would run on with this weight and inputs rounded so, float32, on `device`."""
+    def execution(self, model: Any, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
+        """Return what `layer` would run on with this weight and inputs rounded so."""
 
     def tensors(self, model: Any, storage_type: ScaleType) -> Iterator[tuple[str, Array | QTensor | Activation]]:
         """Yield what a checkpoint stores: NumPy arrays by full name, floats as `storage_type`; QTensors by layer.

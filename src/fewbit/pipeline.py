@@ -146,7 +146,7 @@ def quantize(
     for replacement in replacements:
         replacement.install()
     report = replace(
-        report_of(made, solved, measured, frontend, frontend.device(live)),
+        report_of(made, solved, measured, frontend, live),
         remarks=(*sentences, *remarks_of(changed, solved, made, idle=given is not None and not data.batches)),
         seed=options.seed,
         command=options.command,
@@ -251,15 +251,15 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
         storage_type=storage_type,
         target=target,
     )
-    return replace(made, hints=_hints(made, frontend, frontend.device(model)))
+    return replace(made, hints=_hints(made, frontend, model))
 
 
-def _hints(made: Plan, frontend: Frontend, device: str) -> tuple[str, ...]:
+def _hints(made: Plan, frontend: Frontend, model: Any) -> tuple[str, ...]:
     """Return why layers whose inputs are rounded gain no speed on this machine."""
     slow: dict[str, list[str]] = {}
     for row in made.rows:
         if row.scheme and row.input:
-            found = frontend.execution(row.layer, row.scheme, row.input, device)
+            found = frontend.execution(model, row.layer, row.scheme, row.input)
             if not found.fast:
                 slow.setdefault(str(found), []).append(row.layer.name)
     return tuple(f"{several(names)}: {text}" for text, names in slow.items())

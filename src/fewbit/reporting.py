@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from fewbit.evaluation.side_by_side import Measured
 from fewbit.formats.scale_type import scale_fits
@@ -12,9 +13,9 @@ from fewbit.report.data import LayerReport, Report
 from fewbit.solving import Solved
 
 
-def report_of(made: Plan, solved: Mapping[str, Solved], measured: Measured, frontend: Frontend, device: str) -> Report:
+def report_of(made: Plan, solved: Mapping[str, Solved], measured: Measured, frontend: Frontend, model: Any) -> Report:
     """Return the report without what only the caller knows: time, memory, texts, seed and command."""
-    runs = [frontend.execution(row.layer, row.scheme, row.input, device) if row.scheme else None for row in made.rows]
+    runs = [frontend.execution(model, row.layer, row.scheme, row.input) if row.scheme else None for row in made.rows]
     layers = tuple(
         _layer_report(row, solved.get(row.layer.name), measured, own) for row, own in zip(made.rows, runs, strict=True)
     )

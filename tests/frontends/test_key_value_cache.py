@@ -11,8 +11,14 @@ from fewbit.frontends.torch.key_value_cache import key_value_cache
 from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_input_scheme
 
-DYNAMIC = ["int8", "int8 sym", "e4m3", "int8 tensor", "int4 g8", "int4 sym"]
-STATIC = ["int8 tensor static", "int8 channel static", "e4m3 tensor static", "int8 channel static absmax sym"]
+DYNAMIC = ["uint8", "uint8 tensor", "uint4", "nf4", "int8", "int8 sym", "e4m3", "int8 tensor", "int4 g8", "int4 sym"]
+STATIC = [
+    "uint8 channel static",
+    "int8 tensor static",
+    "int8 channel static",
+    "e4m3 tensor static",
+    "int8 channel static absmax sym",
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,14 @@ def test_fixed_ranges_are_those_that_calibration_saw(model, batches, text):
     scale, zero = scheme.grid.parameters(low.clamp(max=0), high.clamp(min=0))
     rounded = scheme.grid.rounded(exact.movedim(1, -1), scale, zero).movedim(-1, 1)
     assert torch.equal(found, rounded)
+
+
+@pytest.mark.parametrize("method", ["average", "percentile", "mse", "entropy"])
+def test_every_range_method_fixes_the_range_of_a_cache(model, batches, method):
+    expected = model(batches[0]).logits
+    found = model(batches[0], past_key_values=key_value_cache(model, f"int8 tensor static {method}", batches)).logits
+    # Of 8 bits and a range that may clip: two layers leave 15 dB at the least, noise in place of codes below 0.
+    assert 10 * torch.log10(expected.square().sum() / (expected - found).square().sum()).item() > 15
 
 
 def test_a_token_takes_its_codes_and_one_scale(model):
@@ -135,6 +149,8 @@ def test_what_is_no_scheme_of_a_cache_is_refused(model):
         key_value_cache(model, "int8 tensor static")
     with pytest.raises(SchemeError, match="a key-value cache has a scale a token, tensor or group, not 'channel'"):
         key_value_cache(model, "int8 channel")
+    with pytest.raises(NotYetError, match="a cache by 'int16 token asym', of more than 8 bits"):
+        key_value_cache(model, "int16")
     with pytest.raises(NotYetError, match="a cache by 'mxfp8', with a scale that is itself quantized"):
         key_value_cache(model, "mxfp8")
     sliding = copy.deepcopy(model)

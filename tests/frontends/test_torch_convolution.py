@@ -121,6 +121,23 @@ def test_the_forward_of_a_subclass_runs_on_the_quantized_weight():
     assert "rounded to nearest" in result.report.layers[0].remarks[0]  # its rows are not known
 
 
+def test_a_subclass_follows_the_mode_of_the_model():
+    class Dropping(nn.Conv2d):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return self.drop(super().forward(functional.dropout(x, 0.5, self.training)))
+
+    net = nn.Sequential(Dropping(3, 4, 1)).train()
+    model = fb.quantize(net, fb.Recipe([fb.Rule(".*", weight="int8")])).model
+    x = torch.randn(1, 3, 6, 6)
+    assert not torch.equal(model(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+    assert not torch.equal(model.train()(x), model(x))
+
+
 def test_a_subclass_with_numbers_of_its_own_is_left_alone():
     class Gained(nn.Conv2d):
         def __init__(self, *arguments):

@@ -1,7 +1,9 @@
 """FBGEMM computes what the schemes say: the codes to the bit, outputs up to the order of float32 sums."""
 
 import copy
+import multiprocessing
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 
 import fewbit as fb
 from fewbit.activation import Activation
-from fewbit.kernels import Request, fbgemm, refusals, select
+from fewbit.kernels import Request, fbgemm, refusals, rows_compiled, select
 from fewbit.kernels.dequantize import Dequantize
 from fewbit.kernels.fbgemm import Fbgemm
 from fewbit.qtensor import quantize
@@ -118,6 +120,57 @@ def test_a_row_with_nan_is_nan_and_others_are_not():
     found, _ = both(x, draw(4, 16), None, "int8")
     assert torch.isnan(found[1]).all()
     assert not torch.isnan(found[[0, 2]]).any()
+
+
+def test_nan_under_fixed_ranges_is_nan_too():
+    static = Activation(scheme=parse_input_scheme("int8 static sym"), scale=torch.tensor(0.03))
+    x = draw(3, 16)
+    x[1, 3] = float("nan")
+    found, reference = both(x, draw(4, 16), None, static)
+    assert torch.equal(torch.isnan(found), torch.isnan(reference))
+    assert torch.isnan(found).sum() == 4
+
+
+def test_gradients_reach_inputs_and_bias_as_they_do_in_the_reference():
+    quantized, bias = quantize(draw(8, 16), parse_scheme("int7 channel")), draw(8).requires_grad_()
+    static = Activation(scheme=parse_input_scheme("int8 static sym"), scale=torch.tensor(0.03))
+    found = Fbgemm().linear(draw(4, 16), Fbgemm().prepare(quantized), bias, static)
+    found.sum().backward()
+    assert torch.equal(bias.grad, torch.full((8,), 4.0))
+
+
+def test_another_engine_of_torch_is_refused_before_anything_is_packed(monkeypatch):
+    request = Request(
+        weight=parse_scheme("int7 channel"), input=parse_input_scheme("int8"), device="cpu", dtype="float32"
+    )
+    monkeypatch.setattr(fbgemm, "_ENGINES", ("none",))
+    assert "set it to 'x86'" in Fbgemm().refusal(request)
+    assert select(request) == Dequantize()
+
+
+def share_out(queue=None):
+    """Extremes of rows found by three threads; torch's own threads do not survive a fork, so none of them runs here."""
+    x, low, high = draw(4000, 64).numpy(), np.empty(4000, np.float32), np.empty(4000, np.float32)
+    rows_compiled.shared_out(rows_compiled.extremes, 3, [x, low, high])
+    if queue is not None:
+        queue.put(float(low.sum()))
+    return float(low.sum())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*")
+def test_a_forked_child_shares_out_with_threads_of_its_own():
+    here = share_out()
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=share_out, args=(queue,), daemon=True)
+    child.start()
+    child.join(timeout=20)
+    try:
+        assert child.exitcode == 0
+        assert queue.get() == here
+    finally:
+        child.kill()
 
 
 @pytest.mark.parametrize("rows", [0, 1])

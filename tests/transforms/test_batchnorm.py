@@ -110,7 +110,35 @@ class Before(nn.Sequential):
         super().__init__(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
 
 
-@pytest.mark.parametrize("kind", [Residual, Twice, InPlace, Before])
+class LooksInto(nn.Sequential):
+    """Its forward reads a number of the norm."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def forward(self, x):
+        return super().forward(x.to(self[1].weight.dtype))
+
+
+class Made(nn.Sequential):
+    """The convolution's weight is made from others at each call."""
+
+    def __init__(self):
+        super().__init__(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3))
+
+
+class OtherAxis(nn.Module):
+    """The norm's features are the rows of the linear layer's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 5), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.linear(x[:, :, 0]))
+
+
+@pytest.mark.parametrize("kind", [Residual, Twice, InPlace, Before, LooksInto, Made, OtherAxis])
 def test_a_norm_that_cannot_be_folded_stays_and_is_named(kind):
     net = trained(kind(), 3, 4, 4)
     x = torch.randn(2, 3, 4, 4)
@@ -121,6 +149,28 @@ def test_a_norm_that_cannot_be_folded_stays_and_is_named(kind):
     assert norms(net) == names
     assert "BatchNorm stays, no layer before it is read by it alone" in applied.sentences[0]
     assert applied.sentences[0].startswith(names[0])
+
+
+class ByName(nn.Module):
+    """The norm is called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(input=self.conv(input=x))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_calls_by_keyword_and_inference_mode_are_no_obstacle(mode):
+    net = trained(ByName(), 3, 4, 4)
+    with mode():
+        x = torch.randn(2, 3, 4, 4)
+        expected = net(x)
+        fold(net, x)
+        torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
+    assert norms(net) == []
 
 
 def test_one_that_cannot_be_folded_does_not_keep_the_others_from_it():

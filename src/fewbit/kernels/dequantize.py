@@ -41,9 +41,16 @@ class Dequantize:
         return functional.linear(inputs, prepared.dequantize().to(inputs.dtype), bias)
 
 
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a gradient is to flow back to one of the tensors, for which the fast operators have none."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def embedding(indices: Tensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
     """Return the rows of `weight` at `indices`; only those are dequantized."""
     rows = indices.reshape(-1)
+    if not len(rows):
+        return torch.empty(*indices.shape, weight.shape[1], dtype=dtype, device=weight.codes.device)
     if weight.scheme.granularity.box(weight.shape)[0] > 1:  # rows share scales: tensor, tile
         return weight.dequantize()[rows].to(dtype).reshape(*indices.shape, -1)  # type: ignore[no-any-return]
     picked = QTensor(

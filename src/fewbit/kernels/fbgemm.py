@@ -17,6 +17,7 @@ from torch import Tensor
 from fewbit.activation import Activation
 from fewbit.formats.integer import Int
 from fewbit.kernels import Request
+from fewbit.kernels.dequantize import Dequantize, wants_gradient
 from fewbit.numerics.namespace import to_numpy
 from fewbit.qtensor import QTensor, quantize
 from fewbit.ranges.absmax import AbsMax
@@ -24,6 +25,8 @@ from fewbit.ranges.minmax import MinMax
 from fewbit.schemes.granularity import PerChannel, PerTensor, PerToken
 from fewbit.schemes.scheme import Scheme
 
+#: Engines of torch that pack a weight for it.
+_ENGINES = ("x86", "fbgemm")
 #: The largest magnitude of a weight's code where pairs of products are added in 16 bits.
 _LARGEST = 64
 
@@ -35,6 +38,8 @@ class Prepared:
     packed: Any
     sums: Tensor
     zeros: Tensor
+    #: As it is stored, for gradients.
+    weight: QTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class Fbgemm:
             )
             packed = torch.ops.quantized.linear_prepack(weight, None)
         sums = qtensor.codes.sum(dim=1, dtype=torch.float32) * scale
-        return Prepared(packed, sums, torch.zeros_like(sums))
+        return Prepared(packed, sums, torch.zeros_like(sums), qtensor)
 
     def linear(
         self, inputs: Tensor, prepared: Prepared, bias: Tensor | None, activation: Activation | None = None
@@ -71,6 +76,8 @@ class Fbgemm:
         from fewbit.kernels import rows_compiled as compiled
 
         assert activation is not None  # `refusal` says so
+        if wants_gradient(inputs, bias):
+            return Dequantize().linear(inputs, prepared.weight, bias, activation)
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).contiguous()
         if not rows.numel():
             return inputs.new_empty(*inputs.shape[:-1], len(prepared.sums))
@@ -122,6 +129,8 @@ def _missing(request: Request) -> str | None:
         return f"it returns float32, not {request.dtype}"
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return "torch has no FBGEMM on this processor"
+    if torch.backends.quantized.engine not in _ENGINES:
+        return f"torch.backends.quantized.engine is {torch.backends.quantized.engine!r}; set it to 'x86'"
     return None
 
 

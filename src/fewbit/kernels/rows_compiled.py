@@ -6,6 +6,7 @@ Threads are those of an executor: numba's own may be entered by one thread only.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -89,10 +90,14 @@ def to_codes(x: Any, scale: Any, zero: Any, codes: Any, numbers: Any) -> None:
     for row in range(x.shape[0]):
         inverse = np.float32(1.0) / scale[row]
         own = zero[row]
+        nan = False
         for column in range(x.shape[1]):
             value = x[row, column]
+            nan |= np.isnan(value)
             value = value if abs(value) >= _LEAST else np.float32(0.0)  # as the reference flushes
             codes[row, column] = min(max(np.rint(value * inverse) + own, low), high) - middle
+        if nan:  # no code stands for it, so the whole row of outputs does
+            scale[row] = np.nan
 
 
 @_compiled
@@ -132,3 +137,7 @@ def shared_out(work: Callable[..., None], threads: int, rows: list[Any], *rest: 
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="fewbit")
+
+
+if hasattr(os, "register_at_fork"):  # a child has the executor, but none of its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)

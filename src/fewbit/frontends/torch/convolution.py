@@ -102,6 +102,12 @@ class Convolution:
         """Return the input as (..., channels)."""
         return inputs.movedim(-1 - len(self.kernel), -1)
 
+    def in_mode(self, training: bool) -> Convolution:
+        """Return it with the mode of the forward of a subclass, whose parts are not those of the model."""
+        if self.own is not None:
+            self.own.train(training)
+        return self
+
     def apply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None, output_size: Any = None) -> Tensor:
         """Return the convolution of `inputs` with a weight in the module's own shape."""
         if self.own is not None:
@@ -164,6 +170,7 @@ def _has_more(module: nn.Module) -> bool:
 def _without_numbers(module: nn.Module) -> nn.Module:
     shell = copy.copy(module)
     shell._parameters = {}
+    shell._modules = {name: copy.deepcopy(part) for name, part in module._modules.items()}
     return shell
 
 

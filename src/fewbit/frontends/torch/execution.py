@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.interfaces import Execution, Layer
 from fewbit.kernels import Request, refusals, select
 from fewbit.schemes.scheme import Scheme
 
 
-def execution(layer: Layer, weight: Scheme, rounded: Scheme | None, device: str) -> Execution:
-    """Return how `layer` runs with this weight and these inputs, which are float32, on `device`."""
+def execution(model: nn.Module, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
+    """Return how `layer` runs with this weight and these inputs, where it lies and in the type that it has."""
     if layer.kind == "embedding":
         return Execution(kernel="rows", fast=True)  # a few rows are dequantized, none is multiplied
     if layer.kind == "conv":
         return Execution(kernel="dequantize", fast=False, why=("no integer kernel takes a convolution",))
-    request = Request(weight=weight, input=rounded, device=device, dtype="float32")
+    dtype, device = _place(model.get_submodule(layer.name))
+    # A model without numbers is one that will be loaded on the CPU.
+    request = Request(weight=weight, input=rounded, device=device if device != "meta" else "cpu", dtype=dtype)
     kernel = select(request)
     return Execution(kernel=kernel.name, fast=kernel.fast, why=tuple(dict.fromkeys(refusals(request).values())))
+
+
+def _place(module: Any) -> tuple[str, str]:
+    if isinstance(module, QuantizedLayer):
+        dtype: torch.dtype = module.dtype
+        device: torch.device = module.qtensor.codes.device
+    else:
+        dtype, device = module.weight.dtype, module.weight.device
+    return str(dtype).removeprefix("torch."), device.type

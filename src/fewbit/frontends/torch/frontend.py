@@ -75,14 +75,9 @@ class TorchFrontend:
         """Return the quantized form of `layer`, not yet installed."""
         return TorchReplacement(model, layer, qtensor, activations or Activations())
 
-    def execution(self, layer: Layer, weight: Scheme, rounded: Scheme | None, device: str) -> Execution:
+    def execution(self, model: nn.Module, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on."""
-        return execution(layer, weight, rounded, device)
-
-    def device(self, model: nn.Module) -> str:
-        """Return the kind of device that the model lies on, by its first parameter."""
-        first = next(model.parameters(), None)
-        return first.device.type if first is not None and not first.is_meta else "cpu"
+        return execution(model, layer, weight, rounded)
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`; QTensors and static inputs by layer."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from fewbit.activation import Activation
+from fewbit.catalogue import lookup
 from fewbit.errors import CalibrationError, NotYetError, SchemeError
 from fewbit.frontends.torch.calls import Call
 from fewbit.frontends.torch.canonical import from_canonical, to_canonical
@@ -23,7 +24,7 @@ from fewbit.qtensor import quantize, scale_shape
 from fewbit.schemes.granularity import PerGroup, PerTensor, PerToken
 from fewbit.schemes.notation import parse_input_scheme
 from fewbit.schemes.scheme import Scheme
-from fewbit.statistics.extremes import Extremes
+from fewbit.statistics import STATISTICS
 
 
 def key_value_cache(model: Any, scheme: str | Scheme = "int8", calibration: Sequence[Any] = ()) -> KeyValueCache:
@@ -44,6 +45,8 @@ def key_value_cache(model: Any, scheme: str | Scheme = "int8", calibration: Sequ
     parsed = parse_input_scheme(scheme) if isinstance(scheme, str) else scheme
     if parsed.granularity not in (PerToken(), PerTensor()) and not (parsed.static or _is_group(parsed)):
         raise SchemeError(f"a key-value cache has a scale a token, tensor or group, not '{parsed.granularity.name}'")
+    if parsed.format.bits > 8 or parsed.scale_type not in (None, "float32"):
+        raise NotYetError(f"a cache by '{parsed}', of more than 8 bits or with 16-bit scales, is not in this version")
     if parsed.scale_scheme is not None or parsed.float_zero:
         raise NotYetError(
             f"a cache by '{parsed}', with a scale that is itself quantized or a float zero, is not in this version"
@@ -52,8 +55,8 @@ def key_value_cache(model: Any, scheme: str | Scheme = "int8", calibration: Sequ
     if not parsed.static:
         same = Activation(scheme=parsed)
         return KeyValueCache([RoundedLayer(same, same) for _ in range(count)])
-    seen = _observed(model, count, calibration)
-    return KeyValueCache([RoundedLayer(*(own.activation(parsed) for own in pair)) for pair in seen])
+    seen = _observed(model, [(_Seen(parsed), _Seen(parsed)) for _ in range(count)], calibration)
+    return KeyValueCache([RoundedLayer(*(own.activation() for own in pair)) for pair in seen])
 
 
 class KeyValueCache(Cache):
@@ -108,21 +111,25 @@ class RoundedLayer(DynamicLayer):
 
 @dataclass(slots=True)
 class _Seen:
-    """The extremes of each head."""
+    """What a range method wants to know of the heads."""
 
-    heads: Extremes | None = None
+    scheme: Scheme
+    statistic: Any = None
 
     def update(self, states: Tensor) -> None:
         rows = states.detach().movedim(1, -1).reshape(-1, states.shape[1])
-        self.heads = self.heads or Extremes.init(rows.shape[1], rows)
-        self.heads.update(rows)
+        name = self.scheme.ranging.statistic
+        if name is None:
+            return
+        self.statistic = self.statistic or lookup(STATISTICS, name, what="statistic").init(rows.shape[1], rows)
+        self.statistic.update(rows)
 
-    def activation(self, scheme: Scheme) -> Activation:
-        if self.heads is None:
+    def activation(self) -> Activation:
+        if self.statistic is None and self.scheme.ranging.statistic:
             raise CalibrationError(
-                f"a cache by '{scheme}' needs calibration: batches of token ids that reach every layer"
+                f"a cache by '{self.scheme}' needs calibration: batches of token ids that reach every layer"
             )
-        return Activation.calibrated(scheme, self.heads)
+        return Activation.calibrated(self.scheme, self.statistic)
 
 
 class _Observing(DynamicLayer):
@@ -139,8 +146,7 @@ class _Observing(DynamicLayer):
         return found
 
 
-def _observed(model: Any, count: int, batches: Sequence[Any]) -> list[tuple[_Seen, _Seen]]:
-    seen = [(_Seen(), _Seen()) for _ in range(count)]
+def _observed(model: Any, seen: list[tuple[_Seen, _Seen]], batches: Sequence[Any]) -> list[tuple[_Seen, _Seen]]:
     for batch in batches:
         cache = KeyValueCache([_Observing(*pair) for pair in seen])
         Call((batch,), {"past_key_values": cache, "use_cache": True}).run(model)
@@ -196,9 +202,13 @@ def _values(stored: Tensor, rounding: Activation, width: int) -> Tensor:
     cut = end + 4 * scale_shape(shape, scheme)[-1]
     tensors = {"codes": stored[..., :end], "scale": stored[..., end:cut].contiguous().view(torch.float32)}
     if not scheme.symmetric:
-        tensors["zero_point"] = stored[..., cut:].contiguous().view(torch.int8)
+        tensors["zero_point"] = stored[..., cut:].contiguous().view(torch.int8 if _signed(scheme) else torch.uint8)
     values = from_canonical(tensors, scheme, shape).dequantize()
     return values
+
+
+def _signed(scheme: Scheme) -> bool:
+    return scheme.grid.integer.signed
 
 
 def _beside_heads(number: Tensor) -> Tensor:

@@ -53,9 +53,9 @@ class QuantizedLayer(nn.Module):
     def _rounding(self, activation: Activation | None) -> Rounding | None:
         return None if activation is None else Rounding(activation.like(self._probe()), spatial=self.spatial)
 
-    def forward(self, inputs: Tensor, *further: Any, **named: Any) -> Tensor:
-        """Return the output for `inputs`, both rounded where that is asked for."""
-        output = self.compute(inputs if self.input is None else self.input(inputs), *further, **named)
+    def forward(self, input: Tensor, *further: Any, **named: Any) -> Tensor:  # noqa: A002  # as torch's own layers
+        """Return the output for `input`, both rounded where that is asked for."""
+        output = self.compute(input if self.input is None else self.input(input), *further, **named)
         return output if self.output is None else self.output(output)
 
     def fix_output(self, activation: Activation) -> None:
@@ -176,13 +176,13 @@ class QuantizedLinear(QuantizedLayer):
         self.register_parameter("bias", bias)
         self.out_features, self.in_features = qtensor.shape
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the output for `inputs (..., in)` as (..., out), both rounded where that is asked for."""
-        if self._held is not None and self._held.dtype == inputs.dtype:
-            return super().forward(inputs)
-        kernel, prepared = self._kernel(inputs.dtype)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as torch's own layers
+        """Return the output for `input (..., in)` as (..., out), both rounded where that is asked for."""
+        if self._held is not None and self._held.dtype == input.dtype:
+            return super().forward(input)
+        kernel, prepared = self._kernel(input.dtype)
         activation = self.input.activation if self.input is not None else None
-        output = kernel.linear(inputs, prepared, self.bias, activation)
+        output = kernel.linear(input, prepared, self.bias, activation)
         return output if self.output is None else self.output(output)
 
     def compute(self, inputs: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class QuantizedConvolution(QuantizedLayer):
     def compute(self, inputs: Tensor, output_size: Any = None) -> Tensor:
         """Return what the float convolution would with the dequantized weight."""
         weight = self._held if self._held is not None else self.weight
-        return self.convolution.apply(inputs, weight.to(inputs.dtype), self.bias, output_size)
+        return self.convolution.in_mode(self.training).apply(inputs, weight.to(inputs.dtype), self.bias, output_size)
 
 
 class QuantizedEmbedding(QuantizedLayer):

@@ -35,6 +35,8 @@ class Rounding(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Return `values` rounded."""
         shape = values.shape
+        if not values.numel():
+            return values
         if self.spatial and isinstance(self.scheme.granularity, PerToken):
             # Without an axis of samples there is one.
             values = values.reshape(shape[0] if len(shape) > self.spatial + 1 else 1, -1)
