@@ -20,8 +20,9 @@ def execution(model: nn.Module, layer: Layer, weight: Scheme, rounded: Scheme | 
     if layer.kind == "conv":
         return Execution(kernel="dequantize", fast=False, why=("no integer kernel takes a convolution",))
     dtype, device = _place(model.get_submodule(layer.name))
-    # A model without numbers is one that will be loaded on the CPU.
-    request = Request(weight=weight, input=rounded, device=device if device != "meta" else "cpu", dtype=dtype)
+    if device == "meta":  # a model without numbers is one that will be loaded on the CPU, in float32
+        dtype, device = "float32", "cpu"
+    request = Request(weight=weight, input=rounded, device=device, dtype=dtype)
     kernel = select(request)
     return Execution(kernel=kernel.name, fast=kernel.fast, why=tuple(dict.fromkeys(refusals(request).values())))
 
