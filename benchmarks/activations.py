@@ -104,7 +104,7 @@ def encoder_part(_: argparse.Namespace) -> None:
     expected = embed(reference)
     table(["weights", "inputs", "cosine, mean", "cosine, least", "1 x 32, times as fast", "16 x 128"], 2)
     for scheme in WEIGHTS:
-        for given in ("int8 token asym", "int8 token", "int8 tensor"):
+        for given in ("int8 token asym", "int8 token sym", "int8 tensor"):
             model = fb.quantize(folder, recipe(scheme, given)).model
             cosine = (embed(model) * expected).sum(1)
             speeds = []
@@ -135,7 +135,7 @@ def language_part(given: argparse.Namespace) -> None:
     cases = [
         (scheme, form)
         for scheme in ("int8 channel", "int7 channel narrow")
-        for form in ("int8 token asym", "int8 token")
+        for form in ("int8 token asym", "int8 token sym")
     ]
     for scheme, form in [*cases, ("int4 g64", "int8 token asym"), ("e4m3 channel", "e4m3 token")]:
         model = fb.quantize(copy.deepcopy(reference), recipe(scheme, form)).model
