@@ -121,6 +121,13 @@ def test_the_forward_of_a_subclass_runs_on_the_quantized_weight():
     assert "rounded to nearest" in result.report.layers[0].remarks[0]  # its rows are not known
 
 
+def test_a_forward_that_calibration_put_upon_a_module_is_not_that_of_its_quantized_form():
+    module = Padding(6, 8, 3)
+    module.forward = lambda x: pytest.fail("the forward of the instance ran")
+    own, x = Convolution.of(module), torch.randn(1, 6, 5, 5)
+    assert torch.equal(own.apply(x, module.weight, module.bias), Padding.forward(module, x))
+
+
 def test_a_subclass_follows_the_mode_of_the_model():
     class Dropping(nn.Conv2d):
         def __init__(self, *arguments):

@@ -170,6 +170,8 @@ def _has_more(module: nn.Module) -> bool:
 def _without_numbers(module: nn.Module) -> nn.Module:
     shell = copy.copy(module)
     shell._parameters = {}
+    # Calibration waits in a forward that is put upon the module itself; the one of the class is meant.
+    shell.__dict__.pop("forward", None)
     shell._modules = {name: copy.deepcopy(part) for name, part in module._modules.items()}
     return shell
 
