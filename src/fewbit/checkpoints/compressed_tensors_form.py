@@ -7,15 +7,29 @@ inputs to `float-quantized`. Source: compressed-tensors 0.20, the order in which
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fewbit.formats.integer import Int
 from fewbit.interfaces import QuantizedLayer
+from fewbit.schemes.granularity import PerGroup
 from fewbit.schemes.scheme import Scheme
 
 #: The word of each form, and the type of weights that it holds.
 FORMS = {"pack-quantized": "int", "int-quantized": "int", "naive-quantized": "float", "float-quantized": "float"}
 #: The word of the only one that packs.
 PACKED = "pack-quantized"
+
+
+def entry(scheme: Scheme) -> dict[str, Any]:
+    """Return what a config group says of a scheme, be it that of weights or of inputs."""
+    granularity = scheme.granularity
+    return {
+        "num_bits": scheme.format.bits,
+        "type": "int" if isinstance(scheme.format, Int) else "float",
+        "symmetric": scheme.symmetric,
+        "strategy": "group" if isinstance(granularity, PerGroup) else granularity.name,
+        "group_size": granularity.size if isinstance(granularity, PerGroup) else None,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.compressed_tensors_form import entry
 from fewbit.checkpoints.compressed_tensors_layer import Arrays, alike, require_within
 from fewbit.checkpoints.safetensors_file import numpy_type
 from fewbit.errors import CheckpointError, NotYetError, SchemeError
@@ -55,15 +56,7 @@ def input_problem(scheme: Scheme) -> str | None:
 
 def input_entry(scheme: Scheme) -> dict[str, Any]:
     """Return the `input_activations` of a config group."""
-    granularity = scheme.granularity
-    return {
-        "num_bits": scheme.format.bits,
-        "type": "int" if isinstance(scheme.format, Int) else "float",
-        "symmetric": scheme.symmetric,
-        "strategy": "group" if isinstance(granularity, PerGroup) else granularity.name,
-        "group_size": granularity.size if isinstance(granularity, PerGroup) else None,
-        "dynamic": not scheme.static,
-    }
+    return {**entry(scheme), "dynamic": not scheme.static}
 
 
 def require_input(name: str, scheme: Scheme | None, stored: Mapping[str, StoredTensor]) -> None:

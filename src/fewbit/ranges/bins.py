@@ -6,11 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.numerics.namespace import Array
+from fewbit.ranges import RangeMethod
+from fewbit.ranges.grid import Grid
 
-def weighted(seen: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the values that were seen, to 1/1024 of each, in rising order, and how often, both float32."""
+
+def searched(method: RangeMethod, seen: Any, grid: Grid) -> tuple[Array, Array]:
+    """Return the bounds that a method which searches finds for what was seen, each value as often as it was seen."""
     middles, counts = seen.result()
-    return middles, counts.astype(np.float32)
+    low, high = method(middles[None, :], (1,), grid, counts.astype(np.float32)[None, :])
+    return low.reshape(()), high.reshape(())
 
 
 def quantile(seen: Any, share: float, *, magnitudes: bool) -> np.ndarray[Any, Any]:

@@ -14,7 +14,7 @@ from fewbit.numerics.loop import repeat
 from fewbit.numerics.namespace import Array, array_namespace, constants_like, settled
 from fewbit.numerics.summation import tree_sum
 from fewbit.ranges.absmax import AbsMax
-from fewbit.ranges.bins import weighted
+from fewbit.ranges.bins import searched
 from fewbit.ranges.grid import Grid, pieces
 from fewbit.ranges.minmax import MinMax
 from fewbit.ranges.search import Best, Search
@@ -69,9 +69,7 @@ class LeastSquares:
 
     def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
         """Return the best bounds for the values that were seen, each counting as often as it was."""
-        values, counts = weighted(seen)
-        low, high = self(values[None, :], (1,), grid, counts[None, :])
-        return low.reshape(()), high.reshape(())
+        return searched(self, seen, grid)
 
 
 def _refit(search: Search, low: Array, high: Array) -> tuple[Array, Array]:

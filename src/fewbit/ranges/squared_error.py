@@ -12,7 +12,7 @@ from typing import Any
 from fewbit.errors import SchemeError
 from fewbit.numerics.namespace import Array
 from fewbit.ranges.absmax import AbsMax
-from fewbit.ranges.bins import weighted
+from fewbit.ranges.bins import searched
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.minmax import MinMax
 from fewbit.ranges.search import Search
@@ -51,6 +51,4 @@ class SquaredError:
 
     def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
         """Return the best bounds for the values that were seen, each counting as often as it was."""
-        values, counts = weighted(seen)
-        low, high = self(values[None, :], (1,), grid, counts[None, :])
-        return low.reshape(()), high.reshape(())
+        return searched(self, seen, grid)

@@ -6,7 +6,7 @@ A candidate is a norm that is given the very tensor that a linear layer or convo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fewbit.frontends.torch.calls import copied, run_batch, same
 from fewbit.frontends.torch.convolution import Convolution
+from fewbit.problems import several
 from fewbit.transforms import Applied
 from fewbit.transforms.batchnorm import BatchNorm
 
@@ -68,7 +69,7 @@ def fold_norms(model: nn.Module, batch: Any, folded: _Folded) -> Applied:
     if not norms:
         return Applied(sentences=())
     if batch is None:
-        return Applied(sentences=(f"{_several(norms)}: BatchNorm stays, for no data shows what it follows; give some",))
+        return Applied(sentences=(f"{several(norms)}: BatchNorm stays, for no data shows what it follows; give some",))
     pairs = _candidates(model, batch, norms)
     folds = [_Fold(model, pair, folded) for pair in pairs]
     run = partial(run_batch, model, batch, every_score=True)
@@ -80,18 +81,13 @@ def fold_norms(model: nn.Module, batch: Any, folded: _Folded) -> Applied:
     many = f"{len(kept)} BatchNorms were folded into the layers before them"
     sentences = [many if len(kept) > 1 else "1 BatchNorm was folded into the layer before it"] if kept else []
     if left:
-        sentences.append(f"{_several(left)}: BatchNorm stays, no layer before it is read by it alone")
+        sentences.append(f"{several(left)}: BatchNorm stays, no layer before it is read by it alone")
 
     def restore() -> None:
         for fold in kept:
             fold.restore()
 
     return Applied(sentences=tuple(sentences), restore=restore)
-
-
-def _several(names: Collection[str]) -> str:
-    first = next(iter(names))
-    return f"{first} and {len(names) - 1} more" if len(names) > 1 else first
 
 
 def _equal(folds: list[_Fold], run: Callable[[], Any], expected: Any) -> bool:
