@@ -83,7 +83,7 @@ def decoding_part(_: argparse.Namespace) -> None:
     for kernel, text in ((Int8Pack(), "int8 channel"), (Int4Pack(), "int4 g64")):
         scheme = parse_scheme(text).stored_as("bfloat16")
         prepared = kernel.prepare(quantize(weight, scheme))
-        for rows in (1, 4, 8):
+        for rows in (1, 4, 8, 64, 65):
             x = torch.randn(rows, 2048).bfloat16()
             slow, fast = timed(partial(functional.linear, x, plain), partial(kernel.linear, x, prepared, None))
             line(rows, text, kernel.name, f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", f"{slow / fast:.2f}")

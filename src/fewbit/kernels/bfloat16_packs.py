@@ -1,7 +1,7 @@
 """Weights of 8 and 4 bits times a few rows of bfloat16, by the operators that torch brings for decoding on the CPU.
 
-y = sum_k x_k (code_k s): codes are read instead of a weight of two to four times their size. Beyond a few rows the
-product itself counts, and a dequantized weight is faster.
+y = sum_k x_k (code_k s): codes are read instead of a weight of two to four times their size. For many rows the product
+itself counts, and dequantizing the weight once is faster.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fewbit.qtensor import QTensor
 from fewbit.schemes.granularity import PerChannel, PerGroup
 from fewbit.schemes.scheme import Scheme
 
-#: Rows up to which reading the weight is what takes the time.
-_FEW = 4
+#: Rows up to which they are faster than dequantizing; that they are faster than float holds for one to four.
+_FEW = 64
 _GROUPS = (32, 64, 128, 256)
 #: Widths are multiples of this: torch 2.13 goes by 8 numbers on AVX2 and by 16 on AVX512, and has no tail.
 _WIDTHS = 32
