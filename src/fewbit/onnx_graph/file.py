@@ -1,0 +1,120 @@
+"""Read and write ONNX files: checked before use, weights mapped from disk, external data inside the file's folder only.
+
+A protobuf holds 2 GiB at most; what is larger keeps its numbers in `NAME.data` beside it (onnx, ExternalData.md).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from fewbit.errors import CheckpointError, SourceError
+
+#: Bytes of weights from which a file gets external data; protobuf stops at 2 GiB, structure included.
+INLINE = 1 << 30
+
+
+def read_model(path: str | Path) -> ir.Model:
+    """Return the model at `path`; numbers in external files stay on disk until they are asked for.
+
+    Raises:
+        SourceError: no file, no ONNX model, an invalid graph, or external data that is missing, short or elsewhere.
+
+    """
+    path = Path(path)
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise SourceError(f"{path} is no ONNX file, or cut short: {error}; fetch or export it again") from error
+    if not proto.graph.node or not proto.opset_import:
+        raise SourceError(f"{path} holds no graph of operators; is it an ONNX model?")
+    try:
+        model = ir.from_proto(proto)
+    except (ValueError, TypeError, KeyError) as error:
+        raise SourceError(f"{path} is not valid ONNX: {_first_line(error)}; export it again") from error
+    ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    for tensor in _external(model):
+        _require_data(tensor, path)
+    try:
+        onnx.checker.check_model(path)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise SourceError(f"{path} is not valid ONNX: {_first_line(error)}; export it again") from error
+    return model
+
+
+def write_model(model: ir.Model, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write `model` to `path`, with its numbers in `NAME.data` beside it where they are many; return the path.
+
+    It is written into a hidden folder beside `path` and moved when complete.
+
+    Raises:
+        CheckpointError: `path` exists, or cannot be written.
+
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the name of a file, such as {path / 'model.onnx'}")
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{path} exists; choose another name, or overwrite it")
+    data = path.with_name(f"{path.name}.data")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    large = weight_bytes(model) > INLINE
+    try:
+        partial.mkdir(parents=True)
+        ir.save(model, partial / path.name, external_data=data.name if large else None)
+        if large:
+            (partial / data.name).replace(data)
+        (partial / path.name).replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of all initializers, those of subgraphs too."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Yield every tensor of the model that lies in another file."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    yield attribute.value
+
+
+def _require_data(tensor: ir.ExternalTensor, path: Path) -> None:
+    """Raise `SourceError` where the numbers of `tensor` are missing, outside of the folder, or cut short."""
+    folder = path.parent.resolve()
+    data = (folder / str(tensor.location)).resolve()
+    what = f"{path}: tensor {tensor.name!r} lies in {str(tensor.location)!r}"
+    if not str(tensor.location) or not data.is_relative_to(folder):
+        raise SourceError(f"{what}, outside of the model's folder; put both files into one folder")
+    if not data.is_file():
+        raise SourceError(f"{what}, which is missing; put it beside the model")
+    end = (tensor.offset or 0) + tensor.nbytes
+    if end > data.stat().st_size:
+        raise SourceError(f"{what} up to byte {end}, but that has {data.stat().st_size}; fetch it again")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
