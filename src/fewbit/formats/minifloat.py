@@ -6,12 +6,14 @@ Subnormals are k = 0; r = 2^(m+1) carries into the next binade by itself. Source
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.lookup import look_up, rank
-from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace, stop_gradient
+from fewbit.numerics.float_bits import exponents, times_power
+from fewbit.numerics.lookup import look_up
+from fewbit.numerics.namespace import SMALLEST_NORMAL, Array, array_namespace, compiling, stop_gradient
 from fewbit.numerics.rounding import straight_through, to_whole
 
 #: Which codes are not numbers. `fn`: the highest magnitude is NaN. `fnuz`: the code of -0 is NaN. `ieee`: the top
@@ -37,10 +39,6 @@ class Float:
     specials: Specials = "fn"
     #: The finite magnitudes by code, ascending from 0.
     magnitudes: tuple[float, ...] = field(init=False, repr=False, compare=False)
-    #: Where binades 1, 2, ... begin.
-    borders: tuple[float, ...] = field(init=False, repr=False, compare=False)
-    #: The distance of neighbours in binades 0, 1, ...
-    steps: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (2 <= self.exponent <= 8 and 1 <= self.mantissa <= 10):
@@ -54,9 +52,6 @@ class Float:
             raise SchemeError(
                 f"{self.name} with bias {self.bias} leaves the range of float32; use a bias nearer {usual}"
             )
-        borders, steps = _binades(self)
-        object.__setattr__(self, "borders", borders)
-        object.__setattr__(self, "steps", steps)
 
     @property
     def name(self) -> str:
@@ -120,18 +115,25 @@ class Float:
 
     def decode(self, codes: Array) -> Array:
         """Return the float32 values of `codes`, each below 2^bits and none of them special."""
-        positive = self.magnitudes
-        half = [*positive, *[float("nan")] * (2 ** (self.bits - 1) - len(positive))]
-        minus_zero = float("nan") if self.specials == "fnuz" else -0.0
-        return look_up([*half, minus_zero, *[-value for value in half[1:]]], codes)
+        if not compiling(codes):  # then a table is read faster than this is computed
+            positive = self.magnitudes
+            half = [*positive, *[float("nan")] * (2 ** (self.bits - 1) - len(positive))]
+            minus_zero = float("nan") if self.specials == "fnuz" else -0.0
+            return look_up([*half, minus_zero, *[-value for value in half[1:]]], codes)
+        xp = array_namespace(codes)
+        patterns = xp.astype(codes, xp.int32)
+        field = (patterns & (2 ** (self.bits - 1) - 1)) >> self.mantissa
+        units = (patterns & (2**self.mantissa - 1)) + xp.astype(field > 0, xp.int32) * 2**self.mantissa
+        magnitude = self._magnitude(xp.astype(units, xp.float32), xp.clip(field - 1, 0, self._binades - 1))
+        return xp.where(patterns >= 2 ** (self.bits - 1), -magnitude, magnitude)
 
     def round(self, values: Array, noise: Array | None = None) -> Array:
         """Return the nearest level of each of `values` as float32; gradients pass straight through."""
         xp = array_namespace(values)
         binade, units = self._position(stop_gradient(values), noise)
-        magnitude = _times(units, self.steps, binade)
+        magnitude = self._magnitude(units, binade)
         rounded = xp.where(values < 0, -magnitude, magnitude)
-        beyond = self.maximum + self.steps[-1] / 2
+        beyond = self.maximum + 2.0 ** (self._lowest + self._binades - 2)
         return straight_through(values, rounded, -beyond, beyond)
 
     def to_unsigned(self, codes: Array) -> Array:
@@ -145,10 +147,25 @@ class Float:
     def _position(self, values: Array, noise: Array | None) -> tuple[Array, Array]:
         """Return the binade k and the rounded number of steps r (float32) of each |value|."""
         xp = array_namespace(values)
-        magnitude = xp.clip(xp.abs(values), 0.0, self.maximum)
-        binade = rank(self.borders, magnitude)
-        inverse = tuple([1.0 / step for step in self.steps])
-        return binade, to_whole(_times(magnitude, inverse, binade), noise)
+        magnitude = xp.clip(xp.abs(xp.astype(values, xp.float32, copy=False)), 0.0, self.maximum)
+        binade = xp.clip(exponents(magnitude) - self._lowest - self.mantissa, 0, self._binades - 1)
+        most = -self._lowest
+        return binade, to_whole(times_power(magnitude, most - binade, (most - self._binades + 1, most)), noise)
+
+    def _magnitude(self, units: Array, binade: Array) -> Array:
+        """Return `units` steps of binade `binade`."""
+        lowest = self._lowest
+        return times_power(units, lowest + binade, (lowest, lowest + self._binades - 1))
+
+    @property
+    def _lowest(self) -> int:
+        """The exponent of the step of binade 0, which holds the subnormals and the first normal numbers."""
+        return 1 - self._bias - self.mantissa
+
+    @property
+    def _binades(self) -> int:
+        """How many binades there are."""
+        return math.frexp(self.maximum)[1] + self._bias - 1
 
 
 def _magnitudes(form: Float) -> tuple[float, ...]:
@@ -161,25 +178,6 @@ def _magnitudes(form: Float) -> tuple[float, ...]:
     ]
     left_out = {"fn": 1, "ieee": per_binade, "fnuz": 0, "none": 0}[form.specials]
     return tuple(values[: len(values) - left_out])
-
-
-def _binades(form: Float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return where binades 1, 2, ... begin, and the steps of binades 0, 1, ..."""
-    borders = []
-    border = 2 * form.smallest_normal
-    while border <= form.maximum:
-        borders.append(border)
-        border *= 2
-    return tuple(borders), tuple(form.smallest_normal * 2.0 ** (k - form.mantissa) for k in range(len(borders) + 1))
-
-
-def _times(values: Array, powers: tuple[float, ...], binade: Array) -> Array:
-    """Return `values * powers[binade]`; a power of two that float32 flushes or overflows is applied in two parts."""
-    if min(powers) >= SMALLEST_NORMAL and max(powers) <= 1.0 / SMALLEST_NORMAL:
-        return values * look_up(powers, binade)
-    first = [min(max(power, 2.0**-64), 2.0**64) for power in powers]
-    rest = [power / part for power, part in zip(powers, first, strict=True)]
-    return values * look_up(first, binade) * look_up(rest, binade)
 
 
 #: OCP FP8: E4M3 has no infinity and reaches 448, E5M2 is IEEE-like and reaches 57344.

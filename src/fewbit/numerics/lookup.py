@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fewbit.numerics.namespace import Array, array_namespace, constants_like, numbers_at_once
+from fewbit.numerics.namespace import Array, array_namespace, compiling, constants_like
 
 #: Up to so many thresholds are compared with one by one.
 _FEW = 32
@@ -23,7 +23,7 @@ def rank(thresholds: Sequence[float], values: Array) -> Array:
     xp = array_namespace(values)
     if len(thresholds) <= _FEW:
         # Comparisons run on vector units and fuse; a binary search does neither.
-        kind = xp.int32 if numbers_at_once(values) > 1 << 60 else xp.uint8
+        kind = xp.int32 if compiling(values) else xp.uint8
         count = xp.zeros_like(values, dtype=kind)
         for threshold in thresholds:
             count = count + xp.astype(values >= threshold, kind)

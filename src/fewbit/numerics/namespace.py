@@ -15,6 +15,7 @@ __all__ = [
     "SMALLEST_NORMAL",
     "Array",
     "array_namespace",
+    "compiling",
     "constants_like",
     "device",
     "is_jax",
@@ -104,14 +105,19 @@ def settled(products: Array) -> Array:
     return array_namespace(products).clip(products, -_LARGEST, _LARGEST)
 
 
-def numbers_at_once(values: Array) -> int:
-    """Return how many numbers to work on at a time: what a cache holds, or without limit where a compiler looks on."""
-    if is_jax(values):
-        return 1 << 62
+def compiling(values: Array) -> bool:
+    """Return whether a compiler looks on, which makes one loop of many operations."""
     if is_torch(values):
         import torch
 
-        if torch.compiler.is_compiling():
-            return 1 << 62
+        return torch.compiler.is_compiling()
+    return is_jax(values)
+
+
+def numbers_at_once(values: Array) -> int:
+    """Return how many numbers to work on at a time: what a cache holds, or without limit where a compiler looks on."""
+    if compiling(values):
+        return 1 << 62
+    if is_torch(values):
         return 1 << (19 if values.device.type == "cpu" else 24)  # each operation waits for all threads
     return 1 << 17
