@@ -102,17 +102,19 @@ def grid_of(levels):
 @pytest.mark.parametrize("kind", LEVELS)
 def test_columns_are_rounded_to_the_same_units(kind):
     weight, _, upper = system()
-    scale = torch.full_like(weight, 0.4 if kind == "integer" else 2.5) * (1 + torch.arange(30.0)[:, None] / 100)
-    zero = torch.full_like(weight, 2.0 if kind == "integer" else 0.0)
+    # Two groups of columns, which take turns.
+    scale = torch.tensor([[0.4, 0.5] if kind == "integer" else [2.5, 3.0]]) * (1 + torch.arange(30.0)[:, None] / 100)
+    zero = torch.full_like(scale, 2.0 if kind == "integer" else 0.0)
+    scales = scale, zero, torch.arange(40) % 2
     blank = torch.full_like(weight, 77.0), torch.full_like(weight, 77.0)
-    compiled, batched = both("round_columns", weight, upper, scale, zero, grid_of(LEVELS[kind]), *blank)
-    whole = (compiled[5] == batched[5]).all(1)
-    assert (compiled[5] != batched[5]).double().mean() <= FLIPS
+    compiled, batched = both("round_columns", weight, upper, scales, grid_of(LEVELS[kind]), *blank)
+    whole = (compiled[4] == batched[4]).all(1)
+    assert (compiled[4] != batched[4]).double().mean() <= FLIPS
     # Rows without a flip agree in the errors too; the sum of 40 updates of about 1 each was rounded at each.
-    torch.testing.assert_close(compiled[6][whole], batched[6][whole], rtol=0, atol=40 * 2.0**-22)
+    torch.testing.assert_close(compiled[5][whole], batched[5][whole], rtol=0, atol=40 * 2.0**-22)
     for found in (compiled, batched):
         levels = torch.tensor(LEVELS[kind]) if LEVELS[kind] else torch.arange(-10.0, 6.0)
-        assert torch.isin(found[5], levels).all()
+        assert torch.isin(found[4], levels).all()
 
 
 @pytest.mark.parametrize("kind", LEVELS)
@@ -122,7 +124,8 @@ def test_descents_reach_the_same_units(kind):
     zero, grid = torch.zeros_like(weight), grid_of(LEVELS[kind])
     units = columns_batched._unit(weight / scale, zero, grid)
     gradient = ((weight - units * scale) @ moment).contiguous()
-    compiled, batched = both("descend", units, gradient, moment, scale, zero, grid, 3)
+    scales = scale[:, :2], zero[:, :2], torch.arange(40) % 2
+    compiled, batched = both("descend", units, gradient, moment, scales, grid, 3)
     assert (units != compiled[0]).any()
     assert (compiled[0] != batched[0]).double().mean() <= FLIPS
     errors = []
@@ -141,6 +144,7 @@ def test_descents_reach_the_same_units(kind):
 def test_ties_go_to_the_even_code(kernels):
     weight, upper = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 99.0, -99.0]]), torch.eye(7)
     units, errors = torch.empty(1, 7), torch.empty(1, 7)
-    arguments = weight, upper, torch.ones(1, 7), torch.zeros(1, 7), grid_of([]), units, errors
+    scales = torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(7, dtype=torch.int64)
+    arguments = weight, upper, scales, grid_of([]), units, errors
     kernels.round_columns(*(to_numpy(part) if kernels is columns_compiled else part for part in arguments))
     assert units.tolist() == [[0.0, 2.0, 2.0, 0.0, -2.0, 7.0, -8.0]]

@@ -6,6 +6,7 @@ W[:, after] -= E U[panel, after]. # weight: (out, in)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,9 +92,7 @@ class _ColumnLoop:
             stored = column_scales.fixed(self.weight, self.hessian, self.scheme, search=self.options.search)
             scales = ColumnScales.of(stored)
         units = self._rounded(scales)
-        scale, zero = (part.contiguous() for part in scales.columns(slice(None)))
-        scale = self._improved(units, scale, zero)
-        return self._qtensor(units, scale, zero, stored)
+        return self._qtensor(units, self._improved(units, scales), stored)
 
     def _rounded(self, scales: ColumnScales) -> Tensor:
         """Return the units (out, in) that the loop over the columns finds."""
@@ -109,7 +108,7 @@ class _ColumnLoop:
                 own = working[:, start:stop].contiguous()
                 found, error = torch.empty_like(own), torch.empty_like(own)
                 corner = upper[start:stop, start:stop].contiguous()
-                columns.run("round_columns", own, corner, *scales.columns(order[start:stop]), self.grid, found, error)
+                columns.run("round_columns", own, corner, scales.at(order[start:stop]), self.grid, found, error)
                 units[:, start:stop], errors[:, start - first : stop - first] = found, error
                 working[:, stop:last].addmm_(error, upper[start:stop, stop:last], alpha=-1)
             working[:, last:].addmm_(errors, upper[first:last, last:], alpha=-1)
@@ -141,31 +140,31 @@ class _ColumnLoop:
         )
         scales.scale[:, group], scales.zero[:, group] = scale, zero
 
-    def _improved(self, units: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        """Descend from `units`, in place, and return the scales fitted to them, per column."""
+    def _improved(self, units: Tensor, scales: ColumnScales) -> ColumnScales:
+        """Descend from `units`, in place, and return the scales fitted to them."""
         size = self.spans[0][1] - self.spans[0][0]
         fits = self.options.fit and own_scales(self.scheme) and units.shape[1] % size == 0
         if not (self.options.sweeps or fits):
-            return scale
+            return scales
         moment = self.hessian.damped
-        gradient = (self.weight - units * scale) @ moment
+        gradient = torch.addcmul(self.weight, units, scales.by_column(scales.scale), value=-1) @ moment
         if self.options.sweeps:
-            columns.run("descend", units, gradient, moment, scale, zero, self.grid, self.options.sweeps)
+            columns.run("descend", units, gradient, moment, scales.at(slice(None)), self.grid, self.options.sweeps)
         if not fits:
-            return scale
-        starts = [start for start, _ in self.spans]
-        fitted = fitted_scales(gradient, units, moment, size, scale[:, starts])
-        improved: Tensor = round_scale(fitted, self.scheme.scale_type).repeat_interleave(size, 1)
-        return improved
+            return scales
+        own = scales.by_span(self.spans)
+        fitted = fitted_scales(gradient, units, moment, size, own.scale)
+        return replace(own, scale=round_scale(fitted, self.scheme.scale_type))
 
-    def _qtensor(self, units: Tensor, scale: Tensor, zero: Tensor, stored: QTensor | None) -> QTensor:
+    def _qtensor(self, units: Tensor, scales: ColumnScales, stored: QTensor | None) -> QTensor:
         """Return codes and parameters in the shapes in which they are stored."""
         scheme, form = self.scheme, self.scheme.format
-        codes = form.to_codes((units + zero).round()) if isinstance(form, Int) else form.encode(units)
+        shifted = units if scheme.symmetric else (units + scales.by_column(scales.zero)).round()
+        codes = form.to_codes(shifted) if isinstance(form, Int) else form.encode(units)
         if stored is not None and not own_scales(scheme):
             return QTensor(codes=codes, scale=stored.scale, zero_point=stored.zero_point, scheme=scheme)
-        starts = [start for start, _ in self.spans]
+        own = scales.by_span(self.spans)
         shape = scale_shape(tuple(units.shape), scheme)
-        zeros = zero[:, starts].reshape(shape)
+        zeros = own.zero.reshape(shape)
         kept = None if scheme.symmetric else zeros if scheme.float_zero else scheme.grid.integer.to_codes(zeros)
-        return QTensor(codes=codes, scale=scale[:, starts].reshape(shape), zero_point=kept, scheme=scheme)
+        return QTensor(codes=codes, scale=own.scale.reshape(shape), zero_point=kept, scheme=scheme)

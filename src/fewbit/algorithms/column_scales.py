@@ -58,10 +58,18 @@ class ColumnScales:
 
         return cls(by_column(scale), by_column(stored.zero_point), torch.arange(shape[1], device=scale.device))
 
-    def columns(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Return scale and zero point (out, k) of some columns."""
-        index = self.index[which]
-        return self.scale[:, index], self.zero[:, index]
+    def at(self, which: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scale and zero point (out, n), and which of the n each of some columns uses."""
+        return self.scale, self.zero, self.index[which]
+
+    def by_column(self, part: Tensor) -> Tensor:
+        """Return `scale` or `zero` spread over the columns, (out, in)."""
+        return part[:, self.index]
+
+    def by_span(self, spans: list[Span]) -> ColumnScales:
+        """Return the parameters of the first column of each span, for all of it."""
+        first = self.index[[start for start, _ in spans]]
+        return replace(self.open(self.scale, spans), scale=self.scale[:, first], zero=self.zero[:, first])
 
 
 def own_scales(scheme: Scheme) -> bool:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 Grid = tuple[float, float, Tensor]
+#: Scale and zero point (out, n), and which of the n each column has.
+Scales = tuple[Tensor, Tensor, Tensor]
 
 
 def _unit(value: Tensor, zero: Tensor, grid: Grid) -> Tensor:
@@ -101,10 +103,9 @@ def _best(values: Tensor, weights: Tensor, trials: list[Tensor], low: Any, high:
     return best, scale
 
 
-def round_columns(
-    weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, grid: Grid, units: Tensor, errors: Tensor
-) -> None:
+def round_columns(weight: Tensor, upper: Tensor, scales: Scales, grid: Grid, units: Tensor, errors: Tensor) -> None:
     """Round the columns of `weight` (out, span) one by one, each error spread over those that follow."""
+    scale, zero = (part[:, scales[2]] for part in scales[:2])
     for j in range(weight.shape[1]):
         value, own = weight[:, j], scale[:, j]
         unit = _unit(value / own, zero[:, j], grid)
@@ -113,10 +114,9 @@ def round_columns(
         weight[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
 
 
-def descend(
-    units: Tensor, gradient: Tensor, moment: Tensor, scale: Tensor, zero: Tensor, grid: Grid, sweeps: int
-) -> None:
+def descend(units: Tensor, gradient: Tensor, moment: Tensor, scales: Scales, grid: Grid, sweeps: int) -> None:
     """Move each code to the best value for the others as they are, `sweeps` times over all columns."""
+    scale, zero = (part[:, scales[2]] for part in scales[:2])
     for _ in range(sweeps):
         for j in range(units.shape[1]):
             own, old = scale[:, j], units[:, j].clone()

@@ -146,11 +146,13 @@ def search_asymmetric(  # noqa: C901  # numba compiles it as one
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
-def round_columns(weight: Any, upper: Any, scale: Any, zero: Any, grid: Any, units: Any, errors: Any) -> None:
+def round_columns(weight: Any, upper: Any, scales: Any, grid: Any, units: Any, errors: Any) -> None:
     """Round the columns of `weight` (out, span) one by one, each error spread over those that follow.
 
-    `upper` is (span, span), `scale` and `zero` are (out, span); `units` and `errors` are filled.
+    `upper` is (span, span), `scales` are scale and zero point (out, n) and which of the n each column has, (span,);
+    `units` and `errors` are filled.
     """
+    scale, zero, index = scales
     rows, span = weight.shape
     for block in numba.prange((rows + _LANES - 1) // _LANES):
         first = block * _LANES
@@ -163,8 +165,8 @@ def round_columns(weight: Any, upper: Any, scale: Any, zero: Any, grid: Any, uni
         error = np.zeros(_LANES, np.float32)
         for j in range(span):
             for row in range(count):
-                value, own = lanes[j, row], scale[first + row, j]
-                unit = _unit(value * (_ONE / own), zero[first + row, j], grid)
+                value, own = lanes[j, row], scale[first + row, index[j]]
+                unit = _unit(value * (_ONE / own), zero[first + row, index[j]], grid)
                 error[row] = (value - unit * own) / upper[j, j]
                 units[first + row, j] = unit
                 errors[first + row, j] = error[row]
@@ -175,18 +177,19 @@ def round_columns(weight: Any, upper: Any, scale: Any, zero: Any, grid: Any, uni
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
-def descend(units: Any, gradient: Any, moment: Any, scale: Any, zero: Any, grid: Any, sweeps: int) -> None:
+def descend(units: Any, gradient: Any, moment: Any, scales: Any, grid: Any, sweeps: int) -> None:
     """Move each code to the best value for the others as they are, `sweeps` times over all columns.
 
     `gradient` is (weight - units * scale) @ moment, kept up to date; the error (w - q) H (w - q)^T only falls.
     """
+    scale, zero, index = scales
     for row in numba.prange(units.shape[0]):
         for _ in range(sweeps):
             moved = False
             for j in range(units.shape[1]):
-                own, old = scale[row, j], units[row, j]
+                own, old = scale[row, index[j]], units[row, j]
                 best = old + gradient[row, j] / (moment[j, j] * own)
-                unit = _unit(best, zero[row, j], grid)
+                unit = _unit(best, zero[row, index[j]], grid)
                 if unit != old:
                     step = (unit - old) * own
                     units[row, j] = unit
