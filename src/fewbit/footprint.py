@@ -14,7 +14,9 @@ def quantized_tensors(
     """Return what `target` stores for a quantized layer, or without one what a state_dict holds for it."""
     if target:
         return target.tensors(quantized, storage_type)
-    return _canonical_tensors(quantized.layer.shape, quantized.scheme)
+    weight = _canonical_tensors(quantized.layer.shape, quantized.scheme)
+    bias = StoredTensor("bias_codes", "int32", quantized.layer.shape[:1])
+    return weight if quantized.bias == "float" else (*weight, bias)
 
 
 def _canonical_tensors(shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredTensor, ...]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from fewbit.activation import Activation
 from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError
+from fewbit.integer_bias import BiasType, IntegerBias
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -52,6 +53,8 @@ class Layer:
     multiplies_rows: bool = True
     #: Names of the other layers that own the very same weight.
     tied: tuple[str, ...] = ()
+    #: Whether a number is added to each output.
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class QuantizedLayer:
     #: Of what goes in and what comes out; `None`: it stays float.
     input: Scheme | None = None
     output: Scheme | None = None
+    #: Of its bias; `float` where there is none.
+    bias: BiasType = "float"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +190,10 @@ class Replacement(Protocol):
     def qtensor(self) -> QTensor:
         """The quantized weight."""
 
+    @property
+    def integer_bias(self) -> IntegerBias | None:
+        """Its bias in int32; `None`: it is float, or there is none."""
+
     def fix_output(self, activation: Activation) -> None:
         """Round the output of the quantized form by a range that is known now."""
 
@@ -226,24 +235,34 @@ class Frontend(Protocol):
     def weight(self, model: Any, layer: Layer) -> Array:
         """Return the weight of `layer` as (out, in) in the framework's own array type."""
 
+    def bias(self, model: Any, layer: Layer) -> Array:
+        """Return the bias of a `layer` that has one, (out,)."""
+
     def replacement(
-        self, model: Any, layer: Layer, qtensor: QTensor, activations: Activations | None = None
+        self,
+        model: Any,
+        layer: Layer,
+        qtensor: QTensor,
+        activations: Activations | None = None,
+        bias: IntegerBias | None = None,
     ) -> Replacement:
-        """Return the quantized form of `layer`, not yet installed."""
+        """Return the quantized form of `layer`, not yet installed; without `bias` it keeps the one that it has."""
 
     def execution(self, model: Any, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on with this weight and inputs rounded so."""
 
-    def tensors(self, model: Any, storage_type: ScaleType) -> Iterator[tuple[str, Array | QTensor | Activation]]:
+    def tensors(
+        self, model: Any, storage_type: ScaleType
+    ) -> Iterator[tuple[str, Array | QTensor | Activation | IntegerBias]]:
         """Yield what a checkpoint stores: NumPy arrays by full name, floats as `storage_type`; QTensors by layer.
 
-        The rounding of a static input, an `Activation`, comes by the name of its layer too.
+        The rounding of a static input, an `Activation`, and a bias in int32 come by the name of their layer too.
         """
 
     def require_finite(
         self, model: Any, layers: Sequence[Layer], names: Collection[str], storage_type: ScaleType
     ) -> None:
-        """Raise `NonFiniteError` for a weight of `layers`, or a float tensor as it is stored, that is not finite."""
+        """Raise `NonFiniteError` for a weight or bias of `layers`, or a float tensor as stored, that is not finite."""
 
     def round_floats(self, model: Any, names: Collection[str], storage_type: ScaleType) -> int:
         """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed."""
@@ -278,8 +297,8 @@ class Frontend(Protocol):
 class Writer(Protocol):
     """A checkpoint being written; it appears under its name only when closed."""
 
-    def put(self, name: str, value: Array | QTensor | Activation) -> None:
-        """Write the next tensor: a float one by its full name, a QTensor or a static input by its layer's name."""
+    def put(self, name: str, value: Array | QTensor | Activation | IntegerBias) -> None:
+        """Write the next tensor: a float one by its full name, what belongs to a quantized layer by that one's."""
 
     def close(self) -> Path:
         """Finish, move into place, and return the path."""

@@ -14,6 +14,7 @@ from fewbit.adaptation import adapt
 from fewbit.algorithms import Algorithm
 from fewbit.errors import PlanError
 from fewbit.footprint import quantized_tensors
+from fewbit.integer_bias import BiasType
 from fewbit.interfaces import (
     BYTES,
     FLOAT_TYPES,
@@ -23,7 +24,14 @@ from fewbit.interfaces import (
     QuantizedLayer,
     StoredTensor,
 )
-from fewbit.problems import activation_problems, idle_rules, layer_problems, nothing_quantized, several
+from fewbit.problems import (
+    activation_problems,
+    bias_problems,
+    idle_rules,
+    layer_problems,
+    nothing_quantized,
+    several,
+)
 from fewbit.recipe import Recipe, Rule
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -38,7 +46,7 @@ class PlanRow:
     scheme: Scheme | None
     #: How codes are found; `None` for a kept layer.
     algorithm: Algorithm | None
-    #: Bytes of the weight stored as float; 0 where a tied weight is counted at another layer.
+    #: Bytes, stored as floats, of the weight and of a bias that is quantized; a tied weight counts at one layer.
     bytes_before: int
     #: Bytes of what the file will hold for it.
     bytes_after: int
@@ -47,6 +55,8 @@ class PlanRow:
     #: Schemes of its input and output; `None`: they stay float.
     input: Scheme | None = None
     output: Scheme | None = None
+    #: What its bias becomes; `float` where there is none.
+    bias: BiasType = "float"
     #: Why it is kept, what it is tied to.
     notes: tuple[str, ...] = ()
 
@@ -55,6 +65,7 @@ class PlanRow:
         """The notation of its schemes, or `float`."""
         both = {"input": self.input, "output": self.output}
         rounded = [f", {name} {input_scheme_to_text(scheme)}" for name, scheme in both.items() if scheme]
+        rounded += [f", bias {self.bias}"] if self.bias != "float" else []
         return f"{self.scheme}{''.join(rounded)}" if self.scheme else "float"
 
 
@@ -70,7 +81,7 @@ class Plan:
     #: Type of float numbers and scales in files.
     storage_type: ScaleType
     rows: tuple[PlanRow, ...]
-    #: Stored tensors that are no layer's weight: norms, biases, buffers.
+    #: Stored tensors that are no layer's weight: norms, float biases, buffers.
     rest: tuple[StoredTensor, ...]
     #: What was changed to make the recipe fit; empty for explicit rules.
     adaptations: tuple[str, ...] = ()
@@ -81,7 +92,7 @@ class Plan:
 
     @property
     def rest_bytes(self) -> int:
-        """Bytes of everything that is no layer's weight."""
+        """Bytes of everything that is in no row."""
         return sum(tensor.nbytes for tensor in self.rest)
 
     @property
@@ -97,7 +108,9 @@ class Plan:
     @property
     def quantized(self) -> tuple[QuantizedLayer, ...]:
         """The layers that get codes."""
-        return tuple(QuantizedLayer(row.layer, row.scheme, row.input, row.output) for row in self.rows if row.scheme)
+        return tuple(
+            QuantizedLayer(row.layer, row.scheme, row.input, row.output, row.bias) for row in self.rows if row.scheme
+        )
 
     @property
     def unties(self) -> bool:
@@ -166,9 +179,11 @@ class _Draft:
     def quantized(self, storage_type: ScaleType) -> QuantizedLayer:
         """Return the layer with its schemes, the types of static scales settled."""
         assert self.scheme is not None
-        given = [getattr(self.rule, name) if self.rule else None for name in ("input", "output")]
-        settled = [own and own.stored_as(storage_type if own.static else "float32") for own in given]
-        return QuantizedLayer(self.layer, self.scheme, *settled)
+        assert self.rule is not None
+        given = self.rule.input, self.rule.output
+        both = [own and own.stored_as(storage_type if own.static else "float32") for own in given]
+        bias = self.rule.bias if self.layer.bias else "float"
+        return QuantizedLayer(self.layer, self.scheme, input=both[0], output=both[1], bias=bias)
 
 
 def resolve(
@@ -195,17 +210,21 @@ def resolve(
         if draft.scheme is not None:
             draft.scheme = draft.scheme.stored_as(scale_type)
             found = draft.quantized(storage_type)
-            for text in (*layer_problems(found, target), *activation_problems(found)):
+            # Also where there is no bias yet: a folded BatchNorm brings one.
+            bias = bias_problems(found) if draft.rule and draft.rule.bias == "int32" else []
+            for text in (*layer_problems(found, target), *activation_problems(found), *bias):
                 alike.setdefault(text, []).append(draft.layer.name)
     problems += [f"{several(names)}: {text}" for text, names in alike.items()]
-    weights = {f"{layer.name}.weight" for layer in layers}
+    rows = _rows(drafts, storage_type, target)
+    own = {f"{layer.name}.weight" for layer in layers}
+    own |= {f"{row.layer.name}.bias" for row in rows if row.bias != "float"}
     return Plan(
         model=model,
         recipe=recipe,
         target=target.name if target else None,
         storage_type=storage_type,
-        rows=_rows(drafts, storage_type, target),
-        rest=tuple(_stored(tensor, storage_type) for tensor in floats if tensor.name not in weights),
+        rows=rows,
+        rest=tuple(_stored(tensor, storage_type) for tensor in floats if tensor.name not in own),
         adaptations=tuple(adaptations),
         problems=tuple(problems),
     )
@@ -216,7 +235,9 @@ def _draft(layer: Layer, recipe: Recipe) -> _Draft:
     if place is None:
         return _Draft(layer, None, None, ["no rule matches"])
     rule = recipe.rules[place]
-    return _Draft(layer, rule, rule.weight, [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else [])
+    notes = [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else []
+    notes += ["it has no bias to round"] if rule.bias != "float" and not layer.bias else []
+    return _Draft(layer, rule, rule.weight, notes)
 
 
 def _without_convolutions(drafts: list[_Draft], target: CheckpointFormat | None, storage_type: ScaleType) -> list[str]:
@@ -253,6 +274,7 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
         if layer.tied:
             notes.append(f"tied to {', '.join(layer.tied)}")
         if quantized is not None:
+            before += layer.shape[0] * BYTES[storage_type] if quantized.bias != "float" else 0
             after = sum(tensor.nbytes for tensor in quantized_tensors(quantized, storage_type, target))
             notes += ["untied: stored on its own"] if layer.tied else []
         else:
@@ -264,6 +286,7 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
                 scheme=scheme,
                 input=quantized.input if quantized else None,
                 output=quantized.output if quantized else None,
+                bias=quantized.bias if quantized else "float",
                 algorithm=draft.rule.algorithm if draft.rule and scheme else None,
                 bytes_before=before,
                 bytes_after=after,

@@ -6,9 +6,11 @@ from collections.abc import Collection, Sequence
 
 from fewbit.adaptation import require_divisible
 from fewbit.errors import GroupSizeError
+from fewbit.formats.integer import Int
 from fewbit.interfaces import CheckpointFormat, Layer, QuantizedLayer
 from fewbit.recipe import Recipe
-from fewbit.schemes.granularity import PerGroup
+from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
+from fewbit.schemes.notation import input_scheme_to_text
 
 
 def idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
@@ -59,6 +61,27 @@ def activation_problems(quantized: QuantizedLayer) -> list[str]:
                 problems.append(f"{name} {scheme}: a convolution takes no groups; use token or tensor")
             elif width % scheme.granularity.size:
                 problems.append(f"{name} {scheme}: its width {width} is not a multiple of the group; use token")
+    return problems
+
+
+def bias_problems(quantized: QuantizedLayer) -> list[str]:
+    """Return why the bias of a layer has no unit to be counted in, scale of the input x scale of the weight."""
+    if quantized.layer.kind == "embedding":
+        return ["an embedding has no bias; leave out `bias`"]
+    problems, given, weight = [], quantized.input, quantized.scheme
+    known = given and given.static and given.granularity == PerTensor() and isinstance(given.format, Int)
+    if not known:
+        found = f"'{input_scheme_to_text(given)}'" if given else "float"
+        problems.append(
+            f"an int32 bias needs integer inputs of one fixed scale, and its input is {found}; "
+            "use input = 'int8 static', or leave out `bias`"
+        )
+    plain = isinstance(weight.format, Int) and weight.scale_scheme is None and not weight.float_zero
+    if not plain or weight.granularity not in (PerChannel(), PerTensor()):
+        problems.append(
+            f"an int32 bias needs integer weights of one scale an output, and its weight is '{weight}'; "
+            "use weight = 'int8', or leave out `bias`"
+        )
     return problems
 
 

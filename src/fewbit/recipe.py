@@ -16,6 +16,7 @@ from fewbit.algorithms import Algorithm, parse_algorithm
 from fewbit.algorithms.nearest import Nearest
 from fewbit.catalogue import unknown
 from fewbit.errors import FewbitError, RecipeError
+from fewbit.integer_bias import BIAS_TYPES, BiasType
 from fewbit.interfaces import LAYER_KINDS, Layer, LayerKind
 from fewbit.ranges.average import Average
 from fewbit.schemes.granularity import PerChannel, PerTile
@@ -42,6 +43,8 @@ class Rule:
     #: Schemes of what goes in and what comes out; `None`: it stays float.
     input: Scheme | None
     output: Scheme | None
+    #: What its bias becomes: `int32` in units of input scale x weight scale.
+    bias: BiasType
     #: How codes are found.
     algorithm: Algorithm
     #: The layer stays float.
@@ -57,12 +60,13 @@ class Rule:
         weight: str | Scheme | None = None,
         input: str | Scheme | None = None,  # noqa: A002
         output: str | Scheme | None = None,
+        bias: str | None = None,
         algorithm: str | dict[str, Any] | Algorithm | None = None,
         keep: bool = False,
         optional: bool = False,
     ) -> None:
         _check_pattern(match)
-        _check_strings(kind=kind, match=match)
+        _check_strings(kind=kind, match=match, bias=bias)
         if kind is not None and kind not in LAYER_KINDS:
             raise RecipeError(unknown(kind, LAYER_KINDS, what="kind of layer"))
         if match is None and kind is None:
@@ -70,7 +74,7 @@ class Rule:
         for flag, given in {"keep": keep, "optional": optional}.items():
             if not isinstance(given, bool):
                 raise RecipeError(f"{flag} = {given!r} is not true or false")
-        if keep and any(given is not None for given in (weight, input, output, algorithm)):
+        if keep and any(given is not None for given in (weight, input, output, bias, algorithm)):
             raise RecipeError(
                 f"rule {match or kind!r:.120} says `keep` and also names a scheme or an algorithm; drop one"
             )
@@ -85,6 +89,7 @@ class Rule:
             "weight": _scheme_of_weight(weight),
             "input": _scheme_of_activation(input, "input"),
             "output": _scheme_of_activation(output, "output"),
+            "bias": _type_of_bias(bias),
             "algorithm": parse_algorithm(algorithm) if algorithm is not None else Nearest(),
             "keep": keep,
             "optional": optional,
@@ -103,8 +108,9 @@ class Rule:
         where += [f"kind {self.kind!r}"] if self.kind is not None else []
         if self.keep:
             return f"{' and '.join(where)}: keep"
-        activations = [f", {name} {input_scheme_to_text(own)}" for name, own in self.activations.items()]
-        return f"{' and '.join(where)}: {self.weight} by {self.algorithm.name}{''.join(activations)}"
+        further = [f", {name} {input_scheme_to_text(own)}" for name, own in self.activations.items()]
+        further += [f", bias {self.bias}"] if self.bias != "float" else []
+        return f"{' and '.join(where)}: {self.weight} by {self.algorithm.name}{''.join(further)}"
 
     @property
     def activations(self) -> dict[str, Scheme]:
@@ -242,6 +248,12 @@ def _scheme_of_activation(given: str | Scheme | None, name: str) -> Scheme | Non
     if not scheme.static and scheme.ranging == Average():
         raise RecipeError(f"{name} = {str(given)!r}: an average is taken over batches; add 'static'")
     return scheme
+
+
+def _type_of_bias(given: str | None) -> BiasType:
+    if given not in (None, *BIAS_TYPES):
+        raise RecipeError(unknown(str(given), BIAS_TYPES, what="type of a bias"))
+    return given or "float"
 
 
 def _check_strings(**values: object) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fewbit.activation import Activation
+from fewbit.algorithms.solution import Solution
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.evaluation.fidelity import decibels, fidelity, output_power
 from fewbit.evaluation.level_histogram import LevelHistogram, level_histogram
+from fewbit.integer_bias import IntegerBias, make_room, quantize_bias
 from fewbit.interfaces import Activations, Frontend, Layer, Progress, Replacement
+from fewbit.numerics.namespace import Array
 from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
 from fewbit.statistics.second_moment import SecondMoment
@@ -122,13 +125,15 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
     assert row.scheme is not None
     assert row.algorithm is not None
     weight = frontend.weight(model, row.layer)
+    bias = frontend.bias(model, row.layer) if row.bias == "int32" else None
     started = time.perf_counter()
     try:
         solution = row.algorithm(weight, statistics, row.scheme)
+        seconds = time.perf_counter() - started
         activations = _activations(row, statistics)
+        solution, rounded = _with_bias(solution, weight, bias, activations)
     except FewbitError as error:
         raise type(error)(f"{row.layer.name}: {error}") from error
-    seconds = time.perf_counter() - started
     values = solution.qtensor.dequantize()
     nearest = best = None
     seen = next((own for own in statistics.values() if isinstance(own, SecondMoment)), None)
@@ -139,7 +144,7 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
         best = decibels(signal, output_power(values - weight, moment))
     left = fidelity(weight, values)
     return Solved(
-        replacement=frontend.replacement(model, row.layer, solution.qtensor, activations),
+        replacement=frontend.replacement(model, row.layer, solution.qtensor, activations, rounded),
         weight_sqnr=left.sqnr,
         row_sqnr=left.rows,
         histogram=level_histogram(weight, solution.qtensor),
@@ -149,6 +154,19 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
         seconds=seconds,
         remarks=solution.remarks,
     )
+
+
+def _with_bias(
+    solution: Solution, weight: Array, bias: Array | None, activations: Activations
+) -> tuple[Solution, IntegerBias | None]:
+    """Return `bias` in int32, and the solution with the weight scales that this takes; nothing changes without one."""
+    if bias is None:
+        return solution, None
+    assert activations.input is not None  # the plan says so
+    scale = activations.input.like(weight).scale
+    qtensor, remarks = make_room(solution.qtensor, weight, bias, scale)
+    enlarged = replace(solution, qtensor=qtensor, remarks=(*solution.remarks, *remarks))
+    return enlarged, quantize_bias(bias, scale, qtensor)
 
 
 def _activations(row: PlanRow, statistics: Mapping[str, Any]) -> Activations:

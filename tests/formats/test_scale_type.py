@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fewbit.formats.scale_type import round_scale, scale_fits
+from fewbit.formats.scale_type import round_scale, round_scale_up, scale_fits
 
 #: Name: the type, its least normal and its largest number.
 TYPES = {
@@ -70,3 +70,28 @@ def test_float32_scales_stay_as_they_are(scale_type, xp):
     scales = np.array([0.1, 1 / 3, 1e30], np.float32)
     assert xp.to_numpy(round_scale(xp.from_numpy(scales), scale_type)).tolist() == scales.tolist()
     assert xp.to_numpy(scale_fits(xp.from_numpy(scales), "float32")).tolist() == [True, True, True]
+
+
+#: Name: the type, and the bits of its positive normal numbers; of float32 some.
+PATTERNS = {
+    "float16": (np.float16, np.arange(0x0400, 0x7C00, dtype=np.uint16)),
+    "bfloat16": (ml_dtypes.bfloat16, np.arange(0x0080, 0x7F80, dtype=np.uint16)),
+    "float32": (np.float32, np.append(np.arange(0x00800000, 0x7F7FFFFF, 65_521), 0x7F7FFFFF).astype(np.uint32)),
+}
+
+
+@pytest.mark.parametrize("scale_type", PATTERNS)
+def test_rounding_up_gives_the_least_number_of_the_type_that_is_no_less(scale_type, xp):
+    dtype, patterns = PATTERNS[scale_type]
+    numbers, below = (own.view(dtype).astype(np.float64) for own in (patterns, patterns - patterns.dtype.type(1)))
+    for wanted in (numbers, below + (numbers - below) * 2.0**-20, (below + numbers) / 2, np.nextafter(numbers, 0)):
+        inside = wanted >= numbers.min()  # smaller ones go to float32
+        found = xp.to_numpy(round_scale_up(xp.from_numpy(wanted[inside]), scale_type))
+        np.testing.assert_array_equal(found, numbers[inside].astype(np.float32), strict=True)
+
+
+@pytest.mark.parametrize("least", [2.0**-20 * (1 + 2.0**-40), 65504 * (1 + 2.0**-40), 1e30])
+def test_rounding_up_outside_the_normal_range_gives_a_float32(least, xp):
+    found = xp.to_numpy(round_scale_up(xp.from_numpy(np.array([least])), "float16"))
+    near = np.float32(least)
+    assert found.tolist() == [near if float(near) >= least else np.nextafter(near, np.float32(np.inf))]

@@ -72,6 +72,8 @@ class CompressedTensors:
                 f"fewbit's compressed-tensors writer rounds no outputs, and here is "
                 f"'{input_scheme_to_text(quantized.output)}'; leave out `output`, or save the module's state_dict"
             )
+        if quantized.bias != "float":
+            return "compressed-tensors stores a bias as floats; leave out `bias`, or save the module's state_dict"
         return input_problem(quantized.input) if quantized.input else None
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:

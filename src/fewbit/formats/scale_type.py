@@ -27,6 +27,30 @@ def round_scale(scale: Array, scale_type: ScaleType | None) -> Array:
     return xp.where(outside, scale, target.round(scale))
 
 
+def round_scale_up(least: Array, scale_type: ScaleType | None) -> Array:
+    """Return the least numbers of `scale_type` that are no less than `least` (float64, positive), as float32.
+
+    What would be subnormal or overflow there is a float32, as in `round_scale`.
+    """
+    xp = array_namespace(least)
+    near = xp.astype(least, xp.float32)
+    single = xp.astype(xp.astype(near, xp.float64) * _one_place_where(near < least, 23), xp.float32)
+    if scale_type not in _ROUNDED:
+        return single
+    target = _ROUNDED[scale_type]
+    near = target.round(near)
+    outside = (least < target.smallest_normal) | (least > target.maximum)
+    factor = xp.astype(_one_place_where((near < least) & ~outside, target.mantissa), xp.float32)
+    return xp.where(outside, single, target.round(near * factor))
+
+
+def _one_place_where(short: Array, mantissa: int) -> Array:
+    """Return factors (float64) that take a number nearer to the next one than to itself or the one after, or 1."""
+    xp = array_namespace(short)
+    # By 0.625 to 1.25 places, as the number lies in its binade.
+    return 1.0 + 1.25 * 2.0 ** -(mantissa + 1) * xp.astype(short, xp.float64)
+
+
 def round_zero_point(zero: Array, scale_type: ScaleType | None) -> Array:
     """Return zero points of either sign, of a magnitude below 2^15, rounded to `scale_type`, as float32."""
     return _ROUNDED[scale_type].round(zero) if scale_type in _ROUNDED else zero

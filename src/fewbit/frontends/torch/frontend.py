@@ -19,6 +19,7 @@ from fewbit.frontends.torch.output_statistics import output_statistics
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
+from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -69,18 +70,39 @@ class TorchFrontend:
             )
         return weight
 
+    def bias(self, model: nn.Module, layer: Layer) -> Tensor:
+        """Return the bias of a `layer` that has one, (out,).
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+
+        """
+        bias = model.get_submodule(layer.name).bias
+        assert isinstance(bias, Tensor)
+        bad = int((~torch.isfinite(bias)).sum())
+        if bad:
+            raise NonFiniteError(
+                f"{layer.name}.bias: {bad} of its numbers are NaN or infinite; repair them, or keep the layer"
+            )
+        return bias.detach()
+
     def replacement(
-        self, model: nn.Module, layer: Layer, qtensor: QTensor, activations: Activations | None = None
+        self,
+        model: nn.Module,
+        layer: Layer,
+        qtensor: QTensor,
+        activations: Activations | None = None,
+        bias: IntegerBias | None = None,
     ) -> TorchReplacement:
-        """Return the quantized form of `layer`, not yet installed."""
-        return TorchReplacement(model, layer, qtensor, activations or Activations())
+        """Return the quantized form of `layer`, not yet installed; without `bias` it keeps the one that it has."""
+        return TorchReplacement(model, layer, qtensor, activations or Activations(), bias)
 
     def execution(self, model: nn.Module, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on."""
         return execution(model, layer, weight, rounded)
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
-        """Yield NumPy arrays by full name, floats as `storage_type`; QTensors and static inputs by layer."""
+        """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""
         own = quantized_prefixes(model)
         for name, tensor in model.state_dict().items():
             if not name.startswith(own):
@@ -89,16 +111,20 @@ class TorchFrontend:
             if module.input is not None and module.input.scheme.static:
                 yield name, module.input.activation
             yield name, module.qtensor
+            if module.integer_bias is not None:
+                yield name, module.integer_bias
 
     def require_finite(
         self, model: nn.Module, layers: Sequence[Layer], names: Collection[str], storage_type: ScaleType
     ) -> None:
-        """Raise `NonFiniteError`, with its name, for a weight of `layers` or a tensor of `names` that is not finite.
+        """Raise `NonFiniteError`, with its name, for numbers of `layers` or a tensor of `names` that are not finite.
 
         The tensors count as they are stored, as `storage_type`.
         """
         for layer in layers:
             self.weight(model, layer)
+            if layer.bias:
+                self.bias(model, layer)
         target = getattr(torch, storage_type)
         for name, tensor in _floats_called(model, names):
             bad = sum(int((~torch.isfinite(piece.to(target))).sum()) for piece in _pieces(tensor))

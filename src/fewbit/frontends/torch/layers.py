@@ -49,6 +49,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
                 stored=tuple(weight.shape) if convolution or kind == "Conv1D" else None,
                 multiplies_rows=convolution.rows_apply if convolution else kind != "Embedding",
                 tied=tuple(other for other in owners[id(weight)] if other != name),
+                bias=getattr(module, "bias", None) is not None,
             )
         )
     return layers

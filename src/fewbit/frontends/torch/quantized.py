@@ -1,7 +1,7 @@
 """Quantized torch layers: they hold what their kernel packed, and their state_dict is canonical.
 
-Beside `bias` that is what `canonical.py` makes of the weight, each name after `weight_`, and `weight_scheme`, the
-notation as UTF-8 bytes.
+Beside `bias`, or `bias_codes` in int32, that is what `canonical.py` makes of the weight, each name after `weight_`, and
+`weight_scheme`, the notation as UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fewbit.activation import Activation
 from fewbit.frontends.torch.canonical import from_canonical, to_canonical
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.rounding import Rounding
+from fewbit.integer_bias import IntegerBias, bias_scale
 from fewbit.interfaces import Activations
 from fewbit.kernels import Kernel, Request, select
 from fewbit.kernels.dequantize import embedding
@@ -28,8 +29,8 @@ class QuantizedLayer(nn.Module):
 
     #: What the names of the canonical tensors begin with.
     PREFIX: ClassVar[str] = "weight_"
-    #: The same, and those of the numbers of static roundings.
-    PREFIXES: ClassVar[tuple[str, ...]] = (PREFIX, "input.", "output.")
+    #: The same, and those of the numbers of static roundings and of int32 biases.
+    PREFIXES: ClassVar[tuple[str, ...]] = (PREFIX, "input.", "output.", "bias_codes")
 
     def __init__(self, qtensor: QTensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class QuantizedLayer(nn.Module):
         #: Type of the float weight that was replaced; `weight` has it, and so do an embedding's rows.
         self.dtype = dtype
         #: What calls run from, by the type of the inputs: made at the first call, in no state_dict and no copy.
-        self._ready: dict[torch.dtype, tuple[Kernel, Any]] = {}
+        self._ready: dict[torch.dtype, tuple[Kernel, Any, Tensor | None]] = {}
         self._held: Tensor | None = None
         self._pack(qtensor)
         #: What rounds the input and the output of the layer.
@@ -49,6 +50,27 @@ class QuantizedLayer(nn.Module):
         """Round input and output from now on."""
         self.input, self.output = self._rounding(activations.input), self._rounding(activations.output)
         self._ready = {}
+
+    def round_bias(self, bias: IntegerBias) -> None:
+        """Add `bias` from now on, which counts in the scales of this layer's input and weight."""
+        self._parameters.pop("bias")
+        self.register_buffer("bias_codes", bias.codes)
+        self._ready = {}
+
+    @property
+    def integer_bias(self) -> IntegerBias | None:
+        """The bias in int32; `None`: it is float, or there is none."""
+        codes = self._buffers.get("bias_codes")
+        if codes is None:
+            return None
+        assert self.input is not None  # the plan says so
+        return IntegerBias(codes=codes, scale=bias_scale(self.input.activation.scale, self.qtensor))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias as a parameter; dequantized, and made anew at each access, if it is in int32."""
+        found = self.integer_bias
+        return self._parameters.get("bias") if found is None else found.dequantize().to(self.dtype)
 
     def _rounding(self, activation: Activation | None) -> Rounding | None:
         return None if activation is None else Rounding(activation.like(self._probe()), spatial=self.spatial)
@@ -105,7 +127,8 @@ class QuantizedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Return shape and notation, for `print(model)`."""
-        return f"{self.shape[1]} -> {self.shape[0]}, weight={self.scheme}"
+        bias = ", bias=int32" if "bias_codes" in self._buffers else ""
+        return f"{self.shape[1]} -> {self.shape[0]}, weight={self.scheme}{bias}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -172,17 +195,16 @@ class QuantizedLinear(QuantizedLayer):
 
     def __init__(self, qtensor: QTensor, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
         super().__init__(qtensor, dtype)
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", bias)
+        self._parameters["bias"] = bias  # `register_parameter` refuses the name of a property
         self.out_features, self.in_features = qtensor.shape
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as torch's own layers
         """Return the output for `input (..., in)` as (..., out), both rounded where that is asked for."""
         if self._held is not None and self._held.dtype == input.dtype:
             return super().forward(input)
-        kernel, prepared = self._kernel(input.dtype)
+        kernel, prepared, rounded = self._kernel(input.dtype)
         activation = self.input.activation if self.input is not None else None
-        output = kernel.linear(input, prepared, self.bias, activation)
+        output = kernel.linear(input, prepared, self.bias if rounded is None else rounded, activation)
         return output if self.output is None else self.output(output)
 
     def compute(self, inputs: Tensor) -> Tensor:
@@ -196,10 +218,11 @@ class QuantizedLinear(QuantizedLayer):
         device = self._probe().device.type
         return Request(weight=self.scheme, input=rounding, device=device, dtype=str(dtype).removeprefix("torch."))
 
-    def _kernel(self, dtype: torch.dtype) -> tuple[Kernel, Any]:
+    def _kernel(self, dtype: torch.dtype) -> tuple[Kernel, Any, Tensor | None]:
+        """Return the kernel, the weight as it wants it, and a bias in int32 dequantized."""
         if dtype not in self._ready:
-            kernel = select(self.request(dtype))
-            self._ready[dtype] = kernel, kernel.prepare(self.qtensor)
+            kernel, rounded = select(self.request(dtype)), None if self.integer_bias is None else self.bias
+            self._ready[dtype] = kernel, kernel.prepare(self.qtensor), rounded
         return self._ready[dtype]
 
 
@@ -211,8 +234,7 @@ class QuantizedConvolution(QuantizedLayer):
     ) -> None:
         super().__init__(qtensor, dtype)
         self.convolution = convolution
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", bias)
+        self._parameters["bias"] = bias  # `register_parameter` refuses the name of a property
 
     @property
     def weight(self) -> Tensor:

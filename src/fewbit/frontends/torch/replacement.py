@@ -13,6 +13,7 @@ from fewbit.frontends.torch.quantized import (
     QuantizedLayer,
     QuantizedLinear,
 )
+from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Layer
 from fewbit.qtensor import QTensor
 
@@ -20,11 +21,20 @@ from fewbit.qtensor import QTensor
 class TorchReplacement:
     """A layer in its two forms; the float one is installed at first."""
 
-    def __init__(self, model: nn.Module, layer: Layer, qtensor: QTensor, activations: Activations) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: Layer,
+        qtensor: QTensor,
+        activations: Activations,
+        bias: IntegerBias | None = None,
+    ) -> None:
         self.layer = layer
         self.original = model.get_submodule(layer.name)
         self.quantized = _quantized(self.original, qtensor)
         self.quantized.round_activations(activations)
+        if bias is not None:
+            self.quantized.round_bias(bias)
         self._places = [
             (parent, attribute)
             for parent in model.modules()
@@ -36,6 +46,11 @@ class TorchReplacement:
     def qtensor(self) -> QTensor:
         """The quantized weight."""
         return self.quantized.qtensor
+
+    @property
+    def integer_bias(self) -> IntegerBias | None:
+        """Its bias in int32; `None`: it is float, or there is none."""
+        return self.quantized.integer_bias
 
     def fix_output(self, activation: Activation) -> None:
         """Round the output of the quantized form by a range that is known now."""
