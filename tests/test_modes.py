@@ -132,6 +132,32 @@ def test_outputs(layer, text):
             assert not torch.equal(expected, plain)
 
 
+@pytest.mark.parametrize("layer", ["Conv2d", "Linear"])
+@pytest.mark.parametrize(("text", "lowest", "highest"), [
+    ("int8 static asym", -128, 127), ("uint8 static asym", 0, 255), ("int4 static asym", -8, 7),
+    ("int8 static sym", 0, 127),  # what symmetry costs: half of the codes are never met
+])  # fmt: skip
+def test_behind_a_relu_an_asymmetric_range_spends_every_code_on_what_is_there(layer, text, lowest, highest):
+    torch.manual_seed(0)
+    layers = {"Conv2d": (nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), "Linear": (nn.Linear(16, 8), nn.Linear(8, 4))}[layer]
+    net = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+    data = [torch.randn(4, *(3, 12, 12) if layer == "Conv2d" else (64, 16)) for _ in range(3)]
+    # Not the first layer, so that its output is what calibration and this test both see.
+    rule = fb.Rule("2", weight="int8", input=text)
+    fb.quantize(net, fb.Recipe([rule]), calibration=data)
+    rounding = net[2].input
+    with torch.no_grad():
+        seen = torch.cat([net[1](net[0](x)) for x in data])
+    codes = rounding.scheme.grid.codes(seen, rounding.activation.scale, rounding.activation.zero_point)
+    assert (int(codes.min()), int(codes.max())) == (lowest, highest)
+    if "asym" in text:
+        assert float(rounding.activation.zero_point) == lowest  # 0 is exact, and nothing lies below
+        steps = rounding.scheme.format.qmax - rounding.scheme.format.qmin
+        # A product with the float32 next to 1 / steps.
+        assert float(rounding.activation.scale) == pytest.approx(float(seen.max()) / steps, rel=2**-22)
+    assert torch.equal(rounding(torch.zeros(4, 8, 3, 3)), torch.zeros(4, 8, 3, 3))
+
+
 def test_a_static_output_that_no_batch_reaches_is_an_error():
     class Beside(nn.Module):
         def __init__(self):

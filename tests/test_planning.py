@@ -162,6 +162,59 @@ def test_a_sound_plan_raises_nothing():
     plan_of([NARROW], preset("w4a16")).require_sound()
 
 
+BIASED = linear("a", 8, 64, bias=True)
+EMBEDDING = Layer("words", "embedding", (320, 64), "Embedding")
+#: Weight, input, and what the plan says of them.
+WITHOUT_UNIT = {
+    "a float input": ("int8", None, "its input is float; use input = 'int8 static', or leave out `bias`"),
+    "a dynamic input": ("int8", "int8", "its input is 'int8 token asym'; use"),
+    "a scale a channel": ("int8", "int8 channel static", "its input is 'int8 channel asym static'; use"),
+    "an input of floats": ("int8", "e4m3 static", "its input is 'e4m3 tensor static'; use"),
+    "a weight of floats": (
+        "e4m3",
+        "int8 static",
+        "its weight is 'e4m3 channel'; use weight = 'int8', or leave out `bi",
+    ),
+    "groups": ("int4 g32", "int8 static", "its weight is 'int4 g32'; use weight = 'int8'"),
+    "input channels": ("int8 channel:1", "int8 static", "its weight is 'int8 channel:1'; use weight = 'int8'"),
+    "a zero point between codes": ("int4 channel float-zero", "int8 static", "'int4 channel float-zero'; use"),
+    "scales of scales": ("nf4-double", "int8 static", "its weight is 'nf4-double'; use weight = 'int8'"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_UNIT)
+@pytest.mark.parametrize("bias", [True, False])  # also without: a folded BatchNorm may bring one
+def test_a_bias_without_a_unit_to_count_it_in_is_a_problem_with_the_remedy(case, bias):
+    weight, given, sentence = WITHOUT_UNIT[case]
+    plan = plan_of([linear("a", 8, 64, bias=bias)], [fb.Rule("a", weight=weight, input=given, bias="int32")])
+    (problem,) = plan.problems
+    assert problem.startswith("a: an int32 bias needs integer ")
+    assert sentence in problem
+    assert plan_of([BIASED], [fb.Rule("a", weight=weight, input=given, bias="float")]).problems == ()
+
+
+@pytest.mark.parametrize("weight", ["int8", "int8 tensor", "int4 channel asym", "int7 narrow"])
+@pytest.mark.parametrize("given", ["int8 static", "int8 static sym percentile", "uint8 static", "int16 static"])
+def test_a_bias_of_integer_products_under_fixed_scales_is_sound(weight, given):
+    plan = plan_of([BIASED], [fb.Rule("a", weight=weight, input=given, bias="int32")])
+    assert plan.problems == ()
+    assert plan.rows[0].bias == plan.quantized[0].bias == "int32"
+    assert plan.rows[0].becomes.endswith(", bias int32")
+
+
+def test_an_embedding_has_no_bias_to_round():
+    plan = plan_of([EMBEDDING], [fb.Rule("words", weight="int8", bias="int32")])
+    assert plan.problems == ("words: an embedding has no bias; leave out `bias`",)
+
+
+def test_a_layer_without_a_bias_is_noted_and_the_others_of_the_rule_get_theirs():
+    plan = plan_of([BIASED, linear("b", 8, 64)], [fb.Rule(".*", weight="int8", input="int8 static", bias="int32")])
+    assert plan.problems == ()
+    assert [row.bias for row in plan.rows] == ["int32", "float"]
+    assert [row.notes for row in plan.rows] == [(), ("it has no bias to round",)]
+    assert becomes(plan)[1] == "int8 channel, input int8 tensor asym static"
+
+
 # Bytes.
 
 FLOATS = (

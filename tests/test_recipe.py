@@ -25,11 +25,18 @@ kind = "linear"
 weight = "e4m3"
 algorithm = "nearest"
 optional = true
+[[rules]]
+kind = "conv"
+weight = "int8"
+input = "int8 static"
+bias = "int32"
+optional = true
 """
 PYTHON = [
     fb.keep(kind="head"),
     fb.Rule(r".*\.mlp\..*", weight="int4 g64 asym", algorithm=fb.Nearest()),
     fb.Rule("never", kind="linear", weight=fb.parse_scheme("e4m3"), optional=True),
+    fb.Rule(kind="conv", weight="int8", input="int8 static", bias="int32", optional=True),
 ]
 
 
@@ -73,7 +80,13 @@ def test_a_rule_prints_what_it_does():
         "kind 'head': keep",
         "match '.*\\\\.mlp\\\\..*': int4 g64 asym by nearest",
         "match 'never' and kind 'linear': e4m3 channel by nearest",
+        "kind 'conv': int8 channel by nearest, input int8 tensor asym static, bias int32",
     ]
+
+
+def test_a_bias_stays_float_unless_a_rule_says_otherwise():
+    assert [rule.bias for rule in PYTHON] == ["float", "float", "float", "int32"]
+    assert fb.Rule("a", weight="int8", bias="float") == fb.Rule("a", weight="int8")
 
 
 def test_a_rule_without_algorithm_rounds_to_nearest():
@@ -129,6 +142,13 @@ PYTHON_MISTAKES = {
         lambda: fb.Rule("a", weight="int8", input="int8 float-zero"), RecipeError, "zero point .* is a code", "asym"),
     "average of one input": (
         lambda: fb.Rule("a", weight="int8", input="int8 average"), RecipeError, "over batches", "add 'static'"),
+    "bias": (
+        lambda: fb.Rule("a", weight="int8", bias="int31"), RecipeError, "unknown type of a bias 'int31'",
+        r"did you mean 'int32'\? known: float, int32"),
+    "empty bias": (lambda: fb.Rule("a", weight="int8", bias=""), RecipeError, "type of a bias", "known: float, int32"),
+    "bias is a number": (lambda: fb.Rule("a", weight="int8", bias=32), RecipeError, "bias = 32", "not text"),
+    "bias of a kept layer": (
+        lambda: fb.Rule("a", keep=True, bias="int32"), RecipeError, "`keep` and also names", "drop one"),
     "transforms": (
         lambda: fb.Recipe([fb.Rule("a", weight="int8")], transforms=["smoothquant"]), NotYetError,
         "transform 'smoothquant' is not in this version", "use one of: batchnorm"),
@@ -181,7 +201,8 @@ def test_a_mistake_in_toml_is_answered_with_its_place(case):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("weight", '"int44"'), ("match", '"("'), ("input", '"int44"'), ("algorithm", '"awq"')]
+    ("key", "value"),
+    [("weight", '"int44"'), ("match", '"("'), ("input", '"int44"'), ("bias", "32"), ("algorithm", '"awq"')],
 )
 def test_a_value_that_python_would_refuse_is_noted_with_the_number_of_its_toml_rule(key, value):
     lines = {"kind": '"linear"', "weight": '"int8"', key: value}
@@ -264,7 +285,7 @@ def test_a_pattern_that_a_later_python_may_read_otherwise_is_taken_without_a_war
 
 
 @pytest.mark.parametrize("value", ["x" * 100_000, ["x" * 100_000], {"x": "y" * 100_000}])
-@pytest.mark.parametrize("key", ["match", "kind", "weight", "input", "algorithm"])
+@pytest.mark.parametrize("key", ["match", "kind", "weight", "input", "bias", "algorithm"])
 def test_a_long_value_is_not_repeated_whole(key, value):
     if key == "match" and isinstance(value, str):
         value = f"({value}"

@@ -24,14 +24,7 @@ from fewbit.interfaces import (
     QuantizedLayer,
     StoredTensor,
 )
-from fewbit.problems import (
-    activation_problems,
-    bias_problems,
-    idle_rules,
-    layer_problems,
-    nothing_quantized,
-    several,
-)
+from fewbit.problems import idle_rules, layer_problems, nothing_quantized, several
 from fewbit.recipe import Recipe, Rule
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -209,10 +202,8 @@ def resolve(
     for draft in drafts:
         if draft.scheme is not None:
             draft.scheme = draft.scheme.stored_as(scale_type)
-            found = draft.quantized(storage_type)
-            # Also where there is no bias yet: a folded BatchNorm brings one.
-            bias = bias_problems(found) if draft.rule and draft.rule.bias == "int32" else []
-            for text in (*layer_problems(found, target), *activation_problems(found), *bias):
+            asked = draft.rule.bias if draft.rule else "float"
+            for text in layer_problems(draft.quantized(storage_type), asked, target):
                 alike.setdefault(text, []).append(draft.layer.name)
     problems += [f"{several(names)}: {text}" for text, names in alike.items()]
     rows = _rows(drafts, storage_type, target)

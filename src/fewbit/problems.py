@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from fewbit.adaptation import require_divisible
 from fewbit.errors import GroupSizeError
 from fewbit.formats.integer import Int
+from fewbit.integer_bias import BiasType
 from fewbit.interfaces import CheckpointFormat, Layer, QuantizedLayer
 from fewbit.recipe import Recipe
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
@@ -37,8 +38,11 @@ def nothing_quantized(layers: Sequence[Layer]) -> str:
     return f"the recipe quantizes none of the {len(layers)} layers (kinds: {kinds}); add a rule that matches some"
 
 
-def layer_problems(quantized: QuantizedLayer, target: CheckpointFormat | None) -> list[str]:
-    """Return why a weight cannot have its scheme, by its groups or by the checkpoint format."""
+def layer_problems(quantized: QuantizedLayer, bias: BiasType, target: CheckpointFormat | None) -> list[str]:
+    """Return why a layer cannot be quantized so, by itself or in the checkpoint format.
+
+    `bias` is what the rule asks for, also where there is none yet: a folded BatchNorm brings one.
+    """
     problems = []
     try:
         require_divisible(quantized.layer.shape[1], quantized.scheme)
@@ -46,10 +50,10 @@ def layer_problems(quantized: QuantizedLayer, target: CheckpointFormat | None) -
         problems.append(str(error))
     if target and (problem := target.problem(quantized)):
         problems.append(problem)
-    return problems
+    return [*problems, *_activation_problems(quantized), *(_bias_problems(quantized) if bias == "int32" else [])]
 
 
-def activation_problems(quantized: QuantizedLayer) -> list[str]:
+def _activation_problems(quantized: QuantizedLayer) -> list[str]:
     """Return why the input or output of a layer cannot be rounded so."""
     layer, problems = quantized.layer, []
     if quantized.input and layer.kind == "embedding":
@@ -64,7 +68,7 @@ def activation_problems(quantized: QuantizedLayer) -> list[str]:
     return problems
 
 
-def bias_problems(quantized: QuantizedLayer) -> list[str]:
+def _bias_problems(quantized: QuantizedLayer) -> list[str]:
     """Return why the bias of a layer has no unit to be counted in, scale of the input x scale of the weight."""
     if quantized.layer.kind == "embedding":
         return ["an embedding has no bias; leave out `bias`"]

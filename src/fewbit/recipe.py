@@ -76,7 +76,7 @@ class Rule:
                 raise RecipeError(f"{flag} = {given!r} is not true or false")
         if keep and any(given is not None for given in (weight, input, output, bias, algorithm)):
             raise RecipeError(
-                f"rule {match or kind!r:.120} says `keep` and also names a scheme or an algorithm; drop one"
+                f"rule {match or kind!r:.120} says `keep` and also names a scheme, a bias or an algorithm; drop one"
             )
         for name, scheme in {"weight": weight, "input": input, "output": output}.items():
             if not isinstance(scheme, str | Scheme | None):

@@ -12,7 +12,7 @@ from fewbit.formats import FORMATS
 from fewbit.interfaces import LAYER_KINDS
 from fewbit.recipe import Recipe
 
-KEYS = ["match", "kind", "weight", "algorithm", "keep", "optional", "input", "wieght", "", "output", "a b"]
+KEYS = ["match", "kind", "weight", "algorithm", "keep", "optional", "input", "wieght", "", "output", "bias", "a b"]
 TEXTS = st.one_of(
     st.sampled_from([*LAYER_KINDS, *ALGORITHMS, *FORMATS, "int4 g64 asym", ".*", "(", "[a", "a{9999999999}", "\\d+?"]),
     st.text(max_size=20),
@@ -30,6 +30,7 @@ LIKELY = {
         st.sampled_from([*ALGORITHMS, "gtpq"]),
         st.fixed_dictionaries({"name": st.just("gptq")}, optional={"damping": VALUES, "order": TEXTS, "odrer": VALUES}),
     ),
+    "bias": st.sampled_from(["float", "int32", "int8"]),
     "keep": st.booleans(),
     "optional": st.booleans(),
 }
@@ -96,6 +97,7 @@ def agrees(rule, table):
         and rule.kind == table.get("kind")
         and rule.keep == table.get("keep", False)
         and rule.optional == table.get("optional", False)
+        and rule.bias == table.get("bias", "float")
         and (rule.weight is None) == ("weight" not in table)
     )
 
