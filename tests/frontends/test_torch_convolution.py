@@ -121,6 +121,50 @@ def test_the_forward_of_a_subclass_runs_on_the_quantized_weight():
     assert "rounded to nearest" in result.report.layers[0].remarks[0]  # its rows are not known
 
 
+class TensorFlowPadding(nn.Conv2d):
+    """Pads as TensorFlow does, by the size of the input, and leaves its weight alone."""
+
+    def forward(self, x):
+        sides = [
+            max((-(-size // step) - 1) * step + kernel - size, 0)
+            for size, step, kernel in zip(x.shape[-2:], self.stride, self.kernel_size, strict=True)
+        ]
+        height, width = sides
+        x = functional.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+        return functional.relu(functional.conv2d(x, self.weight, self.bias, self.stride))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_rows_of_a_subclass_are_what_it_hands_to_the_convolution(stride):
+    module = TensorFlowPadding(6, 8, 3, stride, bias=False)
+    own, x = Convolution.of(module), inputs(module)
+    assert own.rows_apply
+    found = torch.stack([rows @ own.matrix(module.weight).T for rows in own.rows(x)]).relu()
+    expected = module(x).movedim(1, -1)
+    torch.testing.assert_close(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)  # sums in another order
+
+
+def test_gptq_leaves_a_smaller_error_than_nearest_in_a_subclass():
+    draw = torch.Generator().manual_seed(0)
+    module = TensorFlowPadding(6, 8, 3)
+    x = torch.randn(8, 6, 9, 9, generator=draw).cumsum(1)  # channels that go together
+    errors = []
+    for algorithm in ("nearest", "gptq"):
+        net = nn.Sequential(copy.deepcopy(module))
+        rule = fb.Rule(".*", weight="int3 channel", algorithm=algorithm)
+        fb.quantize(net, fb.Recipe([rule]), calibration=[x])
+        with torch.no_grad():
+            errors.append(float((net(x) - module(x)).square().sum()))
+    assert errors[1] < errors[0]
+
+
+def test_subclasses_share_no_rows_but_with_themselves():
+    one, other = TensorFlowPadding(6, 8, 3), TensorFlowPadding(6, 8, 3)
+    assert same_rows(one, one)
+    assert not same_rows(one, other)
+    assert not same_rows(one, nn.Conv2d(6, 8, 3))
+
+
 def test_a_forward_that_calibration_put_upon_a_module_is_not_that_of_its_quantized_form():
     module = Padding(6, 8, 3)
     module.forward = lambda x: pytest.fail("the forward of the instance ran")

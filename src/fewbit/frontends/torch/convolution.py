@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fewbit.frontends.torch.convolution_call import caught
 
 _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3,
@@ -69,7 +72,15 @@ class Convolution:
     @property
     def rows_apply(self) -> bool:
         """Whether each output is one row of `rows` times the weight."""
-        return not self.transposed and self.groups == 1 and self.own is None
+        if self.transposed or self.groups > 1:
+            return False
+        if self.own is None:
+            return True
+        size = [dilation * (kernel - 1) + step + 1 for dilation, kernel, step in self._sizes()]
+        try:
+            return self._handed(torch.empty(1, self.in_channels, *size, device="meta")) is not None
+        except Exception:  # whatever a forward of someone else's does without numbers
+            return False
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the module's weight as (out, in / groups * kernel positions)."""
@@ -88,6 +99,12 @@ class Convolution:
 
     def rows(self, inputs: Tensor) -> Iterator[Tensor]:
         """Yield what the weight's matrix is multiplied with, (positions, in * kernel positions), sample by sample."""
+        if self.own is not None:
+            handed = self._handed(inputs)
+            assert handed is not None  # `rows_apply` says so
+            inputs, plain = handed
+            yield from plain.rows(inputs)
+            return
         spatial = len(self.kernel)
         for sample in inputs if inputs.ndim > spatial + 1 else [inputs]:
             view = self._padded(sample)
@@ -125,6 +142,28 @@ class Convolution:
         output = run(inputs, weight, bias, self.stride, padding, behind, self.groups, self.dilation)
         return output  # noqa: RET504  # mypy sees a tensor
 
+    def _handed(self, inputs: Tensor) -> tuple[Tensor, Convolution] | None:
+        """Return what the forward of a subclass convolves with its weight as it is, and how; `None`: with another."""
+        weight = torch.empty(self.out_channels, self.in_channels // self.groups, *self.kernel, device="meta")
+        call = caught(lambda own: self.apply(own, weight, None), inputs)
+        if call is None or call.weight is not weight or isinstance(call.padding, str):
+            return None
+        spatial = len(self.kernel)
+        padding = tuple((size, size) for size in _each(call.padding, spatial))
+        plain = replace(
+            self,
+            own=None,
+            stride=_each(call.stride, spatial),
+            dilation=_each(call.dilation, spatial),
+            groups=call.groups,
+            padding=padding,
+            padding_mode="zeros",
+        )
+        return call.inputs, plain
+
+    def _sizes(self) -> Iterator[tuple[int, int, int]]:
+        return zip(self.dilation, self.kernel, self.stride, strict=True)
+
     def _padded(self, inputs: Tensor) -> Tensor:
         if not any(before or behind for before, behind in self.padding):
             return inputs
@@ -149,6 +188,10 @@ class Convolution:
             )
         ]
         return tuple(size - smallest for size, smallest in zip(wanted, least, strict=True))
+
+
+def _each(size: Any, axes: int) -> tuple[int, ...]:
+    return (size,) * axes if isinstance(size, int) else tuple(size) * (axes if len(size) == 1 else 1)
 
 
 def _padding(module: Any) -> tuple[tuple[int, int], ...]:
@@ -178,10 +221,13 @@ def _without_numbers(module: nn.Module) -> nn.Module:
 
 def same_rows(first: nn.Module, second: nn.Module) -> bool:
     """Whether two modules multiply the same rows when they are given the same input."""
+    if first is second:
+        return True
     one, other = Convolution.of(first), Convolution.of(second)
     if one is None or other is None:
         return one is other
-    return _window(one) == _window(other)
+    # What the forwards of two subclasses do before the product is not compared.
+    return one.own is other.own is None and _window(one) == _window(other)
 
 
 def _window(convolution: Convolution) -> tuple[Any, ...]:
