@@ -108,12 +108,12 @@ def holds_tensor(value: Any) -> bool:
 
 def shapes(value: Any) -> tuple[tuple[int, ...], ...]:
     """Return the shapes of all tensors in `value`."""
-    return tuple(tuple(tensor.shape) for tensor in _tensors(value))
+    return tuple(tuple(tensor.shape) for tensor in tensors_in(value))
 
 
 def size(value: Any) -> int:
     """Return how many numbers the tensors in `value` hold."""
-    return sum(tensor.numel() for tensor in _tensors(value))
+    return sum(tensor.numel() for tensor in tensors_in(value))
 
 
 def copied(value: Any) -> Any:
@@ -125,12 +125,13 @@ def copied(value: Any) -> Any:
     return type(value)(copied(part) for part in value) if type(value) in (tuple, list) else value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in `value`, which may be nested."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (Mapping, tuple, list)):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
