@@ -42,6 +42,7 @@ LAYERS = {
     "ConvTranspose": Case(lambda: nn.ConvTranspose2d(8, 6, 3, stride=2), (8, 4, 4)),
     "Embedding": Case(lambda: nn.Embedding(12, 32), ()),
 }
+PRODUCTS = ["int8 sym", "int8 asym", "e4m3", "int16 sym"]
 WEIGHT_ONLY = list(itertools.product(
     ["int8", "int4", "int2", "e4m3", "nf4"], ["tensor", "channel", "g8"],
     ["Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose", "Embedding"],
@@ -106,6 +107,47 @@ def test_static_inputs(number_format, granularity, layer):
             rounded = scheme.grid.rounded(x.movedim(axis, -1), scale, zero).movedim(-1, axis)
             agree(result.model(x), reference(rounded))
             assert not torch.equal(rounded, x)
+
+
+class Attention(nn.Module):
+    """One head of 8 numbers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(16, 24)
+
+    def operands(self, x):
+        q, k, v = self.project(x).chunk(3, -1)
+        return q, k, (q @ k.mT).softmax(-1), v
+
+    def forward(self, x):
+        q, k, v = self.project(x).chunk(3, -1)
+        return (q @ k.mT).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("mode", ["tensor static", "tensor", "token", "g4"])
+@pytest.mark.parametrize("number_format", PRODUCTS)
+@torch.no_grad()
+def test_attention_products(number_format, mode):
+    data = [torch.randn(5, 7, 16, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    rule = fb.Rule(kind="attention", input=f"{number_format} {mode}")
+    model, reference = fb.quantize(Attention().eval(), fb.Recipe([rule]), calibration=data).model, Attention()
+    scheme = parse_input_scheme(f"{number_format} {mode}")
+    seen = [torch.cat([own.flatten() for own in parts]) for parts in zip(*map(reference.operands, data), strict=True)]
+
+    def rounded(values, place):
+        if not scheme.static:
+            return quantize(values, scheme).dequantize()
+        low, high = seen[place].aminmax()
+        return scheme.grid.rounded(values, *scheme.grid.parameters(low.clamp(max=0), high.clamp(min=0)))
+
+    for x in (*data, 3 * data[0]):  # also beyond what was seen, where it clips
+        q, k, _, v = reference.operands(x)
+        p = (rounded(q, 0) @ rounded(k, 1).mT).softmax(-1)
+        expected = rounded(p, 2) @ rounded(v, 3)
+        agree(model(x), expected)
+        assert not torch.equal(expected, reference(x))
 
 
 @pytest.mark.parametrize("layer", ["Linear", "Conv1d", "Conv2d", "depthwise", "ConvTranspose", "Embedding"])

@@ -108,7 +108,7 @@ PYTHON_MISTAKES = {
     "kind is a list": (lambda: fb.keep(kind=["head"]), RecipeError, r"kind = \['head'\]", "not text"),
     "kind": (
         lambda: fb.keep(kind="linaer"), RecipeError, "unknown kind of layer 'linaer'",
-        r"did you mean 'linear'\? known: conv, embedding, head, linear"),
+        r"did you mean 'linear'\? known: attention, conv, embedding, head, linear"),
     "weight": (
         lambda: fb.Rule("a", weight="int44"), SchemeError, "unknown number format 'int44'", "did you mean 'int4'"),
     "word in weight": (

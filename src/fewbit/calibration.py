@@ -44,6 +44,11 @@ class Calibration:
                 "give at least one sample of two tokens"
             )
 
+    @property
+    def holds_batches(self) -> bool:
+        """Whether the data are batches, not text."""
+        return not isinstance(self.data, str | Path)
+
     def described(self, batches: Sequence[Any]) -> str:
         """What the report says that it was calibrated with."""
         if not isinstance(self.data, str | Path):
@@ -84,6 +89,21 @@ class Calibration:
 
     def _length(self, usual: int, model: Any) -> int:
         return self.length or min(usual, context_of(model) or usual)
+
+
+def first_batch(model: Any, given: Calibration | None, evaluated: Sequence[Any]) -> Any | None:
+    """Return a batch to see on what `model` does, of calibration or else of evaluation; `None` where there is none.
+
+    Raises:
+        CalibrationError: tokens that the model does not know or take.
+
+    """
+    calibrated: Any = given.data if given and given.holds_batches else ()
+    for what, batches in {"calibration": calibrated, "evaluation": evaluated}.items():
+        if batches:
+            require_known(batches[:1], model, what=what)
+            return batches[0]
+    return None
 
 
 def parse_calibration(value: Any) -> Calibration | None:

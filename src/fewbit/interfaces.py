@@ -22,8 +22,8 @@ from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.transforms import Applied
 
 #: What a quantizable operation does; rules select by it.
-LayerKind = Literal["linear", "conv", "embedding", "head"]
-LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "embedding", "head")
+LayerKind = Literal["linear", "conv", "embedding", "head", "attention"]
+LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "embedding", "head", "attention")
 
 #: Bytes of one number of each stored type.
 BYTES = {
@@ -43,7 +43,8 @@ class Layer:
     name: str
     #: What it does.
     kind: LayerKind
-    #: Shape of the weight as (out, in); of an embedding (rows, width), of a convolution (out, in / groups * positions).
+    #: Shape of the weight as (out, in); of an embedding (rows, width), of a convolution (out, in / groups * positions);
+    #: (0, 0) of a product inside attention, which has none.
     shape: tuple[int, int]
     #: Class in the framework, for people and for checkpoint formats that match by class.
     module_class: str
@@ -55,6 +56,8 @@ class Layer:
     tied: tuple[str, ...] = ()
     #: Whether a number is added to each output.
     bias: bool = False
+    #: Of a product inside attention the names of what it multiplies.
+    operands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +182,22 @@ class Execution:
         return self.kernel if self.fast else f"{self.kernel}, not faster than float{why}"
 
 
-class Replacement(Protocol):
+class Forms(Protocol):
     """A layer of a live model in its two forms; exactly one of them is installed."""
 
     @property
     def layer(self) -> Layer:
         """Which layer."""
+
+    def install(self) -> None:
+        """Put the quantized form into the model."""
+
+    def restore(self) -> None:
+        """Put the float form back."""
+
+
+class Replacement(Forms, Protocol):
+    """A layer with a weight in its two forms."""
 
     @property
     def qtensor(self) -> QTensor:
@@ -196,12 +209,6 @@ class Replacement(Protocol):
 
     def fix_output(self, activation: Activation) -> None:
         """Round the output of the quantized form by a range that is known now."""
-
-    def install(self) -> None:
-        """Put the quantized form into the model."""
-
-    def restore(self) -> None:
-        """Put the float form back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +236,9 @@ class Frontend(Protocol):
     def layers(self, model: Any) -> list[Layer]:
         """Return the quantizable layers in the order of the model."""
 
+    def products(self, model: Any, batch: Any | None) -> list[Layer]:
+        """Return the products inside attention that a run on `batch` shows; `None`: one that the model has itself."""
+
     def floats(self, model: Any) -> list[StoredTensor]:
         """Return every stored parameter and buffer, one that hangs at several places under its first name."""
 
@@ -248,7 +258,7 @@ class Frontend(Protocol):
     ) -> Replacement:
         """Return the quantized form of `layer`, not yet installed; without `bias` it keeps the one that it has."""
 
-    def execution(self, model: Any, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
+    def execution(self, model: Any, layer: Layer, weight: Scheme | None, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on with this weight and inputs rounded so."""
 
     def tensors(
@@ -284,13 +294,23 @@ class Frontend(Protocol):
     def output_statistics(self, model: Any, wanted: Mapping[str, str], batches: Sequence[Any]) -> Mapping[str, Any]:
         """Return the statistic that is `wanted` of the output of each installed quantized layer."""
 
+    def product_statistics(
+        self, model: Any, products: Sequence[Layer], wanted: Mapping[str, str], batches: Sequence[Any]
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Return by operand the statistic that is `wanted` of each product inside attention."""
+
+    def product_forms(
+        self, model: Any, products: Sequence[Layer], activations: Mapping[str, Mapping[str, Activation]]
+    ) -> Sequence[Forms]:
+        """Return the rounded forms of those `products` that have `activations`, by operand; none is installed yet."""
+
     def place(self, model: Any, device: str) -> Any:
         """Return the model on `device`; raises `RecipeError` for a device that is not there."""
 
     def run(self, model: Any, batch: Any) -> Any:
         """Return the output of `model` for a batch (an array, a tuple of arguments or a dict of them)."""
 
-    def probe(self, replacements: Sequence[Replacement]) -> AbstractContextManager[Mapping[str, float]]:
+    def probe(self, replacements: Sequence[Forms]) -> AbstractContextManager[Mapping[str, float]]:
         """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB on its float inputs."""
 
 
@@ -333,6 +353,9 @@ class CheckpointFormat(Protocol):
 
     def problem(self, quantized: QuantizedLayer) -> str | None:
         """Return why this layout cannot hold a layer under its schemes, with the remedy, or `None`."""
+
+    def product_problem(self, product: Layer, scheme: Scheme) -> str | None:
+        """Return why this layout cannot hold that operands of a product inside attention are rounded so, or `None`."""
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
         """Return the type in which this layout stores scales."""

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fewbit.calibration import Calibration, parse_calibration
+from fewbit.attention import round_products
+from fewbit.calibration import Calibration, first_batch, parse_calibration
 from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.peak_memory import peak_memory
 from fewbit.evaluation.side_by_side import Measured, measure
@@ -56,7 +58,9 @@ class Options:
     command: str | None = None
 
 
-def plan(model: Any, recipe: str | Path | Recipe, *, to: str | None = None, dtype: str = "auto") -> Plan:
+def plan(
+    model: Any, recipe: str | Path | Recipe, *, to: str | None = None, dtype: str = "auto", batch: Any = None
+) -> Plan:
     """Return what `quantize` would do, and every problem, without doing it.
 
     Args:
@@ -64,6 +68,8 @@ def plan(model: Any, recipe: str | Path | Recipe, *, to: str | None = None, dtyp
         recipe: a preset's name, the path of a TOML file, or a `Recipe`.
         to: the checkpoint format that it is meant for; its limits then count as problems.
         dtype: `float32`, `float16` or `bfloat16` for what stays float and for scales; `auto` is the model's.
+        batch: what to run the model on, for a recipe with rules for the products inside attention: they show in a run
+            only. A language model of transformers needs none.
 
     >>> from torch import nn
     >>> print(plan(nn.Sequential(nn.Linear(64, 8), nn.ReLU()), "w8a16").rows[0].becomes)
@@ -71,7 +77,7 @@ def plan(model: Any, recipe: str | Path | Recipe, *, to: str | None = None, dtyp
 
     """
     source = _float_source(model)
-    return _plan(source, source.skeleton(), parse_recipe(recipe), to=to, dtype=dtype)
+    return _plan(source, source.skeleton(), parse_recipe(recipe), to=to, dtype=dtype, batch=batch)
 
 
 def quantize(
@@ -118,7 +124,9 @@ def quantize(
         live = source.load()
         if options.device != "auto":
             live = frontend.place(live, options.device)
-    made = _plan(source, live, parsed, to=to, dtype=dtype)
+    sample = first_batch(live, given, asked.batches if asked else ()) if parsed.names_products else None
+    planned = partial(_plan, source, live, parsed, to=to, dtype=dtype, batch=sample)
+    made = planned()
     made.require_sound()
     kept = {tensor.name for tensor in made.manifest({}, {}).floats}
     frontend.require_finite(live, [quantized.layer for quantized in made.quantized], kept, made.storage_type)
@@ -133,21 +141,23 @@ def quantize(
     shown = data.batches or (asked.batches if asked else ())
     with _transformed(live, parsed, frontend, shown, to) as sentences:
         if sentences:
-            made = _plan(source, live, parsed, to=to, dtype=dtype)
+            made = planned()
             kept = {tensor.name for tensor in made.manifest({}, {}).floats}
         with clock.phase("solve"):
             solved = solve(live, made, frontend, data, options.progress)
+            layers = [done.replacement for done in solved.values()]
+            forms = [*layers, *round_products(live, made, layers, frontend, data.batches)]
             changed = frontend.round_floats(live, kept, made.storage_type)
-        replacements = [done.replacement for done in solved.values()]
         measured = Measured()
         if asked is not None:
             with clock.phase("measure"):
-                measured = measure(live, replacements, asked.batches, frontend, options.progress)
-    for replacement in replacements:
-        replacement.install()
+                measured = measure(live, forms, asked.batches, frontend, options.progress)
+    for form in forms:
+        form.install()
+    idle = given is not None and not data.batches and not (given.holds_batches and parsed.names_products)
     report = replace(
         report_of(made, solved, measured, frontend, live),
-        remarks=(*sentences, *remarks_of(changed, solved, made, idle=given is not None and not data.batches)),
+        remarks=(*sentences, *remarks_of(changed, solved, made, idle=idle)),
         seed=options.seed,
         command=options.command,
         text=asked.name if asked else None,
@@ -237,15 +247,18 @@ def _float_source(model: Any) -> Source:
     return source
 
 
-def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: str) -> Plan:
+def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: str, batch: Any = None) -> Plan:
     if dtype not in _STORAGE_TYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
     target = checkpoint_format(to) if to is not None else None
     frontend = frontend_of("torch")
     storage_type: ScaleType = source.storage_type if dtype == "auto" else dtype  # type: ignore[assignment]
+    layers = frontend.layers(model)
+    if recipe.names_products:
+        layers += frontend.products(model, batch)
     made = resolve(
         source.name,
-        frontend.layers(model),
+        layers,
         frontend.floats(model),
         recipe,
         storage_type=storage_type,
@@ -258,7 +271,7 @@ def _hints(made: Plan, frontend: Frontend, model: Any) -> tuple[str, ...]:
     """Return why layers whose inputs are rounded gain no speed on this machine."""
     slow: dict[str, list[str]] = {}
     for row in made.rows:
-        if row.scheme and row.input:
+        if row.input:
             found = frontend.execution(model, row.layer, row.scheme, row.input)
             if not found.fast:
                 slow.setdefault(str(found), []).append(row.layer.name)

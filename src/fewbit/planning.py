@@ -6,12 +6,12 @@ Each layer becomes a row with its scheme and its bytes before and after; nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from fewbit.adaptation import adapt
 from fewbit.algorithms import Algorithm
+from fewbit.drafts import Draft, adapted, draft_of, without_convolutions
 from fewbit.errors import PlanError
 from fewbit.footprint import quantized_tensors
 from fewbit.integer_bias import BiasType
@@ -24,8 +24,8 @@ from fewbit.interfaces import (
     QuantizedLayer,
     StoredTensor,
 )
-from fewbit.problems import idle_rules, layer_problems, nothing_quantized, several
-from fewbit.recipe import Recipe, Rule
+from fewbit.problems import idle_rules, nothing_quantized, several
+from fewbit.recipe import Recipe
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 
@@ -45,7 +45,7 @@ class PlanRow:
     bytes_after: int
     #: The scheme that its rule names; `scheme` may have been adapted from it.
     asked: Scheme | None = None
-    #: Schemes of its input and output; `None`: they stay float.
+    #: Schemes of its input, of a product inside attention of both operands, and output; `None`: they stay float.
     input: Scheme | None = None
     output: Scheme | None = None
     #: What its bias becomes; `float` where there is none.
@@ -56,6 +56,8 @@ class PlanRow:
     @property
     def becomes(self) -> str:
         """The notation of its schemes, or `float`."""
+        if self.input and self.layer.kind == "attention":
+            return f"operands {input_scheme_to_text(self.input)}"
         both = {"input": self.input, "output": self.output}
         rounded = [f", {name} {input_scheme_to_text(scheme)}" for name, scheme in both.items() if scheme]
         rounded += [f", bias {self.bias}"] if self.bias != "float" else []
@@ -106,6 +108,11 @@ class Plan:
         )
 
     @property
+    def rounded_products(self) -> tuple[PlanRow, ...]:
+        """The products inside attention whose operands are rounded."""
+        return tuple(row for row in self.rows if row.input and row.layer.kind == "attention")
+
+    @property
     def unties(self) -> bool:
         """Whether a weight that layers shared is stored more than once, or no longer shared, afterwards."""
         return any(row.scheme and row.layer.tied for row in self.rows)
@@ -122,7 +129,7 @@ class Plan:
             configuration["dtype"] = self.storage_type
             if self.unties and configuration.get("tie_word_embeddings"):
                 configuration["tie_word_embeddings"] = False
-        kept = [row for row in self.rows if not row.scheme]
+        kept = [row for row in self.rows if not row.scheme and row.layer.kind != "attention"]
         weights = [
             StoredTensor(f"{row.layer.name}.weight", self.storage_type, row.layer.stored or row.layer.shape)
             for row in kept
@@ -142,7 +149,7 @@ class Plan:
         wide = max([len(row.becomes) for row in self.rows] + [18])
         lines = [f"{'layer':{width}}  {'shape':>14}  {'becomes':<{wide}} {'before':>11}  {'after':>11}  notes"]
         for row in self.rows:
-            shape = "x".join(str(size) for size in row.layer.shape)
+            shape = "x".join(str(size) for size in row.layer.shape if row.layer.kind != "attention")
             lines.append(
                 f"{row.layer.name:{width}}  {shape:>14}  {row.becomes:<{wide}} {row.bytes_before:>11,}  "
                 f"{row.bytes_after:>11,}  {'; '.join(row.notes)}".rstrip()
@@ -160,25 +167,6 @@ class Plan:
         return "\n".join(lines)
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A layer's row while it is worked out."""
-
-    layer: Layer
-    rule: Rule | None
-    scheme: Scheme | None
-    notes: list[str] = field(default_factory=list)
-
-    def quantized(self, storage_type: ScaleType) -> QuantizedLayer:
-        """Return the layer with its schemes, the types of static scales settled."""
-        assert self.scheme is not None
-        assert self.rule is not None
-        given = self.rule.input, self.rule.output
-        both = [own and own.stored_as(storage_type if own.static else "float32") for own in given]
-        bias = self.rule.bias if self.layer.bias else "float"
-        return QuantizedLayer(self.layer, self.scheme, input=both[0], output=both[1], bias=bias)
-
-
 def resolve(
     model: str,
     layers: Sequence[Layer],
@@ -192,19 +180,18 @@ def resolve(
 
     Problems are collected in the plan, not raised; `Plan.require_sound` raises them all.
     """
-    drafts = [_draft(layer, recipe) for layer in layers]
+    drafts = [draft_of(layer, recipe) for layer in layers]
     problems = idle_rules(recipe, layers)
-    if not any(draft.scheme for draft in drafts):
+    if not any(draft.scheme or draft.product for draft in drafts):
         problems.append(nothing_quantized(layers))
-    adaptations = [*_without_convolutions(drafts, target, storage_type), *_adapt(drafts)] if recipe.adapts else []
+    adaptations = [*without_convolutions(drafts, target, storage_type), *adapted(drafts)] if recipe.adapts else []
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
     alike: dict[str, list[str]] = {}
     for draft in drafts:
         if draft.scheme is not None:
             draft.scheme = draft.scheme.stored_as(scale_type)
-            asked = draft.rule.bias if draft.rule else "float"
-            for text in layer_problems(draft.quantized(storage_type), asked, target):
-                alike.setdefault(text, []).append(draft.layer.name)
+        for text in draft.problems(storage_type, target):
+            alike.setdefault(text, []).append(draft.layer.name)
     problems += [f"{several(names)}: {text}" for text, names in alike.items()]
     rows = _rows(drafts, storage_type, target)
     own = {f"{layer.name}.weight" for layer in layers}
@@ -221,37 +208,7 @@ def resolve(
     )
 
 
-def _draft(layer: Layer, recipe: Recipe) -> _Draft:
-    place = recipe.winner(layer)
-    if place is None:
-        return _Draft(layer, None, None, ["no rule matches"])
-    rule = recipe.rules[place]
-    notes = [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else []
-    notes += ["it has no bias to round"] if rule.bias != "float" and not layer.bias else []
-    return _Draft(layer, rule, rule.weight, notes)
-
-
-def _without_convolutions(drafts: list[_Draft], target: CheckpointFormat | None, storage_type: ScaleType) -> list[str]:
-    """Keep the convolutions that `target` has no layout for, such as the patches of a ViT; return what to say of it."""
-    kept = []
-    for draft in drafts:
-        convolution = draft.scheme and draft.layer.kind == "conv"
-        if target and convolution and target.problem(draft.quantized(storage_type)):
-            draft.scheme = None
-            draft.notes.append(f"kept: {target.name} holds no convolutions")
-            kept.append(draft.layer.name)
-    return [f"{several(kept)}: kept float, {target.name} holds no convolutions"] if kept and target else []
-
-
-def _adapt(drafts: list[_Draft]) -> list[str]:
-    changing = [draft for draft in drafts if draft.scheme]
-    schemes, sentences = adapt([QuantizedLayer(draft.layer, draft.scheme) for draft in changing if draft.scheme])
-    for draft, scheme in zip(changing, schemes, strict=True):
-        draft.scheme = scheme
-    return sentences
-
-
-def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointFormat | None) -> tuple[PlanRow, ...]:
+def _rows(drafts: list[Draft], storage_type: ScaleType, target: CheckpointFormat | None) -> tuple[PlanRow, ...]:
     counted_before: set[str] = set()
     counted_after: set[str] = set()
     rows = []
@@ -275,7 +232,7 @@ def _rows(drafts: list[_Draft], storage_type: ScaleType, target: CheckpointForma
             PlanRow(
                 layer=layer,
                 scheme=scheme,
-                input=quantized.input if quantized else None,
+                input=quantized.input if quantized else draft.product,
                 output=quantized.output if quantized else None,
                 bias=quantized.bias if quantized else "float",
                 algorithm=draft.rule.algorithm if draft.rule and scheme else None,

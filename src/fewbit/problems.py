@@ -12,6 +12,7 @@ from fewbit.interfaces import CheckpointFormat, Layer, QuantizedLayer
 from fewbit.recipe import Recipe
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
+from fewbit.schemes.scheme import Scheme
 
 
 def idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
@@ -24,6 +25,11 @@ def idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
         if any(rule.matches(layer) for layer in layers):
             problems.append(f"rule [{rule}] has no effect: earlier rules take every layer it matches; move it up")
         else:
+            if rule.kind == "attention" and not any(layer.kind == "attention" for layer in layers):
+                problems.append(
+                    f"rule [{rule}] matches no layer: a run of the model showed no product inside attention"
+                )
+                continue
             names = ", ".join(f"{layer.name} ({layer.kind})" for layer in layers[:6])
             more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
             problems.append(f"rule [{rule}] matches no layer; the layers are: {names or 'none'}{more}")
@@ -86,6 +92,17 @@ def _bias_problems(quantized: QuantizedLayer) -> list[str]:
             f"an int32 bias needs integer weights of one scale an output, and its weight is '{weight}'; "
             "use weight = 'int8', or leave out `bias`"
         )
+    return problems
+
+
+def product_problems(product: Layer, scheme: Scheme, target: CheckpointFormat | None) -> list[str]:
+    """Return why the operands of a product inside attention cannot be rounded so."""
+    problems = []
+    if isinstance(scheme.granularity, PerChannel):
+        text = input_scheme_to_text(scheme)
+        problems.append(f"operands {text}: those of attention have no channels of their own; use tensor")
+    if target and (problem := target.product_problem(product, scheme)):
+        problems.append(problem)
     return problems
 
 

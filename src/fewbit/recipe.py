@@ -36,11 +36,11 @@ class Rule:
 
     #: Regular expression that the whole name of a layer must match; `None` matches every name.
     match: str | None
-    #: Kind of layer; `None` matches every kind.
+    #: Kind of layer; `None` matches every kind, but products inside attention only together with `keep`.
     kind: LayerKind | None
-    #: Scheme of the weight; `None` together with `keep`.
+    #: Scheme of the weight; `None` together with `keep`, and of products inside attention, which have none.
     weight: Scheme | None
-    #: Schemes of what goes in and what comes out; `None`: it stays float.
+    #: Schemes of what goes in, of products inside attention both operands, and what comes out; `None`: it stays float.
     input: Scheme | None
     output: Scheme | None
     #: What its bias becomes: `int32` in units of input scale x weight scale.
@@ -71,18 +71,17 @@ class Rule:
             raise RecipeError(unknown(kind, LAYER_KINDS, what="kind of layer"))
         if match is None and kind is None:
             raise RecipeError("a rule needs `match` (a regular expression) or `kind`; '.*' matches every layer")
-        for flag, given in {"keep": keep, "optional": optional}.items():
-            if not isinstance(given, bool):
-                raise RecipeError(f"{flag} = {given!r} is not true or false")
+        _check_flags(keep=keep, optional=optional)
         if keep and any(given is not None for given in (weight, input, output, bias, algorithm)):
             raise RecipeError(
                 f"rule {match or kind!r:.120} says `keep` and also names a scheme, a bias or an algorithm; drop one"
             )
-        for name, scheme in {"weight": weight, "input": input, "output": output}.items():
-            if not isinstance(scheme, str | Scheme | None):
-                raise RecipeError(f'{name} = {scheme!r:.80} is no scheme; write for example {name}="int8"')
-        if not keep and weight is None:
-            raise RecipeError(f"rule {match or kind!r:.120} says neither `weight` nor `keep`; add one")
+        _check_schemes(weight=weight, input=input, output=output)
+        if kind == "attention":
+            _check_no_weight(match, weight=weight, output=output, bias=bias, algorithm=algorithm)
+        needed, own = ("input", input) if kind == "attention" else ("weight", weight)
+        if not keep and own is None:
+            raise RecipeError(f"rule {match or kind!r:.120} says neither `{needed}` nor `keep`; add one")
         values = {
             "match": match,
             "kind": kind,
@@ -99,7 +98,9 @@ class Rule:
 
     def matches(self, layer: Layer) -> bool:
         """Whether this rule speaks of `layer`."""
-        if self.kind is not None and self.kind != layer.kind:
+        # A rule for layers in general speaks of weights, which a product inside attention has none of.
+        every = self.kind is None and (self.keep or layer.kind != "attention")
+        if not every and self.kind != layer.kind:
             return False
         return self.match is None or re.fullmatch(self.match, layer.name) is not None
 
@@ -108,6 +109,8 @@ class Rule:
         where += [f"kind {self.kind!r}"] if self.kind is not None else []
         if self.keep:
             return f"{' and '.join(where)}: keep"
+        if self.weight is None and self.input is not None:
+            return f"{' and '.join(where)}: operands {input_scheme_to_text(self.input)}"
         further = [f", {name} {input_scheme_to_text(own)}" for name, own in self.activations.items()]
         further += [f", bias {self.bias}"] if self.bias != "float" else []
         return f"{' and '.join(where)}: {self.weight} by {self.algorithm.name}{''.join(further)}"
@@ -166,6 +169,11 @@ class Recipe:
         parsed = tuple(parse_transform(transform) for transform in transforms)
         for key, value in {"rules": tuple(rules), "name": name, "transforms": parsed, "adapts": adapts}.items():
             object.__setattr__(self, key, value)
+
+    @property
+    def names_products(self) -> bool:
+        """Whether a rule speaks of products inside attention, so that they have to be found."""
+        return any(rule.kind == "attention" for rule in self.rules)
 
     def winner(self, layer: Layer) -> int | None:
         """Return the place of the first rule that matches `layer`, or `None`."""
@@ -254,6 +262,26 @@ def _type_of_bias(given: str | None) -> BiasType:
     if given not in (None, *BIAS_TYPES):
         raise RecipeError(unknown(str(given), BIAS_TYPES, what="type of a bias"))
     return given or "float"
+
+
+def _check_flags(**flags: object) -> None:
+    for flag, given in flags.items():
+        if not isinstance(given, bool):
+            raise RecipeError(f"{flag} = {given!r} is not true or false")
+
+
+def _check_schemes(**schemes: object) -> None:
+    for name, scheme in schemes.items():
+        if not isinstance(scheme, str | Scheme | None):
+            raise RecipeError(f'{name} = {scheme!r:.80} is no scheme; write for example {name}="int8"')
+
+
+def _check_no_weight(match: str | None, **given: object) -> None:
+    for name in (name for name, value in given.items() if value is not None):
+        raise RecipeError(
+            f"rule {match or 'attention'!r:.120}: `{name}` = {given[name]!r:.80}, and a product inside attention has "
+            "no weight, no bias and no rounded output; give `input`, which is for both operands, only"
+        )
 
 
 def _check_strings(**values: object) -> None:

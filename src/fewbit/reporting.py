@@ -15,7 +15,10 @@ from fewbit.solving import Solved
 
 def report_of(made: Plan, solved: Mapping[str, Solved], measured: Measured, frontend: Frontend, model: Any) -> Report:
     """Return the report without what only the caller knows: time, memory, texts, seed and command."""
-    runs = [frontend.execution(model, row.layer, row.scheme, row.input) if row.scheme else None for row in made.rows]
+    runs = [
+        frontend.execution(model, row.layer, row.scheme, row.input) if row.scheme or row.input else None
+        for row in made.rows
+    ]
     layers = tuple(
         _layer_report(row, solved.get(row.layer.name), measured, own) for row, own in zip(made.rows, runs, strict=True)
     )
@@ -60,10 +63,13 @@ def _layer_report(row: PlanRow, done: Solved | None, measured: Measured, runs: E
 
 
 def remarks_of(changed: int, solved: Mapping[str, Solved], made: Plan, *, idle: bool) -> tuple[str, ...]:
-    """Return what the report remarks: idle data, `changed` float numbers, what fell back, what is no longer tied."""
+    """Return what the report remarks: idle data, rounded numbers, products, what fell back, what is no longer tied."""
     remarks = ["calibration data was not used: no algorithm of this recipe needs any"] if idle else []
     if changed:
         remarks.append(f"{changed:,} float numbers were rounded to {made.storage_type}, the type they are stored in")
+    if made.rounded_products:
+        count = len(made.rounded_products)
+        remarks.append(f"operands of {count} products inside attention are rounded; softmax, norms and sums stay float")
     remarks += [f"{name}: {text}" for name, done in solved.items() for text in _fallbacks(done)]
     if made.unties:
         tied = [row.layer.name for row in made.rows if row.scheme and row.layer.tied]

@@ -42,6 +42,8 @@ class Result:
         target = checkpoint_format(to)
         problems = [target.problem(quantized) for quantized in self.plan.quantized]
         named = [f"{q.layer.name}: {text}" for q, text in zip(self.plan.quantized, problems, strict=True) if text]
+        products = [(row.layer, row.input) for row in self.plan.rounded_products if row.input]
+        named += [f"{own.name}: {text}" for own, scheme in products if (text := target.product_problem(own, scheme))]
         if named:
             raise PlanError("\n".join(named))
         files = {**self.source.companions(), **(self.report.files() if self.report else {})}

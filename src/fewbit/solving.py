@@ -20,7 +20,8 @@ from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
 from fewbit.statistics.second_moment import SecondMoment
 
-_UNREACHED = "no calibration input reached it, so it has no range; give other batches, or keep it"
+#: Why a range cannot be fixed.
+UNREACHED = "no calibration input reached it, so it has no range; give other batches, or keep it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,7 @@ def _fix_outputs(
     found = frontend.output_statistics(model, wanted, data.batches) if wanted else {}
     for name, scheme in fixed.items():
         if name in wanted and name not in found:
-            raise CalibrationError(f"{name}: {_UNREACHED}")
+            raise CalibrationError(f"{name}: {UNREACHED}")
         solved[name].replacement.fix_output(Activation.calibrated(scheme, found.get(name)))
 
 
@@ -181,5 +182,5 @@ def _activations(row: PlanRow, statistics: Mapping[str, Any]) -> Activations:
         return Activations(input=Activation(scheme=row.input) if row.input else None, output=output)
     name = row.input.ranging.statistic
     if name is not None and name not in statistics:
-        raise CalibrationError(_UNREACHED)
+        raise CalibrationError(UNREACHED)
     return Activations(input=Activation.calibrated(row.input, statistics.get(name) if name else None), output=output)

@@ -35,12 +35,12 @@ from fewbit.checkpoints.tensor_name import require_plain
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
-from fewbit.interfaces import Checkpoint, Manifest, QuantizedLayer, StoredTensor
+from fewbit.interfaces import Checkpoint, Layer, Manifest, QuantizedLayer, StoredTensor
 from fewbit.numerics.namespace import Array, to_numpy
 from fewbit.qtensor import QTensor
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
-from fewbit.schemes.scheme import ScaleType
+from fewbit.schemes.scheme import ScaleType, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,13 @@ class CompressedTensors:
         if quantized.bias != "float":
             return "compressed-tensors stores a bias as floats; leave out `bias`, or save the module's state_dict"
         return input_problem(quantized.input) if quantized.input else None
+
+    def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
+        """Return why this layout cannot hold a rounded product inside attention: it never can."""
+        return (
+            "compressed-tensors has no place for rounded products inside attention; keep them, or save the module's "
+            "state_dict instead"
+        )
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
         """Scales have the type of the model's float numbers."""

@@ -13,7 +13,7 @@ from typing import Any
 from fewbit.errors import RecipeError
 from fewbit.evaluation.fidelity import decibels
 from fewbit.evaluation.quality import Quality, compare
-from fewbit.interfaces import Frontend, Progress, Replacement
+from fewbit.interfaces import Forms, Frontend, Progress
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Measured:
 
 
 def measure(
-    model: Any, replacements: Sequence[Replacement], batches: Sequence[Any], frontend: Frontend, progress: Progress
+    model: Any, replacements: Sequence[Forms], batches: Sequence[Any], frontend: Frontend, progress: Progress
 ) -> Measured:
     """Run every batch, one at least, through both forms of `model`; the float form is installed before and after.
 

@@ -142,7 +142,7 @@ def _row(layer: LayerReport, whole: float, levels: list[tuple[float, ...]], scal
 
 
 def _facts(layer: LayerReport) -> list[tuple[str, str]]:
-    facts = [("Weights", f"{prod(layer.shape):,}")]
+    facts = [("Weights", f"{prod(layer.shape):,}")] if prod(layer.shape) else []
     if layer.bytes_after:
         facts.append(("Bits a weight", f"{8 * layer.bytes_after / max(prod(layer.shape), 1):.2f}"))
     if layer.kernel:

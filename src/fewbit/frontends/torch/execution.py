@@ -13,8 +13,10 @@ from fewbit.kernels import Request, refusals, select
 from fewbit.schemes.scheme import Scheme
 
 
-def execution(model: nn.Module, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
+def execution(model: nn.Module, layer: Layer, weight: Scheme | None, rounded: Scheme | None) -> Execution:
     """Return how `layer` runs with this weight and these inputs, where it lies and in the type that it has."""
+    if weight is None:
+        return Execution(kernel="float32 product", fast=False, why=("no integer kernel multiplies two activations",))
     if layer.kind == "embedding":
         return Execution(kernel="rows", fast=True)  # a few rows are dequantized, none is multiplied
     if layer.kind == "conv":

@@ -10,15 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fewbit.activation import Activation
 from fewbit.errors import NonFiniteError, PlanError, RecipeError
+from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.norm_folding import fold_norms
 from fewbit.frontends.torch.output_statistics import output_statistics
 from fewbit.frontends.torch.probe import probe
+from fewbit.frontends.torch.product_forms import ProductForms, product_forms
+from fewbit.frontends.torch.product_statistics import product_statistics
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
+from fewbit.frontends.torch.rounded_product import RoundedProduct
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
 from fewbit.qtensor import QTensor
@@ -41,7 +46,14 @@ class TorchFrontend:
         """
         for name, module in quantized_layers(model):
             raise PlanError(f"{name} is quantized already, to {module.scheme}; start from the float model")
+        for name, part in model.named_modules():
+            if isinstance(part, RoundedProduct):
+                raise PlanError(f"{name} is rounded already; start from the float model")
         return find_layers(model)
+
+    def products(self, model: nn.Module, batch: Any | None) -> list[Layer]:
+        """Return the products inside attention that a run on `batch` shows."""
+        return find_products(model, batch)
 
     def floats(self, model: nn.Module) -> list[StoredTensor]:
         """Return every stored parameter and buffer, one that hangs at several places under its first name."""
@@ -97,7 +109,7 @@ class TorchFrontend:
         """Return the quantized form of `layer`, not yet installed; without `bias` it keeps the one that it has."""
         return TorchReplacement(model, layer, qtensor, activations or Activations(), bias)
 
-    def execution(self, model: nn.Module, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
+    def execution(self, model: nn.Module, layer: Layer, weight: Scheme | None, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on."""
         return execution(model, layer, weight, rounded)
 
@@ -168,6 +180,18 @@ class TorchFrontend:
     ) -> Mapping[str, Any]:
         """Return the statistic that is `wanted` of the output of each installed quantized layer."""
         return output_statistics(model, wanted, batches)
+
+    def product_statistics(
+        self, model: nn.Module, products: Sequence[Layer], wanted: Mapping[str, str], batches: Sequence[Any]
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Return by operand the statistic that is `wanted` of each product inside attention."""
+        return product_statistics(model, products, wanted, batches)
+
+    def product_forms(
+        self, model: nn.Module, products: Sequence[Layer], activations: Mapping[str, Mapping[str, Activation]]
+    ) -> Sequence[ProductForms]:
+        """Return the rounded forms of those `products` that have `activations`, by operand; none is installed yet."""
+        return product_forms(model, products, activations)
 
     def place(self, model: Any, device: str) -> Any:
         """Return a module or tensor on `device`.

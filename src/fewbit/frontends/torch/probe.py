@@ -5,7 +5,8 @@ SQNR = 10 log10(sum |y|^2 / sum |q(x) - y|^2) with y = layer(x), in dB; sums run
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,20 +15,30 @@ from torch import Tensor, nn
 
 from fewbit.errors import NonFiniteError
 from fewbit.evaluation.fidelity import decibels
+from fewbit.frontends.torch.attention_product import AttentionProduct
+from fewbit.frontends.torch.mode_forward import watched
+from fewbit.frontends.torch.product_forms import ProductForms
 from fewbit.frontends.torch.replacement import TorchReplacement
 
 
 @contextmanager
-def probe(replacements: Sequence[TorchReplacement]) -> Iterator[Mapping[str, float]]:
+def probe(replacements: Sequence[TorchReplacement | ProductForms]) -> Iterator[Mapping[str, float]]:
     """Watch forwards of the float forms; the mapping is filled when the block ends."""
     powers = {replacement.layer.name: [0.0, 0.0] for replacement in replacements}
     handles = [
         replacement.original.register_forward_hook(_hook(replacement, powers[replacement.layer.name]))
         for replacement in replacements
+        if isinstance(replacement, TorchReplacement)
     ]
+    takes: dict[nn.Module, dict[Any, Any]] = defaultdict(dict)
+    for product in replacements:
+        if isinstance(product, ProductForms):
+            takes.update({module: {} for module in product.around if module not in takes})
+            takes[product.maker][product.role] = _taken(product, powers[product.layer.name])
     ratios: dict[str, float] = {}
     try:
-        yield ratios
+        with watched(takes):
+            yield ratios
     finally:
         for handle in handles:
             handle.remove()
@@ -44,3 +55,17 @@ def _hook(replacement: TorchReplacement, powers: list[float]) -> Any:
         powers[1] += float((replacement.quantized(*arguments).float() - output.float()).square().sum())
 
     return watch
+
+
+def _taken(product: ProductForms, powers: list[float]) -> Callable[[AttentionProduct], Tensor]:
+    @torch.no_grad()
+    def take(own: AttentionProduct) -> Tensor:
+        output = own.plain()
+        if output.isnan().any():
+            raise NonFiniteError(f"{product.layer.name}: its output holds NaN before quantization")
+        seen = output.isfinite()  # a mask that is added to scores is infinite
+        powers[0] += float(output[seen].square().sum())
+        powers[1] += float((product.rounded(own) - output)[seen].square().sum())
+        return output
+
+    return take

@@ -1,0 +1,75 @@
+"""A layer's row of the plan while it is worked out: the rule that takes it, and what becomes of its schemes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fewbit.adaptation import adapt
+from fewbit.interfaces import CheckpointFormat, Layer, QuantizedLayer
+from fewbit.problems import layer_problems, product_problems, several
+from fewbit.recipe import Recipe, Rule
+from fewbit.schemes.scheme import ScaleType, Scheme
+
+
+@dataclass(slots=True)
+class Draft:
+    """A layer's row while it is worked out."""
+
+    layer: Layer
+    rule: Rule | None
+    scheme: Scheme | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def product(self) -> Scheme | None:
+        """The scheme of both operands, if this is a product inside attention that is rounded."""
+        own = self.rule.input if self.rule and self.layer.kind == "attention" else None
+        return own and own.stored_as("float32")
+
+    def quantized(self, storage_type: ScaleType) -> QuantizedLayer:
+        """Return the layer with its schemes, the types of static scales settled."""
+        assert self.scheme is not None
+        assert self.rule is not None
+        given = self.rule.input, self.rule.output
+        both = [own and own.stored_as(storage_type if own.static else "float32") for own in given]
+        bias = self.rule.bias if self.layer.bias else "float"
+        return QuantizedLayer(self.layer, self.scheme, input=both[0], output=both[1], bias=bias)
+
+    def problems(self, storage_type: ScaleType, target: CheckpointFormat | None) -> list[str]:
+        """Return why the layer cannot have its schemes."""
+        if self.product is not None:
+            return product_problems(self.layer, self.product, target)
+        asked = self.rule.bias if self.rule else "float"
+        return layer_problems(self.quantized(storage_type), asked, target) if self.scheme else []
+
+
+def draft_of(layer: Layer, recipe: Recipe) -> Draft:
+    """Return the row of `layer` as the first rule that takes it has it."""
+    place = recipe.winner(layer)
+    if place is None:
+        return Draft(layer, None, None, ["no rule matches"])
+    rule = recipe.rules[place]
+    notes = [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else []
+    notes += ["it has no bias to round"] if rule.bias != "float" and not layer.bias else []
+    return Draft(layer, rule, rule.weight, notes)
+
+
+def without_convolutions(drafts: list[Draft], target: CheckpointFormat | None, storage_type: ScaleType) -> list[str]:
+    """Keep the convolutions that `target` has no layout for, such as the patches of a ViT; return what to say of it."""
+    kept = []
+    for draft in drafts:
+        convolution = draft.scheme and draft.layer.kind == "conv"
+        if target and convolution and target.problem(draft.quantized(storage_type)):
+            draft.scheme = None
+            draft.notes.append(f"kept: {target.name} holds no convolutions")
+            kept.append(draft.layer.name)
+    return [f"{several(kept)}: kept float, {target.name} holds no convolutions"] if kept and target else []
+
+
+def adapted(drafts: list[Draft]) -> list[str]:
+    """Let the sizes of groups fit the widths of the layers; return what to say of it."""
+    changing = [draft for draft in drafts if draft.scheme]
+    schemes, sentences = adapt([QuantizedLayer(draft.layer, draft.scheme) for draft in changing if draft.scheme])
+    for draft, scheme in zip(changing, schemes, strict=True):
+        draft.scheme = scheme
+    return sentences
