@@ -11,7 +11,7 @@ from fewbit.activation import Activation
 from fewbit.frontends.torch.attention import maker_of
 from fewbit.frontends.torch.attention_product import Role
 from fewbit.frontends.torch.mode_forward import guards
-from fewbit.frontends.torch.rounded_product import RoundedForward, RoundedProduct
+from fewbit.frontends.torch.rounded_product import RoundedProduct, hold, let_go
 from fewbit.interfaces import Layer
 
 
@@ -30,22 +30,12 @@ class ProductForms:
     def install(self) -> None:
         """Put the rounded form into the model."""
         self.maker._modules[self.role] = self.rounded
-        for module in (self.maker, *self.around):
-            forward = module.__dict__.get("forward")
-            if not isinstance(forward, RoundedForward):
-                forward = RoundedForward(module)
-                forward.put()
-            forward.users.add(self.layer.name)
+        hold((self.maker, *self.around), self.layer.name)
 
     def restore(self) -> None:
         """Put the float form back."""
         self.maker._modules.pop(self.role, None)
-        for module in (self.maker, *self.around):
-            forward = module.__dict__.get("forward")
-            if isinstance(forward, RoundedForward):
-                forward.users.discard(self.layer.name)
-                if not forward.users:
-                    forward.take_off()
+        let_go((self.maker, *self.around), self.layer.name)
 
 
 def product_forms(

@@ -7,12 +7,14 @@ from torch import nn
 from fewbit.activation import Activation
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import module_class
+from fewbit.frontends.torch.mode_forward import guards
 from fewbit.frontends.torch.quantized import (
     QuantizedConvolution,
     QuantizedEmbedding,
     QuantizedLayer,
     QuantizedLinear,
 )
+from fewbit.frontends.torch.rounded_product import hold, let_go
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Layer
 from fewbit.qtensor import QTensor
@@ -41,6 +43,8 @@ class TorchReplacement:
             for attribute, child in parent._modules.items()
             if child is self.original
         ]
+        #: torch's fused encoder layers read the weights of the layers inside and would not round their inputs.
+        self._around = guards(model, [self.original]) if activations != Activations() else []
 
     @property
     def qtensor(self) -> QTensor:
@@ -60,11 +64,13 @@ class TorchReplacement:
         """Put the quantized form into the model."""
         for parent, attribute in self._places:
             setattr(parent, attribute, self.quantized)
+        hold(self._around, self.layer.name)
 
     def restore(self) -> None:
         """Put the float form back."""
         for parent, attribute in self._places:
             setattr(parent, attribute, self.original)
+        let_go(self._around, self.layer.name)
 
 
 def _quantized(module: nn.Module, qtensor: QTensor) -> QuantizedLayer:

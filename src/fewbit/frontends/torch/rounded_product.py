@@ -6,7 +6,7 @@ behind the names of product and operand: `attention.query_key.key.scale`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class RoundedForward(ModeForward):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        #: Names of the products for whose sake it is there.
+        #: Names of the layers and products for whose sake it is there.
         self.users: set[str] = set()
 
     @property
@@ -52,3 +52,23 @@ class RoundedForward(ModeForward):
         """Those children."""
         children = self.module._modules
         return {role: own for role in OPERANDS if isinstance(own := children.get(role), RoundedProduct)}
+
+
+def hold(modules: Iterable[nn.Module], user: str) -> None:
+    """Run `modules` under modes for the sake of `user`, until it lets go of them."""
+    for module in modules:
+        forward = module.__dict__.get("forward")
+        if not isinstance(forward, RoundedForward):
+            forward = RoundedForward(module)
+            forward.put()
+        forward.users.add(user)
+
+
+def let_go(modules: Iterable[nn.Module], user: str) -> None:
+    """Give `modules` their forward back where no other user holds them."""
+    for module in modules:
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, RoundedForward):
+            forward.users.discard(user)
+            if not forward.users:
+                forward.take_off()
