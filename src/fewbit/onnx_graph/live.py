@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -41,6 +42,8 @@ class OnnxModel:
     layers: dict[str, Rounded] = field(default_factory=dict)
     #: Roundings of further values, by the name of the value: what flows between layers that run in integers.
     values: dict[str, Activation] = field(default_factory=dict)
+    #: What the front end has made ready to run, and what was installed then.
+    ready: list[tuple[tuple[object, ...], Any]] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def read(cls, path: str | Path) -> OnnxModel:

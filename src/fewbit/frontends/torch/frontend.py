@@ -21,6 +21,7 @@ from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
+from fewbit.interfaces import QuantizedLayer as Quantized
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.transforms import Applied
@@ -100,6 +101,10 @@ class TorchFrontend:
     def execution(self, model: nn.Module, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on."""
         return execution(model, layer, weight, rounded)
+
+    def problem(self, model: nn.Module, quantized: Quantized, statistics: Sequence[str]) -> str | None:  # noqa: ARG002
+        """Return `None`: modules run whatever schemes there are."""
+        return None
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""

@@ -1,0 +1,53 @@
+"""The constants of a graph under the names that a checkpoint has for them: those of layers after their layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from fewbit.frontends.onnx.batches import Numbers
+from fewbit.interfaces import BYTES, StoredTensor
+from fewbit.onnx_graph.constants import origin
+from fewbit.onnx_graph.live import OnnxModel
+from fewbit.schemes.scheme import ScaleType
+
+
+def constants(model: OnnxModel) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    """Yield every constant with its name, the weight of a layer as `NAME.weight`, also where others share it."""
+    weights = {id(own.weight) for own in model.found.values()}
+    for own in model.found.values():
+        assert own.weight.const_value is not None
+        yield f"{own.layer.name}.weight", own.weight.const_value
+    for graph in model.graph.graphs():
+        for name, value in graph.initializers.items():
+            if id(value) not in weights and value.const_value is not None:
+                yield name, value.const_value
+
+
+def stored_tensors(model: OnnxModel) -> list[StoredTensor]:
+    """Return every constant, one that several layers share under the first of their names."""
+    first: dict[int, StoredTensor] = {}
+    for own in model.found.values():
+        assert own.weight.const_value is not None
+        first.setdefault(id(origin(own.weight)), _described(f"{own.layer.name}.weight", own.weight.const_value))
+    weights = {f"{name}.weight" for name in model.found}
+    return [*first.values(), *(_described(name, tensor) for name, tensor in constants(model) if name not in weights)]
+
+
+def as_stored(tensor: ir.TensorProtocol, storage_type: ScaleType) -> Numbers:
+    """Return the numbers of a constant, floats as `storage_type` (bfloat16 through ml_dtypes)."""
+    import ml_dtypes
+
+    numbers: Numbers = tensor.numpy()
+    if not tensor.dtype.is_floating_point():
+        return numbers
+    return numbers.astype(ml_dtypes.bfloat16 if storage_type == "bfloat16" else np.dtype(storage_type))
+
+
+def _described(name: str, tensor: ir.TensorProtocol) -> StoredTensor:
+    kind = tensor.dtype.numpy().name
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    # What no checkpoint stores under its own type counts by its bytes.
+    return StoredTensor(name, kind, shape) if kind in BYTES else StoredTensor(name, "uint8", (tensor.nbytes,))
