@@ -255,8 +255,10 @@ class Frontend(Protocol):
     def execution(self, model: Any, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on with this weight and inputs rounded so."""
 
-    def problem(self, model: Any, quantized: QuantizedLayer, statistics: Sequence[str]) -> str | None:
-        """Return why a layer cannot have its schemes, measured by `statistics` of its input, with the remedy."""
+    def problems(
+        self, model: Any, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]], storage_type: ScaleType
+    ) -> Sequence[str]:
+        """Return what cannot be done, with the remedy; each layer comes with the statistics it asks of its input."""
 
     def tensors(
         self, model: Any, storage_type: ScaleType

@@ -16,7 +16,7 @@ from fewbit.evaluation.peak_memory import peak_memory
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
 from fewbit.interfaces import Frontend, Progress, Silent, Source, checkpoint_format, frontend_of
-from fewbit.planning import Plan, resolve
+from fewbit.planning import Plan, PlanRow, resolve
 from fewbit.presets import parse_recipe
 from fewbit.problems import several
 from fewbit.recipe import Recipe, Rule
@@ -258,18 +258,13 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
         storage_type=storage_type,
         target=target,
     )
-    problems = (*made.problems, *_problems(made, frontend, model))
+    wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, _quantized(made), strict=True)]
+    problems = (*made.problems, *frontend.problems(model, wanted, storage_type))
     return replace(made, hints=_hints(made, frontend, model), problems=problems)
 
 
-def _problems(made: Plan, frontend: Frontend, model: Any) -> list[str]:
-    """Return what the front end cannot do of a plan."""
-    alike: dict[str, list[str]] = {}
-    for row, quantized in zip((row for row in made.rows if row.scheme), made.quantized, strict=True):
-        text = frontend.problem(model, quantized, statistics_of(row))
-        if text:
-            alike.setdefault(text, []).append(row.layer.name)
-    return [f"{several(names)}: {text}" for text, names in alike.items()]
+def _quantized(made: Plan) -> list[PlanRow]:
+    return [row for row in made.rows if row.scheme]
 
 
 def _hints(made: Plan, frontend: Frontend, model: Any) -> tuple[str, ...]:

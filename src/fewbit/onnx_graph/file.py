@@ -55,13 +55,14 @@ def checked_model(model: onnx.ModelProto | ir.Model, name: str) -> ir.Model:
 
     """
     if isinstance(model, ir.Model):
-        model = model.clone()
-        try:
-            model.graph.sort()
-        except ValueError as error:
-            raise SourceError(f"{name} is not valid ONNX: {_first_line(error)}; export it again") from error
         _require_opset(model, name)
-        return model
+        try:
+            return model.clone()
+        except RuntimeError as error:
+            raise SourceError(
+                f"{name} is not valid ONNX: its nodes form a cycle, or stand in no order in which they can run; "
+                "call model.graph.sort()"
+            ) from error
     parsed = _parsed(model, name)
     try:
         onnx.checker.check_model(model)
@@ -76,7 +77,7 @@ def _parsed(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise SourceError(f"{name} holds no graph of operators; is it an ONNX model?")
     try:
         model = ir.from_proto(proto)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # onnx-ir wraps them
         raise SourceError(f"{name} is not valid ONNX: {_first_line(error)}; export it again") from error
     _require_opset(model, name)
     return model
@@ -156,5 +157,7 @@ def _require_data(tensor: ir.ExternalTensor, path: Path) -> None:
         raise SourceError(f"{what} up to byte {end}, but that has {data.stat().st_size}; fetch it again")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

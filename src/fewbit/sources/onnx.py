@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +41,9 @@ class OnnxSource:
     @property
     def storage_type(self) -> ScaleType:
         """The float type that most of the constants have, counted by numbers; float32 for double."""
-        counts: Counter[str] = Counter()
-        for graph in self.load().graph.graphs():
-            for value in graph.initializers.values():
-                tensor = value.const_value
-                if tensor is not None and tensor.dtype.is_floating_point():
-                    counts[tensor.dtype.name.lower()] += tensor.size
-        common = max(counts, key=counts.__getitem__) if counts else "float"  # as ONNX calls float32
-        return common if common in ("float16", "bfloat16") else "float32"  # type: ignore[return-value]
+        from fewbit.frontends.onnx.stored import storage_type_of
+
+        return storage_type_of(self.load())
 
     def skeleton(self) -> Any:
         """Return the model; numbers in external files are not read."""

@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 
 from fewbit.catalogue import lookup
-from fewbit.errors import FewbitError
+from fewbit.errors import CalibrationError, FewbitError
 from fewbit.frontends.onnx.batches import Numbers, feeds_of
 from fewbit.frontends.onnx.patches import Window
 from fewbit.frontends.onnx.simulation import Simulation
-from fewbit.frontends.onnx.stages import levels_of, within_bounds
+from fewbit.frontends.onnx.sizes import sizes_of, within_bounds
+from fewbit.frontends.onnx.stages import levels_of
 from fewbit.frontends.onnx.walk import Walk
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.statistics import STATISTICS
+
+#: Bytes of values, with those of their second moments, that one run of a stage shows, and values at most.
+ALIVE, AT_ONCE = 1 << 26, 256
 
 
 class CalibrationRun:
@@ -75,15 +79,16 @@ class CalibrationRun:
         sizes: dict[str, int] = {}
         if any(len(names) > 1 for names in by_level.values()):
             sizes = self._sizes()
-        return [group for level in sorted(by_level) for group in within_bounds(by_level[level], sizes)]
+        return [group for level in sorted(by_level) for group in within_bounds(by_level[level], sizes, ALIVE, AT_ONCE)]
 
     def _sizes(self) -> dict[str, int]:
         """Return the bytes of each value in the first batch, with those of its statistics."""
         feeds = feeds_of(self._simulation.model.graph.graph, self._batches[0])
-        sizes = self._simulation.sizes(list(self._readers), feeds)
+        sizes = sizes_of(self._simulation.model.graph, self._simulation.flow, feeds)
         for name, readers in self._readers.items():
             moments = any(_class(own).of_rows for reader in readers for own in self._wanted[reader.layer.name])
-            sizes[name] += 4 * readers[0].layer.shape[1] ** 2 if moments else 0
+            if name in sizes and moments:
+                sizes[name] += 4 * readers[0].layer.shape[1] ** 2
         return sizes
 
 
@@ -124,9 +129,14 @@ def gather(
 ) -> dict[str, Any]:
     """Return the statistic that is `wanted` of each value of the model, as it is now; `rows` puts channels last."""
     simulation = Simulation(model)
+    known = {value.name for value in model.graph.graph.inputs} | simulation.flow.makers.keys()
+    for name in wanted:
+        if name not in known:
+            raise CalibrationError(f"there is no value {name!r} in the graph of {model.path}")
     names = sorted(wanted, key=lambda name: simulation.flow.makers.get(name, -1))
     feeds = feeds_of(model.graph.graph, batches[0])
-    groups = within_bounds(names, simulation.sizes(names, feeds) if len(names) > 1 else {})
+    sizes = sizes_of(model.graph, simulation.flow, feeds) if len(names) > 1 else {}
+    groups = within_bounds(names, sizes, ALIVE, AT_ONCE)
     found: dict[str, Any] = {}
 
     def take(name: str, numbers: Numbers) -> None:

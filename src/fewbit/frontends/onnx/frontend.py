@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.errors import NonFiniteError, PlanError, RecipeError
+from fewbit.errors import CalibrationError, NonFiniteError, PlanError, RecipeError
 from fewbit.frontends.onnx.batches import Numbers, feeds_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
 from fewbit.frontends.onnx.execution import execution
-from fewbit.frontends.onnx.norm_folding import fold_norms
+from fewbit.frontends.onnx.norm_folding import fold_norms, is_norm
 from fewbit.frontends.onnx.probe import Probe
-from fewbit.frontends.onnx.problems import problem
+from fewbit.frontends.onnx.problems import problems
 from fewbit.frontends.onnx.random_inputs import random_inputs
 from fewbit.frontends.onnx.ready import ready
 from fewbit.frontends.onnx.replacement import OnnxReplacement
@@ -22,6 +22,7 @@ from fewbit.frontends.onnx.stored import as_stored, constants, stored_tensors
 from fewbit.interfaces import Activations, Execution, Layer, QuantizedLayer, StoredTensor
 from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.live import OnnxModel
+from fewbit.problems import several
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.transforms import Applied
@@ -86,9 +87,11 @@ class OnnxFrontend:
         """Return what `layer` would run on."""
         return execution(layer)
 
-    def problem(self, model: OnnxModel, quantized: QuantizedLayer, statistics: Sequence[str]) -> str | None:
-        """Return why a layer cannot have its schemes in a graph, or `None`."""
-        return problem(model, quantized, statistics)
+    def problems(
+        self, model: OnnxModel, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]], storage_type: ScaleType
+    ) -> Sequence[str]:
+        """Return what a graph cannot do of what is asked for."""
+        return problems(model, wanted, storage_type)
 
     def tensors(self, model: OnnxModel, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`; QTensors and static inputs by layer."""
@@ -128,7 +131,18 @@ class OnnxFrontend:
     def fold_norms(self, model: OnnxModel, batch: Any, folded: Callable[..., tuple[Numbers, Numbers]]) -> Applied:
         """Fold every BatchNorm that can be folded; without a `batch` outputs are compared on random inputs."""
         given = random_inputs(model.graph.graph) if batch is None else batch
-        return fold_norms(model, lambda own: self.run(own, given), folded)
+        try:
+            return fold_norms(model, lambda own: self.run(own, given), folded)
+        except CalibrationError:
+            if batch is not None:
+                raise
+            names = [node.outputs[0].name or "" for node in model.graph.graph if is_norm(node)]
+            return Applied(
+                sentences=(
+                    f"{several(names)}: BatchNorm stays, the model does not run on random inputs; "
+                    "give calibration data",
+                )
+            )
 
     def calibrate(
         self,

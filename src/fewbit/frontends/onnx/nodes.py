@@ -25,11 +25,13 @@ class Nodes:
     protos: list[onnx.NodeProto] = field(default_factory=list)
     #: Constants by name; those of nested graphs too.
     numbers: dict[str, Numbers] = field(default_factory=dict)
+    #: Names of the constants that are one number.
+    single: dict[float, str] = field(default_factory=dict)
     _names: Iterator[int] = field(default_factory=count)
 
     def nested(self) -> Nodes:
         """Return an empty list for a graph inside of a node; it shares names and constants."""
-        return Nodes(self.opset, numbers=self.numbers, _names=self._names)
+        return Nodes(self.opset, numbers=self.numbers, single=self.single, _names=self._names)
 
     def name(self) -> str:
         """Return a name that nothing else has."""
@@ -41,11 +43,15 @@ class Nodes:
         self.protos.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def constant(self, values: Any) -> str:
-        """Return the name of a constant; Python numbers become float32."""
-        name = self.name()
-        self.numbers[name] = values if isinstance(values, np.ndarray) else np.asarray(values, np.float32)
-        return name
+    def constant(self, values: Numbers | float) -> str:
+        """Return the name of a constant; a Python number becomes float32."""
+        if isinstance(values, np.ndarray):
+            name = self.name()
+            self.numbers[name] = values
+            return name
+        if values not in self.single:
+            self.single[values] = self.constant(np.asarray(values, np.float32))
+        return self.single[values]
 
     def reduce(self, operator: str, value: str, axes: list[int] | None) -> str:
         """Append a reduction over `axes`, kept as 1; `None`: over all."""

@@ -38,7 +38,7 @@ class _Pair:
 
 def fold_norms(model: OnnxModel, run: _Run, folded: _Folded) -> Applied:
     """Fold every norm that can be folded, where what `run` returns stays the same; say which were not and why."""
-    norms = [node for node in model.graph.graph if _is_norm(node)]
+    norms = [node for node in model.graph.graph if is_norm(node)]
     names = [node.outputs[0].name or "" for node in norms]
     if not norms:
         return Applied(sentences=())
@@ -47,7 +47,9 @@ def fold_norms(model: OnnxModel, run: _Run, folded: _Folded) -> Applied:
     expected = run(model)
     kept: list[_Pair] = []
     for tried in ([pairs], [[pair] for pair in pairs]):
-        for some in tried if pairs and not kept else ():
+        if kept:
+            break
+        for some in tried if pairs else ():
             _fold(model, some, folded)
             if _same(expected, run(model)):
                 kept += some
@@ -66,7 +68,8 @@ def fold_norms(model: OnnxModel, run: _Run, folded: _Folded) -> Applied:
     return Applied(sentences=tuple(sentences), restore=restore)
 
 
-def _is_norm(node: ir.Node) -> bool:
+def is_norm(node: ir.Node) -> bool:
+    """Whether `node` is a BatchNormalization."""
     return node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx")
 
 
@@ -89,7 +92,7 @@ def _fold(model: OnnxModel, pairs: Sequence[_Pair], folded: _Folded) -> None:
     """Give `model` a copy of its graph in which `pairs` are one node each."""
     graph, found = model.copy()
     layers = {own.output.name: own for own in found.values()}
-    norms = {node.outputs[0].name: node for node in graph.graph if _is_norm(node)}
+    norms = {node.outputs[0].name: node for node in graph.graph if is_norm(node)}
     for pair in pairs:
         _fold_one(graph.graph, layers[pair.layer], norms[pair.norm], folded)
     again = OnnxModel.of(graph, model.path)

@@ -14,7 +14,13 @@ from fewbit.evaluation.fidelity import decibels
 from fewbit.frontends.onnx.batches import Numbers
 from fewbit.frontends.onnx.replacement import OnnxReplacement
 from fewbit.frontends.onnx.simulation import Simulation
+from fewbit.frontends.onnx.sizes import sizes_of, within_bounds
+from fewbit.frontends.onnx.stages import stages_of
+from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
+
+#: Bytes of outputs, and layers, that are compared in one run: onnxruntime holds them all until the last one.
+_ALIVE, _AT_ONCE = 1 << 26, 32
 
 
 class Probe:
@@ -28,11 +34,23 @@ class Probe:
         """Compare the layers of `model`, whose float forms are installed, on a batch."""
         simulation = Simulation(model, {})
         flow = simulation.flow
-        shown = [own for own in self._replacements if id(model.found[own.layer.name].node) in flow.places]
-        beside = [(model.found[own.layer.name], own.rounded) for own in shown]
-        places = flow.needed([own.result.name or "" for own, _ in beside], set())
-        found = list(simulation.session(places, feeds, (), beside).run(feeds).values())
-        for (own, _), signal, noise in zip(beside, found[0::2], found[1::2], strict=True):
+        pairs = [(model.found[own.layer.name], own.rounded) for own in self._replacements]
+        shown = {own.result.name or "": (own, rounded) for own, rounded in pairs if id(own.node) in flow.places}
+        sizes = sizes_of(model.graph, flow, feeds)
+        runs = within_bounds(sorted(shown, key=flow.makers.__getitem__), sizes, _ALIVE, _AT_ONCE)
+        groups = [[name for own in run for name in (shown[own][0].data.name or "", own)] for run in runs]
+        known = dict(feeds)
+        for stage, run in zip(stages_of(flow, groups), runs, strict=True):
+            given = {name: known[name] for name in stage.needs}
+            session = simulation.session(stage.places, given, stage.leaves, [shown[name] for name in run])
+            found = session.run(given)
+            known |= {name: found.pop(name) for name in stage.leaves}
+            for name in stage.drops:
+                known.pop(name)
+            self._add([shown[name][0] for name in run], list(found.values()))
+
+    def _add(self, layers: Sequence[GraphLayer], sums: Sequence[Numbers]) -> None:
+        for own, signal, noise in zip(layers, sums[0::2], sums[1::2], strict=True):
             if not np.isfinite(signal):
                 raise NonFiniteError(f"{own.layer.name}: its output holds NaN or infinity before quantization")
             powers = self._powers.setdefault(own.layer.name, [0.0, 0.0])

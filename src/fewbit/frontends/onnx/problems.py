@@ -1,4 +1,4 @@
-"""What keeps a layer of a graph from getting what a recipe asks for it, known before any work."""
+"""What keeps a graph from getting what a recipe asks for, known before any work."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from fewbit.catalogue import lookup
 from fewbit.frontends.onnx.rounding import rounding_problem
+from fewbit.frontends.onnx.stored import storage_type_of
 from fewbit.interfaces import QuantizedLayer
 from fewbit.onnx_graph.live import OnnxModel
+from fewbit.problems import several
+from fewbit.schemes.scheme import ScaleType
 from fewbit.statistics import STATISTICS
 
 _INSIDE = (
@@ -16,8 +19,23 @@ _INSIDE = (
 )
 
 
-def problem(model: OnnxModel, quantized: QuantizedLayer, statistics: Sequence[str]) -> str | None:
-    """Return why `quantized` cannot be had where `statistics` of its input are needed, with the remedy."""
+def problems(
+    model: OnnxModel, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]], storage_type: ScaleType
+) -> list[str]:
+    """Return a sentence for each thing that cannot be had; layers come with the statistics asked of their inputs."""
+    alike: dict[str, list[str]] = {}
+    for quantized, statistics in wanted:
+        text = _problem(model, quantized, statistics)
+        if text:
+            alike.setdefault(text, []).append(quantized.layer.name)
+    found = [f"{several(names)}: {text}" for text, names in alike.items()]
+    own = storage_type_of(model)
+    if storage_type != own:
+        found.append(f"dtype {storage_type}: the types of an ONNX model stay as they are, here {own}; leave out dtype")
+    return found
+
+
+def _problem(model: OnnxModel, quantized: QuantizedLayer, statistics: Sequence[str]) -> str | None:
     own = model.found[quantized.layer.name]
     output = quantized.output
     measured = [name for name in statistics if _measurable(quantized, name)]

@@ -68,14 +68,6 @@ class Simulation:
         inputs = [ir.serde.serialize_value(value) for value in given]
         return self._finished(writing, inputs, [value.name or "" for value in graph.outputs])
 
-    def sizes(self, names: Sequence[str], given: Mapping[str, Numbers]) -> dict[str, int]:
-        """Return the bytes that values have as float32 where the model is run on the inputs `given`."""
-        writing = self._written(self.flow.needed(names, set()), given)
-        inputs = [_declared(name, own) for name, own in given.items()]
-        counts = [writing.nodes.add("Size", writing.renamed.get(name, name)) for name in names]
-        found = self._finished(writing, inputs, counts).run(given)
-        return {name: 4 * int(found[count]) for name, count in zip(names, counts, strict=True)}
-
     def _written(self, places: Iterable[int], inputs: Iterable[str]) -> _Writing:
         writing = _Writing(Nodes(self._opset), {})
         self._round_inputs(writing, inputs)

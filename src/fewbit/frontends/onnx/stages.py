@@ -11,9 +11,6 @@ from dataclasses import dataclass
 
 from fewbit.frontends.onnx.flow import Flow
 
-#: Bytes of values that are looked at in one run of a stage: unless a single one has more.
-ALIVE = 1 << 26
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -24,6 +21,8 @@ class Stage:
     watched: tuple[str, ...]
     #: Names of the values that its nodes read and do not make, constants left out.
     reads: tuple[str, ...]
+    #: The same, and those that are looked at and not made here.
+    needs: tuple[str, ...]
     #: Names of the values that it makes and later stages read or look at.
     leaves: tuple[str, ...]
     #: Names of values from earlier stages that no later stage needs.
@@ -72,20 +71,7 @@ def _stage(
         places=tuple(places),
         watched=watched,
         reads=tuple(name for name in needs if name in read),
+        needs=needs,
         leaves=tuple(name for name in made if last.get(name, -1) > number),
         drops=tuple(name for name in needs if last[name] == number),
     )
-
-
-def within_bounds(names: Sequence[str], sizes: Mapping[str, int], bytes_alive: int = ALIVE) -> list[list[str]]:
-    """Return `names` in runs that have no more than `bytes_alive` bytes together, or one value."""
-    runs: list[list[str]] = []
-    filled = 0
-    for name in names:
-        size = sizes.get(name, bytes_alive)
-        if not runs or filled + size > bytes_alive:
-            runs.append([])
-            filled = 0
-        runs[-1].append(name)
-        filled += size
-    return runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,6 +35,16 @@ def stored_tensors(model: OnnxModel) -> list[StoredTensor]:
         first.setdefault(id(origin(own.weight)), _described(f"{own.layer.name}.weight", own.weight.const_value))
     weights = {f"{name}.weight" for name in model.found}
     return [*first.values(), *(_described(name, tensor) for name, tensor in constants(model) if name not in weights)]
+
+
+def storage_type_of(model: OnnxModel) -> ScaleType:
+    """Return the float type that most constants have, counted by numbers; float32 for double."""
+    counts: Counter[str] = Counter()
+    for _, tensor in constants(model):
+        if tensor.dtype.is_floating_point():
+            counts[tensor.dtype.numpy().name] += tensor.size
+    common = max(counts, key=counts.__getitem__) if counts else "float32"
+    return common if common in ("float16", "bfloat16") else "float32"  # type: ignore[return-value]
 
 
 def as_stored(tensor: ir.TensorProtocol, storage_type: ScaleType) -> Numbers:

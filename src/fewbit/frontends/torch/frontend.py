@@ -102,9 +102,14 @@ class TorchFrontend:
         """Return what `layer` would run on."""
         return execution(model, layer, weight, rounded)
 
-    def problem(self, model: nn.Module, quantized: Quantized, statistics: Sequence[str]) -> str | None:  # noqa: ARG002
-        """Return `None`: modules run whatever schemes there are."""
-        return None
+    def problems(
+        self,
+        model: nn.Module,  # noqa: ARG002
+        wanted: Sequence[tuple[Quantized, Sequence[str]]],  # noqa: ARG002
+        storage_type: ScaleType,  # noqa: ARG002
+    ) -> Sequence[str]:
+        """Return nothing: modules run whatever schemes there are."""
+        return ()
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""
