@@ -133,6 +133,14 @@ def test_static_outputs_are_rounded_by_what_the_quantized_layers_put_out(cnn):
     assert np.allclose(codes, np.round(codes), rtol=0, atol=1e-3)
 
 
+def test_biases_in_int32_are_simulated(onnx_model):
+    recipe = fb.Recipe([fb.Rule(".*", weight="int8", input="int8 static", bias="int32")])
+    result = fb.quantize(onnx_model(CNN, SHAPES), recipe, calibration=images(), evaluation=images())
+    assert result.report.output_sqnr > 30
+    assert [layer.name for layer, own in zip(result.report.layers, result.model.layers.values(), strict=True)
+            if own.bias is not None] == ["conv2", "fc"]  # fmt: skip
+
+
 def test_tied_weights_are_told_and_untied_by_quantizing_one(onnx_model):
     text = """(int64[n, t] ids) => (float[n, t, 300] y) {
         h = Gather("words.weight", ids)
@@ -203,7 +211,8 @@ def test_layers_in_a_branch_take_what_needs_no_statistics(onnx_model):
 
 @pytest.mark.parametrize(("place", "message"), {
     "fc.weight": "fc: 1 of 160 weights are NaN or infinite",
-    "fc.bias": "fc.bias: 1 of its numbers are NaN; repair them",
+    "fc.bias": "fc.bias: 1 of its numbers are NaN or infinite; repair them, or keep the layer",
+    "shift": "shift: 1 of its numbers are NaN; repair them",
 }.items())  # fmt: skip
 def test_nan_in_a_constant_is_named(onnx_model, place, message):
     random = np.random.default_rng(0)

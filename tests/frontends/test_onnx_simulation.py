@@ -97,6 +97,22 @@ def test_further_values_are_rounded_by_name_inputs_of_the_model_among_them(onnx_
     assert not np.array_equal(FRONTEND.run(model, x)["y"], expected)
 
 
+def test_a_bias_in_int32_is_added_where_the_float_one_was(onnx_model):
+    from fewbit.integer_bias import IntegerBias
+
+    model = live(onnx_model(MLP, SHAPES))
+    scheme = parse_scheme("int8 channel")
+    biases = {name: IntegerBias(codes=np.arange(size, dtype=np.int32), scale=np.full(size, 0.25, np.float32))
+              for name, size in {"a": 16, "b": 4}.items()}  # fmt: skip
+    for layer in FRONTEND.layers(model):
+        assert layer.bias
+        qtensor = quantize(FRONTEND.weight(model, layer), scheme)
+        FRONTEND.replacement(model, layer, qtensor, None, biases[layer.name]).install()
+    found = FRONTEND.run(model, np.zeros((1, 8), np.float32))["y"]
+    hidden = biases["a"].dequantize() @ model.layers["b"].qtensor.dequantize().T
+    assert np.allclose(found, hidden + biases["b"].dequantize(), rtol=0, atol=2e-6)  # sums of 16
+
+
 def test_installing_and_restoring_show_in_the_next_run(onnx_model):
     proto = onnx_model(MLP, SHAPES)
     model = live(proto)

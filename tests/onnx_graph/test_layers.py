@@ -44,6 +44,8 @@ def test_every_operator_with_a_constant_weight_is_a_layer(onnx_model):
     assert found["words"].data.name == "ids"
     assert [found[name].bias.name for name in ("conv", "fc1")] == ["conv.bias", "fc1.bias"]
     assert found["fc3"].bias_add.op_type == "Add"
+    assert [name for name, own in found.items() if own.layer.bias] == ["conv", "fc1", "fc3"]
+    assert found["fc3"].bias_value.name == "fc3.bias"
     assert [found[name].result.name for name in ("fc1", "fc3")] == ["g", "y"]
     assert found["fc3"].output.name == "m"
 

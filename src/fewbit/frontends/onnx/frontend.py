@@ -19,9 +19,10 @@ from fewbit.frontends.onnx.random_inputs import random_inputs
 from fewbit.frontends.onnx.ready import ready
 from fewbit.frontends.onnx.replacement import OnnxReplacement
 from fewbit.frontends.onnx.stored import as_stored, constants, stored_tensors
+from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, QuantizedLayer, StoredTensor
 from fewbit.onnx_graph.arrangement import Kernel
-from fewbit.onnx_graph.live import OnnxModel
+from fewbit.onnx_graph.live import OnnxModel, Rounded
 from fewbit.problems import several
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -77,11 +78,36 @@ class OnnxFrontend:
             )
         return weight
 
+    def bias(self, model: OnnxModel, layer: Layer) -> Numbers:
+        """Return the bias of a `layer` that has one, float32 (out,).
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+
+        """
+        value = model.found[layer.name].bias_value
+        assert value is not None
+        assert value.const_value is not None
+        with np.errstate(over="ignore"):  # of a double; found below
+            bias: Numbers = value.const_value.numpy().astype(np.float32).reshape(-1)
+        bad = int(np.count_nonzero(~np.isfinite(bias)))
+        if bad:
+            raise NonFiniteError(
+                f"{layer.name}.bias: {bad} of its numbers are NaN or infinite; repair them, or keep the layer"
+            )
+        return bias
+
     def replacement(
-        self, model: OnnxModel, layer: Layer, qtensor: QTensor, activations: Activations | None = None
+        self,
+        model: OnnxModel,
+        layer: Layer,
+        qtensor: QTensor,
+        activations: Activations | None = None,
+        bias: IntegerBias | None = None,
     ) -> OnnxReplacement:
-        """Return the quantized form of `layer`, not yet installed."""
-        return OnnxReplacement(model, layer, qtensor, activations or Activations())
+        """Return the quantized form of `layer`, not yet installed; without `bias` it keeps the one that it has."""
+        rounded = Rounded(qtensor=qtensor, activations=activations or Activations(), bias=bias)
+        return OnnxReplacement(model, layer, rounded)
 
     def execution(self, model: OnnxModel, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:  # noqa: ARG002
         """Return what `layer` would run on."""
@@ -94,8 +120,9 @@ class OnnxFrontend:
         return problems(model, wanted, storage_type)
 
     def tensors(self, model: OnnxModel, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
-        """Yield NumPy arrays by full name, floats as `storage_type`; QTensors and static inputs by layer."""
+        """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""
         installed = {f"{name}.weight" for name in model.layers}
+        installed |= {f"{name}.bias" for name, rounded in model.layers.items() if rounded.bias is not None}
         for name, tensor in constants(model):
             if name not in installed:
                 yield name, as_stored(tensor, storage_type)
@@ -104,6 +131,8 @@ class OnnxFrontend:
             if given is not None and given.scheme.static:
                 yield name, given
             yield name, rounded.qtensor
+            if rounded.bias is not None:
+                yield name, rounded.bias
 
     def require_finite(
         self,
@@ -112,12 +141,14 @@ class OnnxFrontend:
         names: Collection[str],
         storage_type: ScaleType,  # noqa: ARG002
     ) -> None:
-        """Raise `NonFiniteError`, with its name, for a weight of `layers` that is not finite or a constant with NaN.
+        """Raise `NonFiniteError`, with its name, for numbers of `layers` that are not finite or a constant with NaN.
 
         Infinity masks attention in many a graph, and constants keep their type.
         """
         for layer in layers:
             self.weight(model, layer)
+            if layer.bias:
+                self.bias(model, layer)
         for name, tensor in constants(model):
             if name in names and tensor.dtype.is_floating_point():
                 bad = int(np.count_nonzero(np.isnan(tensor.numpy().astype(np.float32, copy=False))))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fewbit.activation import Activation
-from fewbit.interfaces import Activations, Layer
+from fewbit.integer_bias import IntegerBias
+from fewbit.interfaces import Layer
 from fewbit.onnx_graph.live import OnnxModel, Rounded
 from fewbit.qtensor import QTensor
 
@@ -13,14 +14,18 @@ from fewbit.qtensor import QTensor
 class OnnxReplacement:
     """A layer in its two forms; the float one is installed at first."""
 
-    def __init__(self, model: OnnxModel, layer: Layer, qtensor: QTensor, activations: Activations) -> None:
-        self.model, self.layer = model, layer
-        self.rounded = Rounded(qtensor=qtensor, activations=activations)
+    def __init__(self, model: OnnxModel, layer: Layer, rounded: Rounded) -> None:
+        self.model, self.layer, self.rounded = model, layer, rounded
 
     @property
     def qtensor(self) -> QTensor:
         """The quantized weight."""
         return self.rounded.qtensor
+
+    @property
+    def integer_bias(self) -> IntegerBias | None:
+        """Its bias in int32; `None`: it is float, or there is none."""
+        return self.rounded.bias
 
     def fix_output(self, activation: Activation) -> None:
         """Round the output of the quantized form by a range that is known now."""

@@ -41,6 +41,7 @@ class Simulation:
         self.layers = model.layers if layers is None else layers
         self.flow = Flow.of(model.graph.graph)
         self._layers = {id(own.node): own for own in model.found.values()}
+        self._adds = {id(own.bias_add): own for own in model.found.values() if own.bias_add is not None}
         self._results = {id(own.result): own for own in model.found.values()}
         self._opset = model.graph.opset_imports[""]
 
@@ -109,6 +110,9 @@ class Simulation:
         rounded = self.layers.get(own.layer.name) if own else None
         if own is not None and rounded is not None:
             self._put_in(writing, proto, own, rounded)
+        adds = self._adds.get(id(node))
+        if adds is not None and adds.layer.name in self.layers:
+            _put_bias(writing, proto, adds, self.layers[adds.layer.name])
         self._append(writing, proto, node)
 
     def _append(self, writing: _Writing, proto: onnx.NodeProto, node: ir.Node) -> None:
@@ -164,6 +168,8 @@ class Simulation:
         stored = own.arrangement.stored(np.asarray(rounded.qtensor.dequantize()))
         dtype = own.weight.const_value.dtype.numpy()  # type: ignore[union-attr]
         proto.input[own.weight_index] = writing.nodes.constant(stored.astype(dtype, copy=False))
+        if own.bias_add is None:
+            _put_bias(writing, proto, own, rounded)
         if rounded.activations.input is not None:
             data = proto.input[own.data_index]
             proto.input[own.data_index] = round_value(writing.nodes, data, rounded.activations.input, _place(own))
@@ -179,6 +185,7 @@ class Simulation:
         if own.bias_add is not None:
             added = self._plain(writing, own.bias_add)
             added.input[list(own.bias_add.inputs).index(own.output)] = actual
+            _put_bias(writing, added, own, rounded)
             added.output[0] = actual = nodes.name()
             nodes.protos.append(added)
         if rounded.activations.output is not None:
@@ -186,6 +193,17 @@ class Simulation:
         exact = [nodes.add("Cast", name, to=int(ir.DataType.DOUBLE)) for name in (expected, actual)]
         noise = nodes.add("Sub", *exact)
         return tuple(nodes.reduce("ReduceSumSquare", name, None) for name in (exact[0], noise))  # type: ignore[return-value]
+
+
+def _put_bias(writing: _Writing, proto: onnx.NodeProto, own: GraphLayer, rounded: Rounded) -> None:
+    """Make the node that adds the bias of a layer read what its codes stand for, where it has any."""
+    value = own.bias_value
+    if rounded.bias is None or value is None or value.const_value is None:
+        return
+    held = value.const_value
+    numbers = np.asarray(rounded.bias.dequantize()).astype(held.dtype.numpy()).reshape(held.shape.numpy())
+    index = list(proto.input).index(value.name or "")
+    proto.input[index] = writing.nodes.constant(numbers)
 
 
 def _place(own: GraphLayer) -> Place:

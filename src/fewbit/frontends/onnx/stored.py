@@ -10,31 +10,31 @@ import onnx_ir as ir
 
 from fewbit.frontends.onnx.batches import Numbers
 from fewbit.interfaces import BYTES, StoredTensor
-from fewbit.onnx_graph.constants import origin
+from fewbit.onnx_graph.constants import tensor_of
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.schemes.scheme import ScaleType
 
 
 def constants(model: OnnxModel) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    """Yield every constant with its name, the weight of a layer as `NAME.weight`, also where others share it."""
-    weights = {id(own.weight) for own in model.found.values()}
+    """Yield every constant with its name: of a layer `NAME.weight` and `NAME.bias`, also where others share them."""
+    known = set()
     for own in model.found.values():
-        assert own.weight.const_value is not None
-        yield f"{own.layer.name}.weight", own.weight.const_value
+        for part, value in {"weight": own.weight, "bias": own.bias_value}.items():
+            if value is not None and value.const_value is not None:
+                known.add(id(value))
+                yield f"{own.layer.name}.{part}", value.const_value
     for graph in model.graph.graphs():
         for name, value in graph.initializers.items():
-            if id(value) not in weights and value.const_value is not None:
+            if id(value) not in known and value.const_value is not None:
                 yield name, value.const_value
 
 
 def stored_tensors(model: OnnxModel) -> list[StoredTensor]:
     """Return every constant, one that several layers share under the first of their names."""
     first: dict[int, StoredTensor] = {}
-    for own in model.found.values():
-        assert own.weight.const_value is not None
-        first.setdefault(id(origin(own.weight)), _described(f"{own.layer.name}.weight", own.weight.const_value))
-    weights = {f"{name}.weight" for name in model.found}
-    return [*first.values(), *(_described(name, tensor) for name, tensor in constants(model) if name not in weights)]
+    for name, tensor in constants(model):
+        first.setdefault(id(tensor_of(tensor)), _described(name, tensor))
+    return list(first.values())
 
 
 def storage_type_of(model: OnnxModel) -> ScaleType:
