@@ -5,6 +5,7 @@ Numbers are handed over beside the model, in the memory where they are: no copy 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -17,6 +18,8 @@ from fewbit.errors import CalibrationError, MissingExtraError, SourceError
 Numbers = np.ndarray[Any, Any]
 #: Bytes up to which a constant stays in the model, where shapes are inferred from it.
 _SMALL = 1 << 10
+#: What its messages begin with.
+_CODES = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 #: They would multiply scales into weights: other roundings than those that are simulated.
 _LEFT_OUT = ("ConvMulFusion", "MatMulScaleFusion", "DivMulFusion")
 
@@ -99,6 +102,4 @@ def _inside(name: str, numbers: Numbers) -> onnx.TensorProto:
 
 def _told(error: Exception) -> str:
     """Return what an error of onnxruntime says, without its codes."""
-    text = str(error).partition(" : ")[2] or str(error)
-    kind, _, rest = text.partition(" : ")
-    return " ".join((rest if kind.isupper() or "_" in kind else text).split()) or type(error).__name__
+    return " ".join(_CODES.sub("", str(error)).split()) or type(error).__name__

@@ -179,13 +179,14 @@ class Simulation:
         nodes = writing.nodes
         proto = self._plain(writing, own.node)
         self._put_in(writing, proto, own, rounded)
-        proto.output[0] = nodes.name()
+        proto.name, proto.output[0] = "", nodes.name()  # of two nodes with one name onnxruntime takes none
         nodes.protos.append(proto)
         actual, expected = proto.output[0], own.result.name or ""
         if own.bias_add is not None:
             added = self._plain(writing, own.bias_add)
             added.input[list(own.bias_add.inputs).index(own.output)] = actual
             _put_bias(writing, added, own, rounded)
+            added.name = ""
             added.output[0] = actual = nodes.name()
             nodes.protos.append(added)
         if rounded.activations.output is not None:
