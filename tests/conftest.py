@@ -69,6 +69,25 @@ def xp(request: pytest.FixtureRequest) -> Iterator[Framework]:
         yield _FRAMEWORKS[request.param]()
 
 
+@pytest.fixture(scope="session")
+def onnx_model() -> Callable[..., Any]:
+    """Build an ONNX model from the text of its graph and its constants by name; of a shape they are random."""
+    import onnx
+
+    def build(text: str, constants: dict[str, Any], *, opset: int = 17, seed: int = 0) -> onnx.ModelProto:
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> main {text}')
+        random = np.random.default_rng(seed)
+        for name, given in constants.items():
+            values = given
+            if isinstance(given, tuple):  # the size of an output stays about that of its input
+                values = (random.normal(size=given) / np.sqrt(max(1, np.prod(given[1:])))).astype(np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        onnx.checker.check_model(model)
+        return model
+
+    return build
+
+
 @pytest.fixture(autouse=True)
 def _gradients_stay_on() -> Iterator[None]:
     """What ran must not leave torch without gradients: later tests, and users, would fail far from the cause."""

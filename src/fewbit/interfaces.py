@@ -139,6 +139,10 @@ class Source(Protocol):
         """What the user calls it."""
 
     @property
+    def framework(self) -> str:
+        """The front end that its models are for: a key of `FRONTENDS`."""
+
+    @property
     def storage_type(self) -> ScaleType:
         """The type that the float numbers of its files have, or would have."""
 
@@ -261,6 +265,11 @@ class Frontend(Protocol):
     def execution(self, model: Any, layer: Layer, weight: Scheme | None, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on with this weight and inputs rounded so."""
 
+    def problems(
+        self, model: Any, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]], storage_type: ScaleType
+    ) -> Sequence[str]:
+        """Return what cannot be done, with the remedy; each layer comes with the statistics it asks of its input."""
+
     def tensors(
         self, model: Any, storage_type: ScaleType
     ) -> Iterator[tuple[str, Array | QTensor | Activation | IntegerBias]]:
@@ -351,6 +360,10 @@ class CheckpointFormat(Protocol):
     def name(self) -> str:
         """The word for it in `to=`, and the `quant_method` in the `config.json` of its folders."""
 
+    @property
+    def keeps_layers(self) -> bool:
+        """Whether its files hold every layer of the model as it was, so that none can be folded into another."""
+
     def problem(self, quantized: QuantizedLayer) -> str | None:
         """Return why this layout cannot hold a layer under its schemes, with the remedy, or `None`."""
 
@@ -373,7 +386,10 @@ class CheckpointFormat(Protocol):
 #: Checkpoint formats of the design that this version does not write.
 CHECKPOINTS_LATER = ("awq", "gguf", "gptq", "onnx")
 #: Front ends by framework.
-FRONTENDS = {"torch": "fewbit.frontends.torch.frontend:TorchFrontend"}
+FRONTENDS = {
+    "torch": "fewbit.frontends.torch.frontend:TorchFrontend",
+    "onnx": "fewbit.frontends.onnx.frontend:OnnxFrontend",
+}
 #: Checkpoint formats by the word for them in `to=`, which is also the `quant_method` of their `config.json`.
 CHECKPOINTS = {
     "compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors",

@@ -16,18 +16,18 @@ from fewbit.calibration import Calibration, first_batch, parse_calibration
 from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.peak_memory import peak_memory
 from fewbit.evaluation.side_by_side import Measured, measure
-from fewbit.evaluation.token_ids import require_known
+from fewbit.evaluation.token_ids import require_known, writes_text
 from fewbit.interfaces import Frontend, Progress, Silent, Source, checkpoint_format, frontend_of
-from fewbit.planning import Plan, resolve
+from fewbit.planning import Plan, PlanRow, resolve
 from fewbit.presets import parse_recipe
 from fewbit.problems import several
 from fewbit.recipe import Recipe, Rule
 from fewbit.reporting import remarks_of, report_of
 from fewbit.result import Result
 from fewbit.schemes.scheme import ScaleType, Scheme
-from fewbit.solving import Data, needs_data, solve
+from fewbit.solving import Data, needs_data, solve, statistics_of
 from fewbit.sources import open_source
-from fewbit.transforms import Applied
+from fewbit.transforms import Applied, Transform
 
 _STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -118,7 +118,7 @@ def quantize(
     given = parse_calibration(calibration)
     asked = None if evaluation is None else _with_batches(evaluation)
     source, parsed = _float_source(model), parse_recipe(recipe)
-    frontend = frontend_of("torch")
+    frontend = frontend_of(source.framework)
     clock = _Clock()
     with clock.phase("load"), options.progress.phase("load"):
         live = source.load()
@@ -139,7 +139,7 @@ def quantize(
             batches = given.batches(live, source, seed=options.seed, progress=options.progress)
         data = Data(batches=batches, sequential=given.sequential)
     shown = data.batches or (asked.batches if asked else ())
-    with _transformed(live, parsed, frontend, shown, to) as sentences:
+    with _transformed(live, parsed, frontend, shown, made.target) as sentences:
         if sentences:
             made = planned()
             kept = {tensor.name for tensor in made.manifest({}, {}).floats}
@@ -173,10 +173,12 @@ def _transformed(
     model: Any, recipe: Recipe, frontend: Frontend, batches: Sequence[Any], to: str | None
 ) -> Iterator[tuple[str, ...]]:
     """Apply the transforms of a recipe, and take them back if the block fails; yields what the report says of them."""
-    if to is not None:
-        # Without data a transform says whether there is something for it. Files keep the architecture as it was.
-        useful = [own.name for own in recipe.transforms if own(model, frontend, None).sentences]
-        yield tuple(f"transform {name} is left out: {to} files keep every layer of the model" for name in useful)
+    if to is not None and checkpoint_format(to).keeps_layers:
+        yield tuple(
+            f"transform {own.name} is left out: {to} files keep every layer of the model"
+            for own in recipe.transforms
+            if _has_effect(own, model, frontend)
+        )
         return
     done: list[Applied] = []
     try:
@@ -187,6 +189,13 @@ def _transformed(
         for applied in reversed(done):
             applied.restore()
         raise
+
+
+def _has_effect(transform: Transform, model: Any, frontend: Frontend) -> bool:
+    """Whether there is something in a model for a transform, which it can tell without data."""
+    applied = transform(model, frontend, None)
+    applied.restore()
+    return bool(applied.sentences)
 
 
 def load(path: str | Path, *, into: Any = None) -> Result:
@@ -228,8 +237,6 @@ def _with_batches(evaluation: Evaluation | Sequence[Any]) -> Evaluation:
 
 
 def _default_calibration(model: Any) -> Calibration:
-    from fewbit.synthetic.self_text import writes_text
-
     if not writes_text(model):
         raise PlanError(
             "this recipe needs calibration data (for gptq, or static ranges) and the model writes no text; "
@@ -251,7 +258,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     if dtype not in _STORAGE_TYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
     target = checkpoint_format(to) if to is not None else None
-    frontend = frontend_of("torch")
+    frontend = frontend_of(source.framework)
     storage_type: ScaleType = source.storage_type if dtype == "auto" else dtype  # type: ignore[assignment]
     layers = frontend.layers(model)
     if recipe.names_products:
@@ -264,7 +271,13 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
         storage_type=storage_type,
         target=target,
     )
-    return replace(made, hints=_hints(made, frontend, model))
+    wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, _quantized(made), strict=True)]
+    problems = (*made.problems, *frontend.problems(model, wanted, storage_type))
+    return replace(made, hints=_hints(made, frontend, model), problems=problems)
+
+
+def _quantized(made: Plan) -> list[PlanRow]:
+    return [row for row in made.rows if row.scheme]
 
 
 def _hints(made: Plan, frontend: Frontend, model: Any) -> tuple[str, ...]:

@@ -29,6 +29,10 @@ class Result:
         """The recipe that was carried out."""
         return self.plan.recipe
 
+    def run(self, batch: Any) -> Any:
+        """Return what the model puts out for a batch as for `Evaluation`; of an ONNX model arrays by name."""
+        return frontend_of(self.source.framework).run(self.model, batch)
+
     def save(self, path: str | Path, to: str = "compressed-tensors", *, overwrite: bool = False) -> Path:
         """Write the model to `path` in the layout `to`, with its report, and return the path.
 
@@ -51,7 +55,7 @@ class Result:
         wanted = {tensor.name for tensor in manifest.floats} | {q.layer.name for q in manifest.quantized}
         writer = target.open(Path(path), manifest, overwrite=overwrite)
         try:
-            for name, value in frontend_of("torch").tensors(self.model, manifest.storage_type):
+            for name, value in frontend_of(self.source.framework).tensors(self.model, manifest.storage_type):
                 if name in wanted:
                     writer.put(name, value)
             return writer.close()

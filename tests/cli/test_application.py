@@ -82,7 +82,8 @@ MISTAKES = {
     "pattern": (["quantize", "m", "-o", "out", "--keep", "("], "match = '(' is not a regular expression"),
     "pattern to inspect": (["inspect", "m", "--match", "("], "--match '(' is not a regular expression"),
     "text": (["evaluate", "m", "--text", "no.txt"], "cannot read text no.txt: No such file"),
-    "ONNX": (["quantize", "m.onnx", "-o", "out"], "this version does not read ONNX files"),
+    "ONNX": (["quantize", "m.onnx", "-o", "out"], "this version writes no ONNX files; fewbit.quantize gives"),
+    "ONNX to evaluate": (["evaluate", "m.onnx"], "m.onnx: ONNX models are measured by fewbit.quantize"),
 }  # fmt: skip
 
 

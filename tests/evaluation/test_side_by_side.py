@@ -112,7 +112,7 @@ def test_an_output_without_a_tensor_is_refused():
             self.inner(features)
             return "words"
 
-    with pytest.raises(RecipeError, match="the model returned str, which has no tensor to compare"):
+    with pytest.raises(RecipeError, match="the model returned str, which has no array to compare"):
         fb.quantize(Words(), "w8a16", evaluation=[torch.ones(2, 64)])
 
 

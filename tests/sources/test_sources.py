@@ -117,9 +117,9 @@ def test_what_cannot_be_read_is_refused_with_a_reason(tmp_path):
         open_source("nowhere")
     with pytest.raises(SourceError, match=r"not a model folder: config\.json cannot be read"):
         open_source(tmp_path)
-    with pytest.raises(NotYetError, match="does not read ONNX"):
-        open_source("m.onnx")
-    with pytest.raises(SourceError, match=r"torch\.nn\.Module or a path, not dict"):
+    with pytest.raises(SourceError, match=r"cannot read m\.onnx: No such file"):
+        open_source("m.onnx").load()
+    with pytest.raises(SourceError, match=r"torch\.nn\.Module, an ONNX model or a path, not dict"):
         open_source({})
     with pytest.raises(NotYetError, match="quantized by 'gptq'"):
         open_source(write_config(tmp_path, model_type="llama", quantization_config={"quant_method": "gptq"}))

@@ -10,7 +10,7 @@ import typer
 
 from fewbit.cli.console import Terminal
 from fewbit.cli.words import AsJson, Device, Model, Quiet, SequenceLength, Sequences, Text
-from fewbit.errors import RecipeError
+from fewbit.errors import NotYetError, RecipeError
 from fewbit.evaluation.token_ids import require_known
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def evaluate(
     from fewbit.sources import open_source
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    if model.endswith(".onnx"):
+        raise NotYetError(f"{model}: ONNX models are measured by fewbit.quantize(..., evaluation=batches)")
     if text == "none":
         raise RecipeError("there is nothing to measure without a text; leave out --text none")
     content, name = read_text(text)

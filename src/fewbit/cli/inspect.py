@@ -44,7 +44,10 @@ def inspect(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.phase("read"):
         source = open_source(model)
-        rows = _checkpoint_rows(source) if isinstance(source, CheckpointFolder) else _float_rows(source)
+        if source.framework == "onnx":
+            rows = _graph_rows(source)
+        else:
+            rows = _checkpoint_rows(source) if isinstance(source, CheckpointFolder) else _float_rows(source)
         rows = [row for row in rows if pattern.search(row.name)]
     quantized = [row for row in rows if row.quantized]
     total = sum(row.nbytes for row in rows)
@@ -84,6 +87,25 @@ def _checkpoint_rows(source: Any) -> list[_Row]:
             scheme += f", input {input_scheme_to_text(checkpoint.inputs[name])}"
         numbers = value.dequantize() if isinstance(value, QTensor) else np.asarray(value, dtype=np.float32)
         rows.append(_row(name, tuple(value.shape), scheme, nbytes[name], numbers, quantized=isinstance(value, QTensor)))
+    return rows
+
+
+def _graph_rows(source: Any) -> list[_Row]:
+    """Rows of the constants of an ONNX graph, one that several layers share counted at the first."""
+    import numpy as np
+
+    from fewbit.frontends.onnx.stored import constants
+    from fewbit.onnx_graph.constants import tensor_of
+
+    rows: list[_Row] = []
+    owners: set[int] = set()
+    for name, tensor in constants(source.load()):
+        tied = id(tensor_of(tensor)) in owners
+        owners.add(id(tensor_of(tensor)))
+        form = tensor.dtype.numpy().name
+        numbers = np.zeros(0) if form == "object" else np.asarray(tensor.numpy(), dtype=np.float32)
+        form, nbytes = (f"{form}, tied", 0) if tied else (form, tensor.nbytes)
+        rows.append(_row(name, tuple(numbers.shape), form, nbytes, numbers))
     return rows
 
 

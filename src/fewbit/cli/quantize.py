@@ -110,6 +110,10 @@ class Run:
 
     def carry_out(self, terminal: Terminal) -> Result:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
+        if self.model.endswith(".onnx"):
+            raise NotYetError(
+                f"{self.model}: this version writes no ONNX files; fewbit.quantize gives the quantized model in memory"
+            )
         refuse_ending(self.output)
         if self.output.exists() and self.output.resolve() == Path(self.model).resolve():
             raise RecipeError(f"{self.output} is the model that is read; write to another folder")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fewbit.numerics.namespace import Array, array_namespace
 
 
-def kl_divergence(reference: Tensor, model: Tensor) -> float:
+def kl_divergence(reference: Array, model: Array) -> float:
     """Return the summed KL divergence in nats of `model` from `reference`, log-probabilities (positions, tokens)."""
-    return float((reference.exp() * (reference - model)).double().sum())
+    xp = array_namespace(reference)
+    return float(xp.sum(xp.exp(reference) * (reference - model), dtype=xp.float64))
 
 
-def top1_agreements(reference: Tensor, model: Tensor) -> int:
+def top1_agreements(reference: Array, model: Array) -> int:
     """Return at how many positions both put the same token first."""
-    return int((reference.argmax(-1) == model.argmax(-1)).sum())
+    xp = array_namespace(reference)
+    return int(xp.count_nonzero(xp.argmax(reference, axis=-1) == xp.argmax(model, axis=-1)))

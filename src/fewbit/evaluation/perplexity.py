@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fewbit.numerics.namespace import Array, array_namespace
 
 
-def negative_log_likelihood(log_probabilities: Tensor, tokens: Tensor) -> float:
+def negative_log_likelihood(log_probabilities: Array, tokens: Array) -> float:
     """Return the summed negative log-likelihood in nats.
 
     Args:
@@ -16,4 +13,6 @@ def negative_log_likelihood(log_probabilities: Tensor, tokens: Tensor) -> float:
         tokens: (positions,), the tokens that did follow.
 
     """
-    return -float(log_probabilities.gather(-1, tokens[:, None]).double().sum())
+    xp = array_namespace(log_probabilities)
+    found = xp.take_along_axis(log_probabilities, xp.astype(tokens, xp.int64)[:, None], axis=-1)
+    return -float(xp.sum(found, dtype=xp.float64))

@@ -9,14 +9,11 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fewbit.errors import NonFiniteError, SourceError
 from fewbit.evaluation.divergence import kl_divergence, top1_agreements
 from fewbit.evaluation.perplexity import negative_log_likelihood
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fewbit.numerics.namespace import Array, array_namespace, is_torch
 
 #: Positions whose probabilities are in memory at once: 128 x 49152 float32 numbers are 25 MB.
 _POSITIONS = 128
@@ -46,10 +43,10 @@ class _Sums:
     seconds: float = 0.0
 
 
-Logits = Callable[["Tensor"], "Tensor"]
+Logits = Callable[[Array], Array]
 
 
-def compare(reference: Logits, model: Logits | None, batches: Iterable[Tensor]) -> tuple[Quality, Quality | None]:
+def compare(reference: Logits, model: Logits | None, batches: Iterable[Array]) -> tuple[Quality, Quality | None]:
     """Score `reference` and, beside it, `model` on `batches` of token ids (sequences, length).
 
     Both are callables from token ids to logits (sequences, length, vocabulary); memory holds one batch of each.
@@ -96,24 +93,35 @@ def _perplexity(sums: _Sums, predictions: int) -> float:
         return math.inf
 
 
-def _timed(forward: Logits, tokens: Tensor, sums: _Sums, who: str) -> Tensor:
+def _timed(forward: Logits, tokens: Array, sums: _Sums, who: str) -> Array:
     started = time.perf_counter()
     logits = forward(tokens)
-    if logits.is_cuda:
+    if is_torch(logits) and logits.is_cuda:
         logits.sum().item()  # waits until the device is done
     sums.seconds += time.perf_counter() - started
-    if not bool(logits.isfinite().all()):
+    xp = array_namespace(logits)
+    if not bool(xp.all(xp.isfinite(logits))):
         raise NonFiniteError(f"the logits of {who} hold NaN or infinity; `fewbit inspect` shows whether a weight does")
     return logits
 
 
-def _score(expected: Tensor, actual: Tensor | None, tokens: Tensor, sums: tuple[_Sums, _Sums]) -> None:
+def _score(expected: Array, actual: Array | None, tokens: Array, sums: tuple[_Sums, _Sums]) -> None:
     for start in range(0, len(tokens), _POSITIONS):
         piece = slice(start, start + _POSITIONS)
-        p = expected[piece].float().log_softmax(-1)
+        p = _log_probabilities(expected[piece])
         sums[0].likelihood += negative_log_likelihood(p, tokens[piece])
         if actual is not None:
-            q = actual[piece].float().log_softmax(-1)
+            q = _log_probabilities(actual[piece])
             sums[1].likelihood += negative_log_likelihood(q, tokens[piece])
             sums[1].divergence += kl_divergence(p, q)
             sums[1].agreements += top1_agreements(p, q)
+
+
+def _log_probabilities(logits: Array) -> Array:
+    """Return the logarithm of softmax over the last axis, float32."""
+    if is_torch(logits):
+        return logits.float().log_softmax(-1)
+    xp = array_namespace(logits)
+    values = xp.astype(logits, xp.float32)
+    values = values - xp.max(values, axis=-1, keepdims=True)
+    return values - xp.log(xp.sum(xp.exp(values), axis=-1, keepdims=True))

@@ -14,6 +14,7 @@ from fewbit.errors import RecipeError
 from fewbit.evaluation.fidelity import decibels
 from fewbit.evaluation.quality import Quality, compare
 from fewbit.interfaces import Forms, Frontend, Progress
+from fewbit.numerics.namespace import array_namespace
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ def measure(
     """Run every batch, one at least, through both forms of `model`; the float form is installed before and after.
 
     Raises:
-        RecipeError: a model whose output holds no tensor.
+        RecipeError: a model whose output holds no array.
         NonFiniteError: activations that are NaN or infinite; the layer is named.
 
     """
@@ -61,21 +62,33 @@ def measure(
     signal = noise = 0.0
     for batch in tracked:
         expected, actual = forward(batch, quantized=False), forward(batch, quantized=True)
-        signal += float(expected.double().square().sum())
-        noise += float((expected.double() - actual.double()).square().sum())
+        exact = _float64(expected)
+        signal += _power(exact)
+        noise += _power(exact - _float64(actual))
     measured.output_sqnr = decibels(signal, noise)
     return measured
 
 
+def _float64(values: Any) -> Any:
+    xp = array_namespace(values)
+    return xp.astype(values, xp.float64)
+
+
+def _power(values: Any) -> float:
+    return float(array_namespace(values).sum(values * values))
+
+
 def _main_output(output: Any) -> Any:
-    """Return the tensor that counts: the logits, or the first tensor, of what a model returned."""
+    """Return the array that counts: the logits, or the first array, of what a model returned."""
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"]
     for attribute in ("logits", "last_hidden_state"):
         if hasattr(output, attribute):
             return getattr(output, attribute)
     while isinstance(output, (tuple, list, dict)):
         output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    if not hasattr(output, "square"):
-        raise RecipeError(f"the model returned {type(output).__name__}, which has no tensor to compare")
+    if not hasattr(output, "shape"):
+        raise RecipeError(f"the model returned {type(output).__name__}, which has no array to compare")
     return output
 
 
@@ -88,7 +101,7 @@ def _is_language_model(batches: Sequence[Any], output: Any) -> bool:
     if isinstance(batches[0], dict) and set(batches[0]) != {"input_ids"}:
         return False
     tokens = _tokens(batches[0])
-    whole_numbers = hasattr(tokens, "dtype") and not tokens.dtype.is_floating_point
+    whole_numbers = hasattr(tokens, "dtype") and array_namespace(tokens).isdtype(tokens.dtype, "integral")
     if not whole_numbers or output.ndim != 3 or tuple(output.shape[:2]) != tuple(tokens.shape):
         return False
     # Tags, or features, of each token are no scores of tokens: there are fewer of them.

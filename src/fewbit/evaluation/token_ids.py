@@ -21,12 +21,20 @@ def context_of(model: Any) -> int | None:
     return getattr(_configuration(model), "max_position_embeddings", None)
 
 
+def writes_text(model: Any) -> bool:
+    """Whether `model` is a causal language model of transformers."""
+    can = getattr(model, "can_generate", lambda: False)()
+    configuration = getattr(model, "config", None)
+    encodes = getattr(configuration, "is_encoder_decoder", False)
+    return bool(can) and not encodes and vocabulary_of(model) is not None
+
+
 def require_known(batches: Iterable[Any], model: Any, *, what: str) -> None:
     """Raise `CalibrationError` for a batch that holds token ids which `model` cannot take; `what` names the batches."""
     vocabulary, context = vocabulary_of(model), context_of(model)
     for number, batch in enumerate(batches):
         ids: Any = batch.get("input_ids") if isinstance(batch, Mapping) else batch
-        if vocabulary is None or not hasattr(ids, "dtype") or "int" not in str(ids.dtype) or not ids.numel():
+        if vocabulary is None or not hasattr(ids, "dtype") or "int" not in str(ids.dtype) or 0 in ids.shape:
             continue
         least, most = int(ids.min()), int(ids.max())
         if least < 0 or most >= vocabulary:

@@ -7,6 +7,7 @@ A symmetric full-range scale maps the largest magnitude to (2^b - 1) / 2, as com
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from fewbit.errors import SchemeError
 from fewbit.numerics.namespace import Array, array_namespace, stop_gradient
@@ -56,7 +57,7 @@ class Int:
     @property
     def levels(self) -> tuple[float, ...]:
         """Every value, sorted."""
-        return tuple(float(code) for code in range(self.qmin, self.qmax + 1))
+        return _levels(self.qmin, self.qmax)
 
     @property
     def reach(self) -> float:
@@ -106,6 +107,11 @@ class Int:
         xp = array_namespace(codes)
         kind = getattr(xp, f"{'' if signed else 'u'}int{8 if self.bits <= 8 else 16}")
         return xp.astype(xp.astype(codes, xp.int32) - by, kind)
+
+
+@cache
+def _levels(qmin: int, qmax: int) -> tuple[float, ...]:
+    return tuple(float(code) for code in range(qmin, qmax + 1))
 
 
 INT1, INT2, INT3, INT4, INT5, INT6, INT7, INT8, INT16 = (Int(bits) for bits in (*range(1, 9), 16))

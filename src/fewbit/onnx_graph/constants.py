@@ -35,8 +35,12 @@ def fold_constants(model: ir.Model) -> None:
 
 def origin(value: ir.Value) -> ir.TensorProtocol:
     """Return the tensor of the file that a constant was computed from, or its own: tied weights have one origin."""
-    tensor = value.const_value
-    assert tensor is not None
+    assert value.const_value is not None
+    return tensor_of(value.const_value)
+
+
+def tensor_of(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return the tensor of the file that `tensor` was computed from, or itself."""
     while isinstance(tensor, Computed):
         tensor = tensor.source
     return tensor

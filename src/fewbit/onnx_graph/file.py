@@ -16,6 +16,8 @@ from google.protobuf.message import DecodeError
 
 from fewbit.errors import CheckpointError, SourceError
 
+#: Oldest version of the ai.onnx operators that is read: the first with scales for each channel.
+OPSET = 13
 #: Bytes of weights from which a file gets external data; protobuf stops at 2 GiB, structure included.
 INLINE = 1 << 30
 
@@ -34,12 +36,7 @@ def read_model(path: str | Path) -> ir.Model:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
     except DecodeError as error:
         raise SourceError(f"{path} is no ONNX file, or cut short: {error}; fetch or export it again") from error
-    if not proto.graph.node or not proto.opset_import:
-        raise SourceError(f"{path} holds no graph of operators; is it an ONNX model?")
-    try:
-        model = ir.from_proto(proto)
-    except (ValueError, TypeError, KeyError) as error:
-        raise SourceError(f"{path} is not valid ONNX: {_first_line(error)}; export it again") from error
+    model = _parsed(proto, str(path))
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
     for tensor in _external(model):
         _require_data(tensor, path)
@@ -48,6 +45,50 @@ def read_model(path: str | Path) -> ir.Model:
     except (onnx.checker.ValidationError, ValueError) as error:
         raise SourceError(f"{path} is not valid ONNX: {_first_line(error)}; export it again") from error
     return model
+
+
+def checked_model(model: onnx.ModelProto | ir.Model, name: str) -> ir.Model:
+    """Return a copy of a model in memory, called `name` in messages; its numbers are shared.
+
+    Raises:
+        SourceError: an invalid graph.
+
+    """
+    if isinstance(model, ir.Model):
+        _require_opset(model, name)
+        try:
+            return model.clone()
+        except RuntimeError as error:
+            raise SourceError(
+                f"{name} is not valid ONNX: its nodes form a cycle, or stand in no order in which they can run; "
+                "call model.graph.sort()"
+            ) from error
+    parsed = _parsed(model, name)
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise SourceError(f"{name} is not valid ONNX: {_first_line(error)}; export it again") from error
+    return parsed
+
+
+def _parsed(proto: onnx.ModelProto, name: str) -> ir.Model:
+    """Return a model that is not checked yet; raises `SourceError` for one that holds no graph that can be read."""
+    if not proto.graph.node or not proto.opset_import:
+        raise SourceError(f"{name} holds no graph of operators; is it an ONNX model?")
+    try:
+        model = ir.from_proto(proto)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # onnx-ir wraps them
+        raise SourceError(f"{name} is not valid ONNX: {_first_line(error)}; export it again") from error
+    _require_opset(model, name)
+    return model
+
+
+def _require_opset(model: ir.Model, name: str) -> None:
+    version = model.opset_imports.get("", 0)
+    if version < OPSET:
+        raise SourceError(
+            f"{name} is of opset {version}, older than {OPSET}; raise it with onnx.version_converter.convert_version"
+        )
 
 
 def write_model(model: ir.Model, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -116,5 +157,7 @@ def _require_data(tensor: ir.ExternalTensor, path: Path) -> None:
         raise SourceError(f"{what} up to byte {end}, but that has {data.stat().st_size}; fetch it again")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

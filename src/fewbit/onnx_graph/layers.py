@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -46,6 +46,21 @@ class GraphLayer:
     def output(self) -> ir.Value:
         """What comes out of the node, before a bias that a node of its own adds."""
         return self.node.outputs[0]
+
+    @property
+    def bias_value(self) -> ir.Value | None:
+        """The constant that is added to the output, a number for each channel: here, or in a node of its own."""
+        node = self.bias_add
+        value = self.bias if node is None else node.inputs[1 - list(node.inputs).index(self.output)]
+        scaled = "beta" in self.node.attributes and self.node.attributes["beta"].as_float() != 1.0
+        if value is None or scaled or value.const_value is None or value.const_value.size != self.layer.shape[0]:
+            return None
+        return value
+
+    @property
+    def result(self) -> ir.Value:
+        """What counts as the output of the layer: behind its bias, also one that a node of its own adds."""
+        return self.bias_add.outputs[0] if self.bias_add is not None else self.output
 
     @property
     def bias(self) -> ir.Value | None:
@@ -112,7 +127,7 @@ def _layer(own: _Found, name: str, kind: LayerKind, owners: tuple[str, ...]) -> 
         multiplies_rows=own.multiplies_rows,
         tied=tuple(other for other in owners if other != name),
     )
-    return GraphLayer(
+    made = GraphLayer(
         layer=layer,
         node=own.node,
         weight=own.weight,
@@ -120,6 +135,7 @@ def _layer(own: _Found, name: str, kind: LayerKind, owners: tuple[str, ...]) -> 
         weight_index=own.weight_index,
         data_index=1 - own.weight_index,
     )
+    return replace(made, layer=replace(layer, bias=True)) if made.bias_value is not None else made
 
 
 def _canonical(own: _Found, stored: tuple[int, ...]) -> tuple[int, int]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from fewbit.activation import Activation
+from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations
 from fewbit.onnx_graph.constants import fold_constants
 from fewbit.onnx_graph.file import read_model
@@ -26,6 +28,8 @@ class Rounded:
     qtensor: QTensor
     #: How its input and output are rounded.
     activations: Activations
+    #: Its bias in int32; `None`: it stays as it is.
+    bias: IntegerBias | None = None
 
 
 @dataclass(slots=True)
@@ -41,6 +45,8 @@ class OnnxModel:
     layers: dict[str, Rounded] = field(default_factory=dict)
     #: Roundings of further values, by the name of the value: what flows between layers that run in integers.
     values: dict[str, Activation] = field(default_factory=dict)
+    #: What the front end has made ready to run, and what was installed then.
+    ready: list[tuple[tuple[object, ...], Any]] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def read(cls, path: str | Path) -> OnnxModel:

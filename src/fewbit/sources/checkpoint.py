@@ -32,6 +32,11 @@ class CheckpointFolder:
         return str(self.path)
 
     @property
+    def framework(self) -> str:
+        """The front end for it."""
+        return "torch"
+
+    @property
     def storage_type(self) -> ScaleType:
         """The type of the scales, which is that of the model's float numbers."""
         return next(iter(self.checkpoint.schemes.values())).scale_type or "float32"
@@ -78,7 +83,7 @@ class CheckpointFolder:
         from fewbit.frontends.torch.frontend import from_stored
 
         model = self.skeleton()
-        frontend = frontend_of("torch")
+        frontend = frontend_of(self.framework)
         layers = {layer.name: layer for layer in frontend.layers(model)}
         floats = {}
         static: dict[str, Activation] = {}

@@ -48,6 +48,11 @@ class TransformersModel:
         return str(self.folder)
 
     @property
+    def framework(self) -> str:
+        """The front end for it."""
+        return "torch"
+
+    @property
     def storage_type(self) -> ScaleType:
         """What `config.json` says."""
         dtype = str(getattr(self._config, "dtype", None) or "float32").removeprefix("torch.")

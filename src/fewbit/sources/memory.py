@@ -21,7 +21,9 @@ class Memory:
         from torch import nn
 
         if not isinstance(self.module, nn.Module):
-            raise SourceError(f"a model is a torch.nn.Module or a path, not {type(self.module).__name__}")
+            raise SourceError(
+                f"a model is a torch.nn.Module, an ONNX model or a path, not {type(self.module).__name__}"
+            )
         if any(parameter.is_meta for parameter in self.module.parameters()):
             raise SourceError(f"{self.name} has parameters on the meta device, without numbers; load its weights first")
 
@@ -29,6 +31,11 @@ class Memory:
     def name(self) -> str:
         """The class of the module."""
         return type(self.module).__name__
+
+    @property
+    def framework(self) -> str:
+        """The front end for it."""
+        return "torch"
 
     @property
     def storage_type(self) -> ScaleType:

@@ -13,21 +13,13 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import CalibrationError, NonFiniteError
-from fewbit.evaluation.token_ids import context_of, vocabulary_of
+from fewbit.evaluation.token_ids import context_of, vocabulary_of, writes_text
 from fewbit.interfaces import Progress
 
 #: Tokens after the first that are the most likely ones.
 _GREEDY = 4
 #: Sequences that are written side by side.
 _ABREAST = 32
-
-
-def writes_text(model: Any) -> bool:
-    """Whether `model` is a causal language model of transformers."""
-    can = getattr(model, "can_generate", lambda: False)()
-    configuration = getattr(model, "config", None)
-    encodes = getattr(configuration, "is_encoder_decoder", False)
-    return bool(can) and not encodes and vocabulary_of(model) is not None
 
 
 @torch.no_grad()

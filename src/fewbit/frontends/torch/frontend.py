@@ -26,6 +26,7 @@ from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.frontends.torch.rounded_product import RoundedProduct
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
+from fewbit.interfaces import QuantizedLayer as Quantized
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.transforms import Applied
@@ -112,6 +113,15 @@ class TorchFrontend:
     def execution(self, model: nn.Module, layer: Layer, weight: Scheme | None, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on."""
         return execution(model, layer, weight, rounded)
+
+    def problems(
+        self,
+        model: nn.Module,  # noqa: ARG002
+        wanted: Sequence[tuple[Quantized, Sequence[str]]],  # noqa: ARG002
+        storage_type: ScaleType,  # noqa: ARG002
+    ) -> Sequence[str]:
+        """Return nothing: modules run whatever schemes there are."""
+        return ()
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""

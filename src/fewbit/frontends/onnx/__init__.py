@@ -1,0 +1,1 @@
+"""The ONNX front end: `onnx-ir` graphs, NumPy arrays, and onnxruntime to run them."""

@@ -1,0 +1,246 @@
+"""The ONNX front end behind the `Frontend` contract: `OnnxModel`, NumPy arrays, onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fewbit.errors import CalibrationError, NonFiniteError, PlanError, RecipeError
+from fewbit.frontends.onnx.batches import Numbers, feeds_of
+from fewbit.frontends.onnx.calibration import CalibrationRun, gather
+from fewbit.frontends.onnx.execution import execution
+from fewbit.frontends.onnx.norm_folding import fold_norms, is_norm
+from fewbit.frontends.onnx.probe import Probe
+from fewbit.frontends.onnx.problems import problems
+from fewbit.frontends.onnx.random_inputs import random_inputs
+from fewbit.frontends.onnx.ready import ready
+from fewbit.frontends.onnx.replacement import OnnxReplacement
+from fewbit.frontends.onnx.stored import as_stored, constants, stored_tensors
+from fewbit.integer_bias import IntegerBias
+from fewbit.interfaces import Activations, Execution, Layer, QuantizedLayer, StoredTensor
+from fewbit.onnx_graph.arrangement import Kernel
+from fewbit.onnx_graph.live import OnnxModel, Rounded
+from fewbit.problems import several
+from fewbit.qtensor import QTensor
+from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.transforms import Applied
+
+#: A range of twice this, divided by one step, still has a float32.
+_LARGEST = 2.0**120
+#: Operators that say that numbers were quantized before.
+_QUANTIZED = ("DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv")
+
+
+class OnnxFrontend:
+    """Layers, data and replacements of a graph."""
+
+    def __init__(self) -> None:
+        self._probe: Probe | None = None
+
+    def layers(self, model: OnnxModel) -> list[Layer]:
+        """Return the quantizable layers in the order of the graph.
+
+        Raises:
+            PlanError: the graph holds quantized layers already.
+
+        """
+        found = [node for node in model.graph.graph.all_nodes() if node.op_type in _QUANTIZED]
+        if found or model.layers:
+            what = f"{len(found)} {found[0].op_type}" if found else f"{len(model.layers)} quantized layers"
+            raise PlanError(f"{model.path} is quantized already: it holds {what}; start from the float model")
+        return [own.layer for own in model.found.values()]
+
+    def floats(self, model: OnnxModel) -> list[StoredTensor]:
+        """Return every constant of the graph, one that several layers read under the first of their names."""
+        return stored_tensors(model)
+
+    def weight(self, model: OnnxModel, layer: Layer) -> Numbers:
+        """Return the weight of `layer` as float32 (out, in).
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+
+        """
+        own = model.found[layer.name]
+        assert own.weight.const_value is not None
+        with np.errstate(over="ignore"):  # of a double; found below
+            weight: Numbers = own.arrangement.matrix(own.weight.const_value.numpy()).astype(np.float32, copy=False)
+        bad = int(np.count_nonzero(~np.isfinite(weight)))
+        if bad:
+            raise NonFiniteError(f"{layer.name}: {bad} of {weight.size} weights are NaN or infinite; repair or keep it")
+        if float(np.abs(weight).max()) > _LARGEST:
+            raise NonFiniteError(
+                f"{layer.name}: a weight of magnitude {float(np.abs(weight).max()):.3g} would overflow "
+                "float32 arithmetic; repair or keep it"
+            )
+        return weight
+
+    def bias(self, model: OnnxModel, layer: Layer) -> Numbers:
+        """Return the bias of a `layer` that has one, float32 (out,).
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+
+        """
+        value = model.found[layer.name].bias_value
+        assert value is not None
+        assert value.const_value is not None
+        with np.errstate(over="ignore"):  # of a double; found below
+            bias: Numbers = value.const_value.numpy().astype(np.float32).reshape(-1)
+        bad = int(np.count_nonzero(~np.isfinite(bias)))
+        if bad:
+            raise NonFiniteError(
+                f"{layer.name}.bias: {bad} of its numbers are NaN or infinite; repair them, or keep the layer"
+            )
+        return bias
+
+    def replacement(
+        self,
+        model: OnnxModel,
+        layer: Layer,
+        qtensor: QTensor,
+        activations: Activations | None = None,
+        bias: IntegerBias | None = None,
+    ) -> OnnxReplacement:
+        """Return the quantized form of `layer`, not yet installed; without `bias` it keeps the one that it has."""
+        rounded = Rounded(qtensor=qtensor, activations=activations or Activations(), bias=bias)
+        return OnnxReplacement(model, layer, rounded)
+
+    def execution(self, model: OnnxModel, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:  # noqa: ARG002
+        """Return what `layer` would run on."""
+        return execution(layer)
+
+    def products(self, model: OnnxModel, batch: Any | None) -> list[Layer]:  # noqa: ARG002
+        """Raise `NotYetError`."""
+        raise NotYetError(f"{model.path}: products inside attention of ONNX graphs stay float in this version")
+
+    def problems(
+        self, model: OnnxModel, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]], storage_type: ScaleType
+    ) -> Sequence[str]:
+        """Return what a graph cannot do of what is asked for."""
+        return problems(model, wanted, storage_type)
+
+    def tensors(self, model: OnnxModel, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
+        """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""
+        installed = {f"{name}.weight" for name in model.layers}
+        installed |= {f"{name}.bias" for name, rounded in model.layers.items() if rounded.bias is not None}
+        for name, tensor in constants(model):
+            if name not in installed:
+                yield name, as_stored(tensor, storage_type)
+        for name, rounded in model.layers.items():
+            given = rounded.activations.input
+            if given is not None and given.scheme.static:
+                yield name, given
+            yield name, rounded.qtensor
+            if rounded.bias is not None:
+                yield name, rounded.bias
+
+    def require_finite(
+        self,
+        model: OnnxModel,
+        layers: Sequence[Layer],
+        names: Collection[str],
+        storage_type: ScaleType,  # noqa: ARG002
+    ) -> None:
+        """Raise `NonFiniteError`, with its name, for numbers of `layers` that are not finite or a constant with NaN.
+
+        Infinity masks attention in many a graph, and constants keep their type.
+        """
+        for layer in layers:
+            self.weight(model, layer)
+            if layer.bias:
+                self.bias(model, layer)
+        for name, tensor in constants(model):
+            if name in names and tensor.dtype.is_floating_point():
+                bad = int(np.count_nonzero(np.isnan(tensor.numpy().astype(np.float32, copy=False))))
+                if bad:
+                    raise NonFiniteError(f"{name}: {bad} of its numbers are NaN; repair them")
+
+    def round_floats(self, model: OnnxModel, names: Collection[str], storage_type: ScaleType) -> int:  # noqa: ARG002
+        """Return 0: what stays float in a graph keeps the type that it has there."""
+        return 0
+
+    def fold_norms(self, model: OnnxModel, batch: Any, folded: Callable[..., tuple[Numbers, Numbers]]) -> Applied:
+        """Fold every BatchNorm that can be folded; without a `batch` outputs are compared on random inputs."""
+        given = random_inputs(model.graph.graph) if batch is None else batch
+        try:
+            return fold_norms(model, lambda own: self.run(own, given), folded)
+        except CalibrationError:
+            if batch is not None:
+                raise
+            names = [node.outputs[0].name or "" for node in model.graph.graph if is_norm(node)]
+            return Applied(
+                sentences=(
+                    f"{several(names)}: BatchNorm stays, the model does not run on random inputs; "
+                    "give calibration data",
+                )
+            )
+
+    def calibrate(
+        self,
+        model: OnnxModel,
+        layers: Sequence[Layer],
+        wanted: Mapping[str, Sequence[str]],
+        batches: Sequence[Any],
+        *,
+        sequential: bool,
+    ) -> CalibrationRun:
+        """Return a run of `batches` through `model`, in sequential order each layer behind the quantized ones."""
+        return CalibrationRun(model, layers, wanted, batches, sequential=sequential)
+
+    def output_statistics(
+        self, model: OnnxModel, wanted: Mapping[str, str], batches: Sequence[Any]
+    ) -> Mapping[str, Any]:
+        """Return the statistic that is `wanted` of the output of each installed quantized layer."""
+        results = {name: model.found[name].result.name or "" for name in wanted}
+        spatial = {results[name] for name in wanted if isinstance(model.found[name].arrangement, Kernel)}
+        found = gather(
+            model,
+            {results[name]: statistic for name, statistic in wanted.items()},
+            batches,
+            lambda name, numbers: np.moveaxis(numbers, 1, -1) if name in spatial else numbers,
+        )
+        return {name: found[result] for name, result in results.items() if result in found}
+
+    def value_statistics(
+        self, model: OnnxModel, wanted: Mapping[str, str], batches: Sequence[Any]
+    ) -> Mapping[str, Any]:
+        """Return the statistic that is `wanted` of all numbers of each value, by its name in the graph.
+
+        Raises:
+            CalibrationError: the graph has no value of that name.
+
+        """
+        return gather(model, wanted, batches, lambda _, numbers: numbers.reshape(-1, 1))
+
+    def place(self, model: Any, device: str) -> Any:
+        """Return the model, on the CPU.
+
+        Raises:
+            RecipeError: another device.
+
+        """
+        if device != "cpu":
+            raise RecipeError(f"device {device!r} cannot be used: ONNX models run on the CPU in this version")
+        return model
+
+    def run(self, model: OnnxModel, batch: Any) -> dict[str, Numbers]:
+        """Return the outputs of `model` by name for a batch: a dict of arrays, a tuple of them, or one array."""
+        feeds = feeds_of(model.graph.graph, batch)
+        if self._probe is not None:
+            self._probe.watch(model, feeds)
+        return ready(model).run(feeds)
+
+    @contextmanager
+    def probe(self, replacements: Sequence[OnnxReplacement]) -> Iterator[Mapping[str, float]]:
+        """Watch float runs; afterwards the mapping holds each layer's output SQNR in dB."""
+        ratios: dict[str, float] = {}
+        self._probe = watching = Probe(replacements)
+        try:
+            yield ratios
+        finally:
+            self._probe = None
+        ratios.update(watching.ratios())

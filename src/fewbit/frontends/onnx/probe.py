@@ -1,0 +1,62 @@
+"""Output SQNR of layers on their float inputs: both forms of a layer stand side by side in one graph.
+
+SQNR = 10 log10(sum y^2 / sum (y' - y)^2) with y = layer(x), summed in float64; of layers in branches and loops none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fewbit.errors import NonFiniteError
+from fewbit.evaluation.fidelity import decibels
+from fewbit.frontends.onnx.batches import Numbers
+from fewbit.frontends.onnx.replacement import OnnxReplacement
+from fewbit.frontends.onnx.simulation import Simulation
+from fewbit.frontends.onnx.sizes import sizes_of, within_bounds
+from fewbit.frontends.onnx.stages import stages_of
+from fewbit.onnx_graph.layers import GraphLayer
+from fewbit.onnx_graph.live import OnnxModel
+
+#: Bytes of outputs, and layers, that are compared in one run: onnxruntime holds them all until the last one.
+_ALIVE, _AT_ONCE = 1 << 26, 32
+
+
+class Probe:
+    """Sums over the runs that it has seen."""
+
+    def __init__(self, replacements: Sequence[OnnxReplacement]) -> None:
+        self._replacements = replacements
+        self._powers: dict[str, list[float]] = {}
+
+    def watch(self, model: OnnxModel, feeds: Mapping[str, Numbers]) -> None:
+        """Compare the layers of `model`, whose float forms are installed, on a batch."""
+        simulation = Simulation(model, {})
+        flow = simulation.flow
+        pairs = [(model.found[own.layer.name], own.rounded) for own in self._replacements]
+        shown = {own.result.name or "": (own, rounded) for own, rounded in pairs if id(own.node) in flow.places}
+        sizes = sizes_of(model.graph, flow, feeds)
+        runs = within_bounds(sorted(shown, key=flow.makers.__getitem__), sizes, _ALIVE, _AT_ONCE)
+        groups = [[name for own in run for name in (shown[own][0].data.name or "", own)] for run in runs]
+        known = dict(feeds)
+        for stage, run in zip(stages_of(flow, groups), runs, strict=True):
+            given = {name: known[name] for name in stage.needs}
+            session = simulation.session(stage.places, given, stage.leaves, [shown[name] for name in run])
+            found = session.run(given)
+            known |= {name: found.pop(name) for name in stage.leaves}
+            for name in stage.drops:
+                known.pop(name)
+            self._add([shown[name][0] for name in run], list(found.values()))
+
+    def _add(self, layers: Sequence[GraphLayer], sums: Sequence[Numbers]) -> None:
+        for own, signal, noise in zip(layers, sums[0::2], sums[1::2], strict=True):
+            if not np.isfinite(signal):
+                raise NonFiniteError(f"{own.layer.name}: its output holds NaN or infinity before quantization")
+            powers = self._powers.setdefault(own.layer.name, [0.0, 0.0])
+            powers[0] += float(signal.sum())
+            powers[1] += float(noise.sum())
+
+    def ratios(self) -> dict[str, float]:
+        """Return the SQNR in dB by layer; none where the output was 0."""
+        return {name: decibels(signal, noise) for name, (signal, noise) in self._powers.items() if signal}

@@ -1,0 +1,105 @@
+"""onnxruntime behind one door: a model made ready, run on the CPU, its errors in fewbit's words.
+
+Numbers are handed over beside the model, in the memory where they are: no copy of them is serialized.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+
+from fewbit.errors import CalibrationError, MissingExtraError, SourceError
+
+Numbers = np.ndarray[Any, Any]
+#: Bytes up to which a constant stays in the model, where shapes are inferred from it.
+_SMALL = 1 << 10
+#: What its messages begin with.
+_CODES = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+#: They would multiply scales into weights: other roundings than those that are simulated.
+_LEFT_OUT = ("ConvMulFusion", "MatMulScaleFusion", "DivMulFusion")
+
+
+class Session:
+    """A model that is ready to run."""
+
+    def __init__(self, proto: onnx.ModelProto, numbers: Mapping[str, Numbers], name: str) -> None:
+        """Prepare `proto`, whose initializers are `numbers` beside its own; `name` is the model in messages.
+
+        Raises:
+            SourceError: onnxruntime cannot run it.
+
+        """
+        runtime = _onnxruntime()
+        self._name = name
+        self._outputs = [output.name for output in proto.graph.output]
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4  # what is amiss is raised
+        # Threads that wait by spinning take the cores from those that work.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        apart = {key: own for key, own in numbers.items() if own.nbytes > _SMALL}
+        #: Kept, since the session reads them in place.
+        self._held = {key: np.ascontiguousarray(own) for key, own in apart.items()}
+        for key, own in numbers.items():
+            proto.graph.initializer.append(_declared(key, own) if key in apart else _inside(key, own))
+        values = [runtime.OrtValue.ortvalue_from_numpy(own) for own in self._held.values()]
+        self._values = values
+        if values:
+            options.add_external_initializers(list(self._held), values)
+        try:
+            self._session = runtime.InferenceSession(
+                proto.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(_LEFT_OUT),
+            )
+        except Exception as error:  # its classes have no base of their own
+            raise SourceError(f"onnxruntime cannot run {name}: {_told(error)}") from error
+
+    def run(self, feeds: Mapping[str, Numbers], outputs: Sequence[str] | None = None) -> dict[str, Numbers]:
+        """Return `outputs`, all of them if left out, by name.
+
+        Raises:
+            CalibrationError: onnxruntime fails on this data.
+
+        """
+        names = self._outputs if outputs is None else list(outputs)
+        try:
+            found = self._session.run(names, dict(feeds))
+        except Exception as error:
+            raise CalibrationError(f"onnxruntime fails to run {self._name} on this batch: {_told(error)}") from error
+        return dict(zip(names, found, strict=True))
+
+
+@cache
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(f"ONNX models run in {error.name}; pip install 'fewbit[onnx]'") from error
+    return onnxruntime
+
+
+def _declared(name: str, numbers: Numbers) -> onnx.TensorProto:
+    """Return an initializer whose numbers are handed over beside the model."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype)
+    proto = onnx.TensorProto(name=name, data_type=kind, dims=numbers.shape)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    where = proto.external_data.add()
+    where.key, where.value = "location", "in-memory"
+    return proto
+
+
+def _inside(name: str, numbers: Numbers) -> onnx.TensorProto:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype)
+    raw = np.ascontiguousarray(numbers).tobytes()
+    return onnx.TensorProto(name=name, data_type=kind, dims=numbers.shape, raw_data=raw)
+
+
+def _told(error: Exception) -> str:
+    """Return what an error of onnxruntime says, without its codes."""
+    return " ".join(_CODES.sub("", str(error)).split()) or type(error).__name__

@@ -1,0 +1,234 @@
+"""Parts of a model as graphs of their own, in which installed layers compute what their codes stand for.
+
+A quantized layer is its float operator on the dequantized weight, between the float operators that round its input and
+its output. No integer operator and no QuantizeLinear is in it: what a runtime would fuse plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from fewbit.activation import Activation
+from fewbit.frontends.onnx.flow import Flow, inner_graphs
+from fewbit.frontends.onnx.nodes import Nodes, Numbers
+from fewbit.frontends.onnx.rounding import Place, round_value
+from fewbit.frontends.onnx.session import Session
+from fewbit.onnx_graph.arrangement import Kernel
+from fewbit.onnx_graph.layers import GraphLayer
+from fewbit.onnx_graph.live import OnnxModel, Rounded
+
+
+@dataclass(slots=True)
+class _Writing:
+    """A graph while it is written."""
+
+    nodes: Nodes
+    #: Names under which rounded inputs of the model are read.
+    renamed: dict[str, str]
+
+
+class Simulation:
+    """What builds parts of one model; it sees the layers that are installed when a part is built."""
+
+    def __init__(self, model: OnnxModel, layers: Mapping[str, Rounded] | None = None) -> None:
+        """Take `model` as it is and will be, or with these `layers` in their quantized form."""
+        self.model = model
+        self.layers = model.layers if layers is None else layers
+        self.flow = Flow.of(model.graph.graph)
+        self._layers = {id(own.node): own for own in model.found.values()}
+        self._adds = {id(own.bias_add): own for own in model.found.values() if own.bias_add is not None}
+        self._results = {id(own.result): own for own in model.found.values()}
+        self._opset = model.graph.opset_imports[""]
+
+    def session(
+        self,
+        places: Iterable[int],
+        given: Mapping[str, Numbers],
+        outputs: Sequence[str],
+        beside: Sequence[tuple[GraphLayer, Rounded]] = (),
+    ) -> Session:
+        """Return the nodes at `places`, in order, ready to run from values like `given` to `outputs`.
+
+        Of layers `beside` the quantized form is compared with the float one: two further outputs each, see `_compare`.
+        """
+        writing = self._written(places, given)
+        inputs = [_declared(name, own) for name, own in given.items()]
+        compared = [name for own, rounded in beside for name in self._compare(writing, own, rounded)]
+        return self._finished(writing, inputs, [*outputs, *compared])
+
+    def whole(self) -> Session:
+        """Return the whole model ready to run."""
+        graph = self.model.graph.graph
+        given = [value for value in graph.inputs if value.name not in graph.initializers]
+        writing = self._written(range(len(self.flow.nodes)), [value.name or "" for value in given])
+        inputs = [ir.serde.serialize_value(value) for value in given]
+        return self._finished(writing, inputs, [value.name or "" for value in graph.outputs])
+
+    def _written(self, places: Iterable[int], inputs: Iterable[str]) -> _Writing:
+        writing = _Writing(Nodes(self._opset), {})
+        self._round_inputs(writing, inputs)
+        for place in places:
+            self._write(writing, self.flow.nodes[place])
+        return writing
+
+    def _finished(self, writing: _Writing, inputs: list[onnx.ValueInfoProto], outputs: Sequence[str]) -> Session:
+        model, nodes = self.model.graph, writing.nodes
+        graph = onnx.GraphProto(name=model.graph.name or "graph", node=nodes.protos, input=inputs)
+        # onnxruntime finds the types itself.
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        numbers = dict(nodes.numbers)
+        for name in dict.fromkeys((*_named(nodes.protos), *outputs)):
+            value = model.graph.initializers.get(name)
+            if value is not None and value.const_value is not None:
+                own = value.const_value.numpy() if value.const_value.dtype != ir.DataType.STRING else None
+                if own is not None and own.dtype.isbuiltin == 1:
+                    numbers[name] = own
+                else:
+                    graph.initializer.append(_serialized(name, value.const_value))
+        imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+        functions = [ir.serde.serialize_function(function) for function in model.functions.values()]
+        proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph, opset_import=imports, functions=functions)
+        return Session(proto, numbers, str(self.model.path))
+
+    def _round_inputs(self, writing: _Writing, names: Iterable[str]) -> None:
+        """Round what enters the graph, where that is asked for by name."""
+        inputs = {value.name: value for value in self.model.graph.graph.inputs}
+        for name in names:
+            if name in self.model.values and name in inputs:
+                place = Place(inputs[name].dtype or ir.DataType.FLOAT)
+                writing.renamed[name] = round_value(writing.nodes, name, self.model.values[name], place)
+
+    def _write(self, writing: _Writing, node: ir.Node) -> None:
+        """Append `node`: a layer that is installed in its quantized form, any other as it is."""
+        proto = self._plain(writing, node)
+        own = self._layers.get(id(node))
+        rounded = self.layers.get(own.layer.name) if own else None
+        if own is not None and rounded is not None:
+            self._put_in(writing, proto, own, rounded)
+        adds = self._adds.get(id(node))
+        if adds is not None and adds.layer.name in self.layers:
+            _put_bias(writing, proto, adds, self.layers[adds.layer.name])
+        self._append(writing, proto, node)
+
+    def _append(self, writing: _Writing, proto: onnx.NodeProto, node: ir.Node) -> None:
+        """Append a node, with the rounding of what it makes."""
+        writing.nodes.protos.append(proto)
+        for index, value in enumerate(node.outputs):
+            activation, place = self._rounding_of(value)
+            if activation is not None:
+                name, raw = proto.output[index], writing.nodes.name()
+                proto.output[index] = raw
+                round_value(writing.nodes, raw, activation, place)
+                writing.nodes.call_last(name)
+
+    def _rounding_of(self, value: ir.Value) -> tuple[Activation | None, Place]:
+        """Return how a value is rounded: as the output of an installed layer, or for its own sake."""
+        own = self._results.get(id(value))
+        rounded = self.layers.get(own.layer.name) if own else None
+        if own is not None and rounded is not None and rounded.activations.output is not None:
+            return rounded.activations.output, _place(own)
+        return self.model.values.get(value.name or ""), Place(value.dtype or ir.DataType.FLOAT)
+
+    def _plain(self, writing: _Writing, node: ir.Node) -> onnx.NodeProto:
+        """Return `node` as it is, but for what is inside of it and what it reads under other names."""
+        proto: onnx.NodeProto = ir.serde.serialize_node(node)
+        for index, name in enumerate(proto.input):
+            proto.input[index] = writing.renamed.get(name, name)
+        if any(True for _ in inner_graphs(node)):
+            for attribute in proto.attribute:
+                own = node.attributes[attribute.name]
+                if own.type == ir.AttributeType.GRAPH:
+                    attribute.g.CopyFrom(self._inner(writing, own.as_graph()))
+                elif own.type == ir.AttributeType.GRAPHS:
+                    del attribute.graphs[:]
+                    attribute.graphs.extend(self._inner(writing, inner) for inner in own.as_graphs())
+        return proto
+
+    def _inner(self, writing: _Writing, graph: ir.Graph) -> onnx.GraphProto:
+        """Return a graph inside of a node; constants that are added lie in the outermost graph."""
+        inside = _Writing(writing.nodes.nested(), writing.renamed)
+        for node in graph:
+            self._write(inside, node)
+        proto = onnx.GraphProto(name=graph.name or "graph", node=inside.nodes.protos)
+        proto.input.extend(ir.serde.serialize_value(value) for value in graph.inputs)
+        proto.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.outputs)
+        read = set(_named(inside.nodes.protos)) | {value.name or "" for value in graph.outputs}
+        for name, value in graph.initializers.items():
+            if name in read and value.const_value is not None:
+                proto.initializer.append(_serialized(name, value.const_value))
+        return proto
+
+    def _put_in(self, writing: _Writing, proto: onnx.NodeProto, own: GraphLayer, rounded: Rounded) -> None:
+        """Make the node of a layer read its dequantized weight, and its input rounded."""
+        stored = own.arrangement.stored(np.asarray(rounded.qtensor.dequantize()))
+        dtype = own.weight.const_value.dtype.numpy()  # type: ignore[union-attr]
+        proto.input[own.weight_index] = writing.nodes.constant(stored.astype(dtype, copy=False))
+        if own.bias_add is None:
+            _put_bias(writing, proto, own, rounded)
+        if rounded.activations.input is not None:
+            data = proto.input[own.data_index]
+            proto.input[own.data_index] = round_value(writing.nodes, data, rounded.activations.input, _place(own))
+
+    def _compare(self, writing: _Writing, own: GraphLayer, rounded: Rounded) -> tuple[str, str]:
+        """Append the quantized form of a layer beside its float one; return the sums of y^2 and of (y' - y)^2."""
+        nodes = writing.nodes
+        proto = self._plain(writing, own.node)
+        self._put_in(writing, proto, own, rounded)
+        proto.name, proto.output[0] = "", nodes.name()  # of two nodes with one name onnxruntime takes none
+        nodes.protos.append(proto)
+        actual, expected = proto.output[0], own.result.name or ""
+        if own.bias_add is not None:
+            added = self._plain(writing, own.bias_add)
+            added.input[list(own.bias_add.inputs).index(own.output)] = actual
+            _put_bias(writing, added, own, rounded)
+            added.name = ""
+            added.output[0] = actual = nodes.name()
+            nodes.protos.append(added)
+        if rounded.activations.output is not None:
+            actual = round_value(nodes, actual, rounded.activations.output, _place(own))
+        exact = [nodes.add("Cast", name, to=int(ir.DataType.DOUBLE)) for name in (expected, actual)]
+        noise = nodes.add("Sub", *exact)
+        return tuple(nodes.reduce("ReduceSumSquare", name, None) for name in (exact[0], noise))  # type: ignore[return-value]
+
+
+def _put_bias(writing: _Writing, proto: onnx.NodeProto, own: GraphLayer, rounded: Rounded) -> None:
+    """Make the node that adds the bias of a layer read what its codes stand for, where it has any."""
+    value = own.bias_value
+    if rounded.bias is None or value is None or value.const_value is None:
+        return
+    held = value.const_value
+    numbers = np.asarray(rounded.bias.dequantize()).astype(held.dtype.numpy()).reshape(held.shape.numpy())
+    index = list(proto.input).index(value.name or "")
+    proto.input[index] = writing.nodes.constant(numbers)
+
+
+def _place(own: GraphLayer) -> Place:
+    spatial = len(own.arrangement.shape) - 2 if isinstance(own.arrangement, Kernel) else 0
+    return Place(own.weight.const_value.dtype, spatial)  # type: ignore[union-attr]
+
+
+def _declared(name: str, numbers: Numbers) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(numbers.dtype), None)
+
+
+def _serialized(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    if tensor.dtype != ir.DataType.STRING:  # else the numbers might stay in another file
+        tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
+    proto: onnx.TensorProto = ir.serde.serialize_tensor(tensor)
+    proto.name = name
+    return proto
+
+
+def _named(protos: Iterable[onnx.NodeProto]) -> Iterable[str]:
+    """Yield every name that nodes, and those inside of them, read."""
+    for proto in protos:
+        yield from proto.input
+        for attribute in proto.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from (value.name for value in graph.output)
+                yield from _named(graph.node)
