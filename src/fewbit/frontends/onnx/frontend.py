@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.errors import CalibrationError, NonFiniteError, PlanError, RecipeError
+from fewbit.errors import CalibrationError, NonFiniteError, NotYetError, PlanError, RecipeError
 from fewbit.frontends.onnx.batches import Numbers, feeds_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
 from fewbit.frontends.onnx.execution import execution
