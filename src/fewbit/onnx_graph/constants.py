@@ -54,8 +54,8 @@ class Computed(ir.LazyTensor):
         kind = node.outputs[0].dtype or source.dtype
         shape = ir.Shape(_shape(node, source))
         super().__init__(partial(FOLDS[node.op_type], node, source), dtype=kind, shape=shape, name=node.outputs[0].name)
-        #: What it was computed from.
-        self.source = source
+        #: What computed it, and from what.
+        self.node, self.source = node, source
 
 
 def _transpose(node: ir.Node, tensor: ir.TensorProtocol) -> ir.TensorProtocol:

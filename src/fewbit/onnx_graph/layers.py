@@ -48,6 +48,11 @@ class GraphLayer:
         return self.node.outputs[0]
 
     @property
+    def result(self) -> ir.Value:
+        """What counts as the output of the layer: behind its bias, also one that a node of its own adds."""
+        return self.bias_add.outputs[0] if self.bias_add is not None else self.output
+
+    @property
     def bias(self) -> ir.Value | None:
         """The constant bias that is an input of the node."""
         value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
