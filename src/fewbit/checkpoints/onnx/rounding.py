@@ -17,6 +17,7 @@ from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import scale_fits
 from fewbit.numerics.namespace import to_numpy
+from fewbit.onnx_graph.limits import limits_of
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType
 
@@ -105,24 +106,10 @@ def _before_absorbed(draft: Draft, value: ir.Value, element: ElementType, parame
     maker = value.producer()
     if maker is None or maker.op_type not in draft.runtime.absorbed or not element.dtype.is_integer():
         return value
-    limits = bounds_of(maker)
+    limits = limits_of(maker)
     if limits is None or maker.inputs[0] is None:
         return value
     scale, zero = parameters
     lowest, highest = np.iinfo(element.dtype.numpy()).min, np.iinfo(element.dtype.numpy()).max
     low, high = (np.round(np.float32(limit) / np.float32(scale)) + zero for limit in limits)
     return maker.inputs[0] if low <= lowest and high >= highest else value
-
-
-def bounds_of(node: ir.Node) -> tuple[float, float] | None:
-    """Return between which numbers a Relu or Clip leaves values as they are; `None`: only a run tells."""
-    if node.op_type == "Relu":
-        return 0.0, float("inf")
-    found = []
-    for place, (name, usual) in enumerate((("min", -float("inf")), ("max", float("inf"))), 1):
-        value = node.inputs[place] if place < len(node.inputs) else None
-        if value is not None and (value.const_value is None or value.is_graph_input()):
-            return None
-        written = node.attributes[name].as_float() if name in node.attributes else usual
-        found.append(written if value is None else float(value.const_value.numpy().reshape(())))  # type: ignore[union-attr]
-    return found[0], found[1]
