@@ -95,7 +95,10 @@ class _Drawing:
         runtime = self.runtime
         for own in self.layers.values():
             behind = next((node for node, _ in own.result.uses() if self._vanishes(node)), None)
-            if behind is not None and own.node.op_type in runtime.products_with_output | runtime.products_with_activation:
+            if (
+                behind is not None
+                and own.node.op_type in runtime.products_with_output | runtime.products_with_activation
+            ):
                 self._mark(behind.outputs[0])
             elif own.node.op_type in runtime.products_with_output:
                 self._mark(own.result)

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU, version 2026: Q/DQ pairs become its low-precision operators; a layer needs its inputs rounded only.
+"""OpenVINO on a CPU, version 2026: Q/DQ pairs become its low-precision operators; a layer needs rounded inputs only.
 
 A convolution takes an Add behind it into itself where the sum is rounded; pools and reshapes then carry integers too.
 """

@@ -1,4 +1,4 @@
-"""onnxruntime on a CPU, as version 1.31 fuses graphs with all optimizations on (`GraphOptimizationLevel.ORT_ENABLE_ALL`).
+"""onnxruntime on a CPU, as version 1.31 fuses graphs by default (`GraphOptimizationLevel.ORT_ENABLE_ALL`).
 
 A Conv runs in integers only if its output is rounded, a Gemm or MatMul also without; with an int32 bias it stays one.
 Relu and Clip vanish in a rounding whose zero point is the lowest code; else the layer before them falls back to float.

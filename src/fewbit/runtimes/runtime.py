@@ -6,6 +6,7 @@ vendor's documents; `docs/decisions.md` names the versions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,75 +84,71 @@ class Runtime:
 
     def problem(self, quantized: QuantizedLayer) -> str | None:
         """Return why the runtime cannot have a layer under its schemes, with the remedy, or `None`."""
-        found = self._weight_problem(quantized.layer, quantized.scheme)
-        if found is None and quantized.input is not None:
-            found = self._input_problem(quantized, quantized.input)
-        if found is None and quantized.output is not None:
-            found = self._output_problem(quantized.output)
-        return found
+        return next(self._problems(quantized), None)
 
-    def _weight_problem(self, layer: Layer, scheme: Scheme) -> str | None:
+    def _problems(self, quantized: QuantizedLayer) -> Iterator[str]:
+        yield from self._weight_problems(quantized.layer, quantized.scheme)
+        if quantized.input is not None:
+            yield from self._input_problems(quantized, quantized.input)
+        if quantized.output is not None:
+            yield from self._output_problems(quantized.output)
+
+    def _weight_problems(self, layer: Layer, scheme: Scheme) -> Iterator[str]:
         form, granularity = scheme.format, scheme.granularity
         known = (isinstance(form, Int) and form.bits <= 8) or form in self.weight_floats
         if not known or scheme.scale_scheme is not None:
             floats = "".join(f", {own.name}" for own in self.weight_floats)
-            return f"{self.name} has no form for weights in '{scheme}'; use int4, int8{floats}"
+            yield f"{self.name} has no form for weights in '{scheme}'; use int4, int8{floats}"
         if scheme.float_zero:
-            return f"an ONNX file has no float zero points, and here is '{scheme}'; use asym"
+            yield f"an ONNX file has no float zero points, and here is '{scheme}'; use asym"
         if not scheme.symmetric and not self.zero_points:
-            return f"{self.name} takes no zero points, and the weight is '{scheme}'; leave out asym"
+            yield f"{self.name} takes no zero points, and the weight is '{scheme}'; leave out asym"
         if not (granularity in (PerTensor(), PerChannel()) or isinstance(granularity, PerGroup)):
-            return f"an ONNX file has no scales by {granularity.name}; use tensor, channel or groups such as g128"
+            yield f"an ONNX file has no scales by {granularity.name}; use tensor, channel or groups such as g128"
         if layer.kind == "conv" and isinstance(granularity, PerGroup):
-            return "the inputs of a convolution lie along several axes and ONNX blocks along one; use channel"
+            yield "the inputs of a convolution lie along several axes and ONNX blocks along one; use channel"
         if layer.kind == "conv" and granularity == PerChannel() and _shares_channels(layer):
-            return "the channels of a transposed convolution in groups have no axis of their own; use tensor"
-        return None
+            yield "the channels of a transposed convolution in groups have no axis of their own; use tensor"
 
-    def _input_problem(self, quantized: QuantizedLayer, scheme: Scheme) -> str | None:
-        text = input_scheme_to_text(scheme)
+    def _input_problems(self, quantized: QuantizedLayer, scheme: Scheme) -> Iterator[str]:
         if not quantized.scheme.symmetric:
-            return f"weights under rounded inputs are symmetric, and here is '{quantized.scheme}'; leave out asym"
-        if not scheme.static:
-            return self._dynamic_problem(quantized, scheme)
-        return self._static_problem(scheme) or (
-            f"{self.name} takes no zero points, and the input is '{text}'; write {scheme.format.name} static sym"
-            if not (scheme.symmetric or self.zero_points)
-            else None
-        )
+            yield f"weights under rounded inputs are symmetric, and here is '{quantized.scheme}'; leave out asym"
+        if scheme.static:
+            yield from self._static_problems(scheme)
+        else:
+            yield from self._dynamic_problems(quantized, scheme)
 
-    def _dynamic_problem(self, quantized: QuantizedLayer, scheme: Scheme) -> str | None:
+    def _dynamic_problems(self, quantized: QuantizedLayer, scheme: Scheme) -> Iterator[str]:
         text, weight, layer = input_scheme_to_text(scheme), quantized.scheme, quantized.layer
         if not self.dynamic:
-            return f"{self.name} takes no ranges of the moment, and the input is '{text}'; use 'int8 static'"
+            yield f"{self.name} takes no ranges of the moment, and the input is '{text}'; use 'int8 static'"
         if scheme.format not in (INT8, UINT8) or scheme.granularity != PerTensor() or scheme.symmetric:
-            return f"ONNX has one dynamic rounding, 'int8 tensor asym', and the input is '{text}'; use that or static"
+            yield f"ONNX has one dynamic rounding, 'int8 tensor asym', and the input is '{text}'; use that or static"
         if layer.module_class not in self.products:
-            return f"there is no integer {layer.module_class} with a range of the moment; use 'int8 static'"
+            yield f"there is no integer {layer.module_class} with a range of the moment; use 'int8 static'"
         if not isinstance(weight.format, Int) or weight.granularity not in (PerTensor(), PerChannel()):
-            return f"a dynamic input needs integer weights by tensor or channel, not '{weight}'; use 'int8 channel'"
-        return None
+            yield f"a dynamic input needs integer weights by tensor or channel, not '{weight}'; use 'int8 channel'"
 
-    def _static_problem(self, scheme: Scheme) -> str | None:
-        """Return why an input or output cannot be rounded by fixed ranges so."""
+    def _static_problems(self, scheme: Scheme) -> Iterator[str]:
+        """Yield why an input or output cannot be rounded by fixed ranges so."""
         text = input_scheme_to_text(scheme)
         if scheme.granularity != PerTensor():
-            return f"ONNX runtimes take one range a tensor, and here is '{text}'; use '{scheme.format.name} static'"
+            yield f"ONNX runtimes take one range a tensor, and here is '{text}'; use '{scheme.format.name} static'"
         if scheme.format not in self.inputs:
             known = ", ".join(own.name for own in self.inputs)
-            return f"{self.name} rounds to {known}, and here is '{text}'; use '{self.inputs[0].name} static'"
-        return None
+            yield f"{self.name} rounds to {known}, and here is '{text}'; use '{self.inputs[0].name} static'"
+        if not (scheme.symmetric or self.zero_points):
+            yield f"{self.name} takes no zero points, and here is '{text}'; use '{scheme.format.name} static sym'"
 
-    def _output_problem(self, scheme: Scheme) -> str | None:
+    def _output_problems(self, scheme: Scheme) -> Iterator[str]:
         text = input_scheme_to_text(scheme)
         if not self.takes_outputs:
-            return f"{self.name} wants the inputs of layers rounded and not what comes out, '{text}'; leave out output"
+            yield f"{self.name} wants the inputs of layers rounded, not what comes out, '{text}'; leave out output"
         if not scheme.static:
-            return f"outputs are rounded by fixed ranges, not by '{text}'; use '{scheme.format.name} static'"
-        return self._static_problem(scheme)
+            yield f"outputs are rounded by fixed ranges, not by '{text}'; use '{scheme.format.name} static'"
+        yield from self._static_problems(scheme)
 
 
 def _shares_channels(layer: Layer) -> bool:
     """Whether a transposed convolution has groups: (in, out / groups, ...) is how it stands in the graph."""
     return layer.module_class == "ConvTranspose" and layer.stored is not None and layer.stored[1] != layer.shape[0]
-

@@ -86,9 +86,7 @@ def simulated(model, feeds):
                 given["data of the layer"] = data
                 proto.input[own.data_index] = "data of the layer"
         made = ReferenceEvaluator(proto, opsets=dict(model.graph.opset_imports)).run(None, given)
-        values.update(
-            (value.name, settled(value.name, array)) for value, array in zip(node.outputs, made, strict=True)
-        )
+        values.update((value.name, settled(value.name, array)) for value, array in zip(node.outputs, made, strict=True))
     return {value.name: values[value.name] for value in graph.outputs}
 
 
@@ -160,7 +158,9 @@ class Case:
     def damaged(self, factor=2.0):
         """Double the scale of the first layer: what every comparison has to notice."""
         name, own = next(iter(self.model.layers.items()))
-        self.model.layers[name] = replace(own, qtensor=replace(own.qtensor, scale=own.qtensor.scale * np.float32(factor)))
+        self.model.layers[name] = replace(
+            own, qtensor=replace(own.qtensor, scale=own.qtensor.scale * np.float32(factor))
+        )
         return self
 
 

@@ -1,6 +1,5 @@
 """Q/DQ files with fixed ranges: what onnxruntime computes from them is what the codes stand for."""
 
-import numpy as np
 import pytest
 
 from fewbit.runtimes import runtime_named
@@ -46,7 +45,6 @@ def test_onnxruntime_computes_what_the_codes_stand_for(case, run, error, tmp_pat
     made = next(iter(run(tmp_path / "m.onnx", own.feeds).values()))
     # Sums are exact in int32 and float32 alike up to its rounding; where the output is rounded, a sum on the edge of
     # two codes may fall to either side: one code in a few hundred.
-    print("ERR", word, name, error(made, own.simulated()), own.model.values.keys())
     assert error(made, own.simulated()) < 3e-3
     own.damaged().write(runtime, tmp_path / "wrong.onnx")
     assert error(next(iter(run(tmp_path / "wrong.onnx", own.feeds).values())), made) > 0.3

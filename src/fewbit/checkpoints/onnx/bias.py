@@ -72,10 +72,10 @@ def put_int32(draft: Draft, own: GraphLayer, scale: Numbers) -> None:
     node, place, bias = found
     codes = np.clip(np.round(bias.astype(np.float64) / scale.astype(np.float64)), -LARGEST, LARGEST).astype(np.int32)
     name = f"{own.layer.name}.bias"
-    inputs = [draft.constant(f"{name}.codes", codes, near=node), draft.constant(f"{name}.scale", scale, near=node)]
-    # Without a zero point onnxruntime does not take it for a bias in integers.
-    inputs.append(draft.constant(f"{name}.zero_point", np.zeros(scale.shape, np.int32), near=node))
-    made = draft.node("DequantizeLinear", inputs, f"{name}.dequantized", {"axis": 0} if scale.ndim else None)
+    zero = np.zeros(scale.shape, np.int32)
+    parts = (("codes", codes), ("scale", scale), ("zero_point", zero))
+    inputs = [draft.constant(f"{name}_{part}", numbers, near=node) for part, numbers in parts]
+    made = draft.node("DequantizeLinear", inputs, f"{name}_dequantized", {"axis": 0} if scale.ndim else None)
     draft.put_before(node, [made])
     node.replace_input_with(place, made.outputs[0])
     if "beta" in node.attributes:

@@ -15,6 +15,8 @@ import onnx_ir as ir
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.runtimes.runtime import Runtime
 
+#: What follows the name of a layer in the name of its codes.
+CODES = ".codes"
 Attributes = Mapping[str, int | float | str | Sequence[int]]
 
 
@@ -42,12 +44,18 @@ class Draft:
         """Return a new initializer, in the graph of the node `near` or else the main one."""
         return self.constant_of(name, ir.Tensor(numbers), near=near)
 
+    def codes(self, own: GraphLayer, numbers: np.ndarray[Any, Any]) -> ir.Value:
+        """Return the initializer that holds the codes of a layer; `fusion` knows the layer by it."""
+        return self.constant(f"{own.layer.name}{CODES}", numbers, near=own.node)
+
     def constant_of(self, name: str, tensor: ir.TensorProtocol, *, near: ir.Node | None = None) -> ir.Value:
         """Return a new initializer that holds `tensor`."""
         name = self.fresh(name)
         if tensor.name != name:
             tensor.name = name
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+        )
         graph = near.graph if near is not None else self.model.graph
         assert isinstance(graph, ir.Graph)
         graph.register_initializer(value)

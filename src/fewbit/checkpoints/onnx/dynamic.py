@@ -11,7 +11,7 @@ import onnx_ir as ir
 from fewbit.checkpoints.onnx.bias import Numbers
 from fewbit.checkpoints.onnx.draft import Attributes, Draft
 from fewbit.checkpoints.onnx.weight import stored_weight
-from fewbit.onnx_graph.arrangement import Columns, Kernel
+from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import Rounded
 
@@ -28,13 +28,17 @@ def write_dynamic(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
         scale = scale * scale.dtype.type(_factor(node, "alpha"))
         codes = np.ascontiguousarray(own.arrangement.matrix(codes).T)
     codes_of, scale_of, zero_of = _rounded(draft, own)
-    inputs = [codes_of, draft.constant(f"{name}.codes", codes, near=node), zero_of]
+    inputs = [codes_of, draft.codes(own, codes), zero_of]
     if weight.zero is not None and weight.zero.any():
         # ConvInteger of onnxruntime takes one zero point; all are the same, since weights are symmetric here.
-        zero = weight.zero if weight.zero.ndim == 0 or node.op_type != "Conv" else weight.zero.reshape(-1)[:1].reshape(())
+        zero = (
+            weight.zero if weight.zero.ndim == 0 or node.op_type != "Conv" else weight.zero.reshape(-1)[:1].reshape(())
+        )
         inputs.append(draft.constant(f"{name}.zero_point", zero, near=node))
     spatial = len(own.arrangement.shape) - 2 if isinstance(own.arrangement, Kernel) else 0
-    both = draft.node("Mul", [scale_of, draft.constant(f"{name}.scale", _beside(scale, spatial), near=node)], f"{name}.product_scale")
+    both = draft.node(
+        "Mul", [scale_of, draft.constant(f"{name}.scale", _beside(scale, spatial), near=node)], f"{name}.product_scale"
+    )
     kind = "ConvInteger" if node.op_type == "Conv" else "MatMulInteger"
     product = draft.node(kind, inputs, f"{name}.product", _window(node))
     wide = draft.node("Cast", product.outputs, f"{name}.sum", {"to": int(ir.DataType.FLOAT)})

@@ -33,7 +33,9 @@ def upgraded(model: ir.Model, opset: int) -> ir.Model:
 
 def _unchanged(model: ir.Model, old: int, new: int) -> bool:
     """Whether every operator in use means the same in both sets: the same inputs, outputs, attributes and defaults."""
-    used = {node.op_type for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes() if not node.domain}
+    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    nodes = (node for part in parts for node in ir.traversal.RecursiveGraphIterator(part))
+    used = {node.op_type for node in nodes if not node.domain}
     return all(_signature(name, old) == _signature(name, new) for name in used)
 
 

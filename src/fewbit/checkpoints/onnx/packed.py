@@ -51,7 +51,7 @@ def write_matmul(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
 
 
 def write_gather(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
-    """Replace a Gather by GatherBlockQuantized, which dequantizes the rows that are asked for; return what it became."""
+    """Replace a Gather by GatherBlockQuantized, which dequantizes the rows asked for; return what it became."""
     packing, name, node = _packing(draft, own, rounded), own.layer.name, own.node
     codes, scale, zero = _packed(own, rounded.qtensor, packing)
     codes = codes[:, : own.layer.shape[1] * packing.bits // 8]
@@ -74,12 +74,9 @@ def _packing(draft: Draft, own: GraphLayer, rounded: Rounded) -> Packing:
 
 
 def _inputs(draft: Draft, own: GraphLayer, codes: Numbers, scale: Numbers, zero: Numbers | None) -> list[ir.Value]:
-    parts = (("codes", codes), ("scale", scale), ("zero_point", zero))
-    return [
-        draft.constant(f"{own.layer.name}.{part}", np.ascontiguousarray(numbers), near=own.node)
-        for part, numbers in parts
-        if numbers is not None
-    ]
+    name, near = own.layer.name, own.node
+    made = [draft.codes(own, np.ascontiguousarray(codes)), draft.constant(f"{name}.scale", scale, near=near)]
+    return made if zero is None else [*made, draft.constant(f"{name}.zero_point", zero, near=near)]
 
 
 def _packed(own: GraphLayer, qtensor: QTensor, packing: Packing) -> tuple[Numbers, Numbers, Numbers | None]:

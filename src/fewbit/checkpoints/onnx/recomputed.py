@@ -1,6 +1,6 @@
 """Put nodes back that were computed when the graph was read, where the file would hold the same numbers twice or wider.
 
-A head that shares the table of an embedding is MatMul(x, Transpose(table)), and a float16 weight under a Cast is half as
+A head that shares the table of an embedding is MatMul(x, Transpose(table)); a float16 weight under a Cast is half as
 large as what is computed from it.
 """
 
@@ -26,10 +26,14 @@ def put_back(draft: Draft) -> None:
                 stored.setdefault(id(value.const_value), value)
     for key, values in computed.items():
         first = origin(values[0])
-        if key in stored or sum(value.const_value.nbytes for value in values) > first.nbytes:  # type: ignore[union-attr]
+        if key in stored or sum(_nbytes(value) for value in values) > first.nbytes:
             source = stored.get(key) or draft.constant_of(first.name or "constant", first)
             for value in values:
                 _recompute(draft, value, source)
+
+
+def _nbytes(value: ir.Value) -> int:
+    return value.const_value.nbytes if value.const_value is not None else 0
 
 
 def _recompute(draft: Draft, value: ir.Value, source: ir.Value) -> None:

@@ -18,6 +18,7 @@ from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import scale_fits
 from fewbit.numerics.namespace import to_numpy
 from fewbit.onnx_graph.limits import limits_of
+from fewbit.runtimes.runtime import Runtime
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType
 
@@ -68,9 +69,10 @@ def _pair(draft: Draft, value: ir.Value, activation: Activation, dtype: ir.DataT
     parameters = _parameters(draft, activation, dtype)
     key = (id(value), *_key(parameters))
     if key not in draft.rounded:
-        element, scale, zero = parameters
+        _, scale, zero = parameters
         own = [draft.constant(f"{value.name}/scale", scale), draft.constant(f"{value.name}/zero_point", zero)]
-        source = _before_absorbed(draft, value, element, (float(scale), int(zero) if zero.dtype.kind in "iu" else 0))
+        maker = value.producer()
+        source = maker.inputs[0] if maker is not None and absorbs(activation, maker, draft.runtime) else value
         to_codes = draft.node("QuantizeLinear", [source, *own], f"{value.name}/codes")
         back = draft.node("DequantizeLinear", [to_codes.outputs[0], *own], f"{value.name}/rounded")
         draft.put_after(value, [to_codes, back])
@@ -101,15 +103,12 @@ def _key(parameters: tuple[ElementType, Numbers, Numbers]) -> tuple[Any, ...]:
     return element.dtype, scale.dtype, scale.tobytes(), zero.tobytes()
 
 
-def _before_absorbed(draft: Draft, value: ir.Value, element: ElementType, parameters: tuple[float, int]) -> ir.Value:
-    """Return what a Relu or Clip makes `value` of, where rounding `value` or that gives the same codes."""
-    maker = value.producer()
-    if maker is None or maker.op_type not in draft.runtime.absorbed or not element.dtype.is_integer():
-        return value
-    limits = limits_of(maker)
-    if limits is None or maker.inputs[0] is None:
-        return value
-    scale, zero = parameters
-    lowest, highest = np.iinfo(element.dtype.numpy()).min, np.iinfo(element.dtype.numpy()).max
-    low, high = (np.round(np.float32(limit) / np.float32(scale)) + zero for limit in limits)
-    return maker.inputs[0] if low <= lowest and high >= highest else value
+def absorbs(activation: Activation, node: ir.Node, runtime: Runtime) -> bool:
+    """Whether rounding behind a Relu or Clip gives the same codes as rounding what goes into it."""
+    limits = limits_of(node) if node.op_type in runtime.absorbed else None
+    form = activation.scheme.format
+    if limits is None or not isinstance(form, Int):
+        return False
+    zero = 0.0 if activation.zero_point is None else float(activation.zero_point)
+    low, high = (np.round(np.float32(limit) / np.float32(activation.scale)) + zero for limit in limits)
+    return bool(low <= form.qmin and high >= form.qmax)

@@ -1,4 +1,4 @@
-"""A layer between Q/DQ pairs: its input rounded by a fixed range, its weight as codes, its bias as the runtime wants it.
+"""A layer between Q/DQ pairs: its input rounded by a fixed range, its weight as codes, its bias as runtimes want it.
 
 The operator stays what it was; a runtime computes DQ(x) * DQ(w) in integers where it knows how.
 """
@@ -38,7 +38,9 @@ def write_static(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
     round_input(draft, own.node, own.data_index, given, dtype)
     if with_bias:
         put_int32(draft, own, np.asarray(given.scale, np.float32).reshape(()) * weight.scale)
-    own.node.replace_input_with(own.weight_index, put_weight(draft, own, weight, given_float8=isinstance(given.scheme.format, Float)))
+    own.node.replace_input_with(
+        own.weight_index, put_weight(draft, own, weight, given_float8=isinstance(given.scheme.format, Float))
+    )
     return "QDQ" if integers else "QDQ, computed in float"
 
 
@@ -48,11 +50,13 @@ def put_weight(draft: Draft, own: GraphLayer, weight: StoredWeight, *, given_flo
         return dequantized(draft, own, weight)
     # onnxruntime 1.31 makes an integer product of two DequantizeLinear of float8, and then refuses to load it.
     name, node = own.layer.name, own.node
-    codes = draft.constant(f"{name}.codes", weight.codes, near=node)
+    codes = draft.codes(own, weight.codes)
     scale = weight.scale
     if weight.axis is not None and weight.block is None:
         scale = scale.reshape([-1 if axis == weight.axis else 1 for axis in range(weight.codes.ndim)])
     wide = draft.node("Cast", [codes], f"{name}.units", {"to": int(ir.DataType.FLOAT)})
-    made = draft.node("Mul", [wide.outputs[0], draft.constant(f"{name}.scale", scale, near=node)], f"{name}.dequantized")
+    made = draft.node(
+        "Mul", [wide.outputs[0], draft.constant(f"{name}.scale", scale, near=node)], f"{name}.dequantized"
+    )
     draft.put_before(node, [wide, made])
     return made.outputs[0]

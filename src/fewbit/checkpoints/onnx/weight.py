@@ -66,9 +66,7 @@ def stored_weight(
         return StoredWeight(codes=codes, scale=scale.reshape(shape), zero=_as(stored, shape))
     if scale.shape[1] == 1:
         shape = (scale.shape[0],)
-        return StoredWeight(
-            codes=codes, scale=scale.reshape(shape), zero=_as(stored, shape), axis=arrangement.out_axis
-        )
+        return StoredWeight(codes=codes, scale=scale.reshape(shape), zero=_as(stored, shape), axis=arrangement.out_axis)
     assert isinstance(scheme.granularity, PerGroup)  # Runtime.problem refuses the rest
     return StoredWeight(
         codes=codes,
@@ -82,11 +80,9 @@ def stored_weight(
 def dequantized(draft: Draft, own: GraphLayer, weight: StoredWeight) -> ir.Value:
     """Return what a DequantizeLinear makes of a weight, named after its layer."""
     name, node = own.layer.name, own.node
-    inputs = [
-        draft.constant(f"{name}.{part}", numbers, near=node)
-        for part, numbers in (("codes", weight.codes), ("scale", weight.scale), ("zero_point", weight.zero))
-        if numbers is not None
-    ]
+    inputs = [draft.codes(own, weight.codes), draft.constant(f"{name}.scale", weight.scale, near=node)]
+    if weight.zero is not None:
+        inputs.append(draft.constant(f"{name}.zero_point", weight.zero, near=node))
     made = draft.node("DequantizeLinear", inputs, f"{name}.dequantized", weight.attributes)
     draft.put_before(node, [made])
     return made.outputs[0]

@@ -1,4 +1,4 @@
-"""A weight as codes behind a DequantizeLinear, for a tensor, an axis or blocks of one; what reads it stays as it was."""
+"""A weight as codes behind a DequantizeLinear, by tensor, axis or blocks of one; what reads it stays as it was."""
 
 from __future__ import annotations
 

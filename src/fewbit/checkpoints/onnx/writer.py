@@ -89,7 +89,7 @@ def write(
 
 def drafted(model: OnnxModel, runtime: Runtime, unsigned: frozenset[str]) -> tuple[Draft, dict[str, str]]:
     """Return the graph that is to be written, and what each layer became."""
-    quantized = {name: _described(model, name) for name in model.layers}
+    quantized = {name: described(model, name) for name in model.layers}
     for name, own in quantized.items():
         if problem := runtime.problem(own):
             raise CheckpointError(f"{name}: {problem}")
@@ -106,10 +106,12 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: frozenset[str]) -> tup
     return draft, forms
 
 
-def _described(model: OnnxModel, name: str) -> QuantizedLayer:
+def described(model: OnnxModel, name: str) -> QuantizedLayer:
+    """Return a quantized layer of `model` with its schemes."""
     rounded = model.layers[name]
-    given, made = (own and own.scheme for own in (rounded.activations.input, rounded.activations.output))
-    return QuantizedLayer(model.found[name].layer, rounded.qtensor.scheme, given, made)
+    given, made = rounded.activations.input, rounded.activations.output
+    schemes = given.scheme if given is not None else None, made.scheme if made is not None else None
+    return QuantizedLayer(model.found[name].layer, rounded.qtensor.scheme, *schemes)
 
 
 def _draft(model: OnnxModel, runtime: Runtime, unsigned: frozenset[str], opset: int) -> Draft:
@@ -168,8 +170,6 @@ def _level_notes(forms: Mapping[str, str]) -> list[str]:
     if not rounding:
         return []
     return [
-        f"{several(rounding)}: accuracy level 4, onnxruntime rounds their inputs to int8 by blocks; level 1 computes in "
-        "float32, and is slower by far with 2 and 8 bits"
+        f"{several(rounding)}: onnxruntime rounds their inputs to int8 by blocks (accuracy level 4); level 1 computes "
+        "in float32, and is slower by far with 2 and 8 bits"
     ]
-
-
