@@ -17,7 +17,7 @@ from fewbit.runtimes.runtime import Runtime
 
 #: What follows the name of a layer in the name of its codes.
 CODES = ".codes"
-Attributes = Mapping[str, int | float | str | Sequence[int]]
+Attributes = Mapping[str, int | ir.Attr]
 
 
 @dataclass(slots=True)
@@ -73,7 +73,9 @@ class Draft:
     ) -> ir.Node:
         """Return a new node, in no graph yet, whose outputs are called `names`."""
         names = [names] if isinstance(names, str) else names
-        node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, num_outputs=len(names))
+        # Asked this way round, since `ir.Attr` is a protocol, and slow to ask for.
+        told = [ir.AttrInt64(name, own) if isinstance(own, int) else own for name, own in (attributes or {}).items()]
+        node = ir.Node(domain, op_type, inputs, told, num_outputs=len(names))
         for value, name in zip(node.outputs, names, strict=True):
             value.name = self.fresh(name)
             self.values[value.name] = value

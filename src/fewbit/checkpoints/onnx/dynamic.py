@@ -96,4 +96,4 @@ def _factor(node: ir.Node, name: str) -> float:
 
 
 def _window(node: ir.Node) -> Attributes:
-    return {name: node.attributes[name].value for name in _WINDOW if name in node.attributes}
+    return {name: node.attributes[name] for name in _WINDOW if name in node.attributes}

@@ -19,7 +19,6 @@ from fewbit.formats.scale_type import scale_fits
 from fewbit.numerics.namespace import to_numpy
 from fewbit.onnx_graph.limits import limits_of
 from fewbit.runtimes.runtime import Runtime
-from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType
 
 #: Types that scales are stored in: those of the numbers that they scale.
@@ -41,7 +40,7 @@ def round_input(draft: Draft, node: ir.Node, place: int, activation: Activation,
     """Round what `node` reads at `place`, unless it is rounded so already."""
     value = node.inputs[place]
     assert value is not None
-    parameters = _parameters(draft, activation, dtype)
+    parameters = _parameters(draft, value, activation, dtype)
     if draft.rounding.get(id(value)) != _key(parameters):
         node.replace_input_with(place, _pair(draft, value, activation, dtype))
 
@@ -66,7 +65,7 @@ def stored_scale(scale: Any, dtype: ir.DataType, what: str) -> Numbers:
 
 def _pair(draft: Draft, value: ir.Value, activation: Activation, dtype: ir.DataType) -> ir.Value:
     """Return what DequantizeLinear makes of the codes of `value`."""
-    parameters = _parameters(draft, activation, dtype)
+    parameters = _parameters(draft, value, activation, dtype)
     key = (id(value), *_key(parameters))
     if key not in draft.rounded:
         _, scale, zero = parameters
@@ -87,11 +86,13 @@ def _quantizer(rounded: ir.Value) -> ir.Node | None:
     return codes.producer() if codes is not None else None
 
 
-def _parameters(draft: Draft, activation: Activation, dtype: ir.DataType) -> tuple[ElementType, Numbers, Numbers]:
+def _parameters(
+    draft: Draft, value: ir.Value, activation: Activation, dtype: ir.DataType
+) -> tuple[ElementType, Numbers, Numbers]:
     """Return how codes are stored, the scale and the zero point, both of no axes."""
-    scheme, what = activation.scheme, f"a rounding by '{input_scheme_to_text(activation.scheme)}'"
+    scheme = activation.scheme
     element = element_type(scheme.format, unsigned=draft.runtime.unsigned_inputs)
-    scale = stored_scale(activation.scale, dtype, what).reshape(())
+    scale = stored_scale(activation.scale, dtype, f"value {value.name}").reshape(())
     if not isinstance(scheme.format, Int):
         return element, scale, np.zeros((), element.dtype.numpy())
     zero = np.zeros(()) if activation.zero_point is None else to_numpy(activation.zero_point)

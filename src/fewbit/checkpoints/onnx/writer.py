@@ -150,7 +150,8 @@ def _opset(model: OnnxModel, quantized: Mapping[str, QuantizedLayer], runtime: R
             needed.append(AXIS)
     given = [own.input for own in quantized.values()] + [own.output for own in quantized.values()]
     given += [activation.scheme for activation in model.values.values()]
-    return max(*needed, *(element_type(own.format).opset for own in given if own is not None and own.static))
+    needed += [element_type(own.format).opset for own in given if own is not None and own.static]
+    return max(needed)
 
 
 def _clean(model: ir.Model) -> None:
