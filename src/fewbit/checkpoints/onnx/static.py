@@ -46,13 +46,12 @@ def write_static(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
 
 def put_weight(draft: Draft, own: GraphLayer, weight: StoredWeight, *, given_float8: bool) -> ir.Value:
     """Return the dequantized weight."""
-    if not given_float8 or draft.runtime.float8_products:
+    if not given_float8 or draft.runtime.float8_products or weight.block is not None:
         return dequantized(draft, own, weight)
     # onnxruntime 1.31 makes an integer product of two DequantizeLinear of float8, and then refuses to load it.
     name, node = own.layer.name, own.node
-    codes = draft.codes(own, weight.codes)
-    scale = weight.scale
-    if weight.axis is not None and weight.block is None:
+    codes, scale = draft.codes(own, weight.codes), weight.scale
+    if weight.axis is not None:
         scale = scale.reshape([-1 if axis == weight.axis else 1 for axis in range(weight.codes.ndim)])
     wide = draft.node("Cast", [codes], f"{name}.units", {"to": int(ir.DataType.FLOAT)})
     made = draft.node(
