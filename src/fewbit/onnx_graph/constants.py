@@ -51,7 +51,7 @@ class Computed(ir.LazyTensor):
     """The numbers of an initializer that was computed; each time they are read, since they are not kept."""
 
     def __init__(self, node: ir.Node, source: ir.TensorProtocol) -> None:
-        kind = node.outputs[0].dtype or source.dtype
+        kind = ir.DataType(node.attributes["to"].as_int()) if node.op_type == "Cast" else source.dtype
         shape = ir.Shape(_shape(node, source))
         super().__init__(partial(FOLDS[node.op_type], node, source), dtype=kind, shape=shape, name=node.outputs[0].name)
         #: What computed it, and from what.

@@ -38,7 +38,9 @@ ORT_CPU = Runtime(
     dynamic=True,
     packed_bits=frozenset({2, 4, 8}),
     exact_bits=frozenset({4}),
+    # It fuses both into operators that take neither: such files do not load, or fail when they run.
     float8_products=False,
+    blocks_of_bytes=False,
 )  # fmt: skip
 
 

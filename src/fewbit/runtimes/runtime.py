@@ -64,6 +64,8 @@ class Runtime:
     accuracy_level: Literal[1, 4] | None = None
     #: Whether products with a float8 input and weight load with Q/DQ around both.
     float8_products: bool = True
+    #: Whether 8-bit weights may have scales by block beside a rounded input.
+    blocks_of_bytes: bool = True
     #: Whether sums of two products of uint8 and int8 are cut to 16 bits: x86 without VNNI.
     saturates: bool = False
 
@@ -113,6 +115,9 @@ class Runtime:
     def _input_problems(self, quantized: QuantizedLayer, scheme: Scheme) -> Iterator[str]:
         if not quantized.scheme.symmetric:
             yield f"weights under rounded inputs are symmetric, and here is '{quantized.scheme}'; leave out asym"
+        blocks = isinstance(quantized.scheme.granularity, PerGroup)
+        if blocks and quantized.scheme.format.bits > 4 and not self.blocks_of_bytes:
+            yield f"{self.name} misreads 8-bit blocks under rounded inputs, here '{quantized.scheme}'; use channel"
         if scheme.static:
             yield from self._static_problems(scheme)
         else:

@@ -46,7 +46,7 @@ def write_static(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
 
 def put_weight(draft: Draft, own: GraphLayer, weight: StoredWeight, *, given_float8: bool) -> ir.Value:
     """Return the dequantized weight."""
-    if not given_float8 or draft.runtime.float8_products or weight.block is not None:
+    if not given_float8 or draft.runtime.float8_products:
         return dequantized(draft, own, weight)
     # onnxruntime 1.31 makes an integer product of two DequantizeLinear of float8, and then refuses to load it.
     name, node = own.layer.name, own.node
