@@ -164,6 +164,35 @@ class Case:
         return self
 
 
+#: Residuals, pools, an activation with two readers of its input, Relu and Clip: what a small CNN is made of.
+NETWORK = """<ir_version: 8, opset_import: ["" : 17]> g (float[2,3,16,16] x) => (float[2,5] y)
+<float lo={0}, float hi={6}> {
+    c1 = Conv<pads=[1,1,1,1]>(x,w1,b1)
+    r1 = Relu(c1)
+    p1 = MaxPool<kernel_shape=[2,2],strides=[2,2]>(r1)
+    c2 = Conv<pads=[1,1,1,1],group=8>(p1,w2,b2)
+    r2 = Clip(c2,lo,hi)
+    c3 = Conv(r2,w3,b3)
+    s3 = Add(c3,p1)
+    r3 = Relu(s3)
+    c4 = Conv<pads=[1,1,1,1]>(r3,w4,b4)
+    g4 = Sigmoid(c4)
+    m4 = Mul(c4,g4)
+    a4 = GlobalAveragePool(m4)
+    f4 = Flatten(a4)
+    y = Gemm<transB=1>(f4,w5,b5)
+}"""
+SHAPES = {"w1": (8, 3, 3, 3), "w2": (8, 1, 3, 3), "w3": (8, 8, 1, 1), "w4": (8, 8, 3, 3), "w5": (5, 8)}
+
+
+def small_cnn(**options):
+    """Return a small CNN whose values neither vanish nor explode."""
+    draw = np.random.default_rng(5)
+    own = {name: draw.normal(size=shape) / np.sqrt(np.prod(shape[1:])) for name, shape in SHAPES.items()}
+    own |= {f"b{place}": draw.normal(size=own[f"w{place}"].shape[0]) * 0.1 for place in range(1, 6)}
+    return Case(NETWORK, **{name: array.astype(np.float32) for name, array in own.items()}, **options)
+
+
 def relative(actual, expected):
     """Return the root mean square of the difference in units of that of `expected`."""
     difference = actual.astype(np.float64) - expected.astype(np.float64)
@@ -174,6 +203,12 @@ def relative(actual, expected):
 def case():
     """Make a case from the text of a graph and the shapes of its weights."""
     return Case
+
+
+@pytest.fixture
+def cnn():
+    """Make a case of the small CNN."""
+    return small_cnn
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from fewbit.activation import Activation
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.runtimes.runtime import Runtime
 
@@ -33,10 +34,10 @@ class Draft:
     notes: list[str] = field(default_factory=list)
     #: Layers whose int8 weights are stored as uint8.
     unsigned: frozenset[str] = frozenset()
-    #: DequantizeLinear outputs by the value before them and what rounds it.
-    rounded: dict[tuple[Any, ...], ir.Value] = field(default_factory=dict)
-    #: The same the other way round: what rounded a value.
-    rounding: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    #: What rounded the values that are rounded for all who read them.
+    given: dict[int, Activation] = field(default_factory=dict)
+    #: Values rounded for the layers that want them so, by value and parameters.
+    pairs: dict[tuple[Any, ...], ir.Value] = field(default_factory=dict)
     #: Roundings of inputs to the range of the moment: codes, scale, zero point.
     moments: dict[int, tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
 

@@ -12,11 +12,12 @@ import onnx_ir as ir
 
 from fewbit.activation import Activation
 from fewbit.checkpoints.onnx.draft import Draft
-from fewbit.checkpoints.onnx.element_type import ElementType, element_type
+from fewbit.checkpoints.onnx.element_type import element_type
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import scale_fits
 from fewbit.numerics.namespace import to_numpy
+from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.limits import limits_of
 from fewbit.runtimes.runtime import Runtime
 from fewbit.schemes.scheme import ScaleType
@@ -32,17 +33,38 @@ Numbers = np.ndarray[Any, Any]
 
 def round_value(draft: Draft, value: ir.Value, activation: Activation) -> None:
     """Round `value` for all that read it."""
-    rounded = _pair(draft, value, activation, value.dtype or ir.DataType.FLOAT)
-    draft.replace(value, rounded, but=_quantizer(rounded))
+    first, rounded = _pair(draft, value, activation, value.dtype or ir.DataType.FLOAT)
+    draft.put_after(value, [first, rounded])
+    draft.replace(value, rounded.outputs[0], but=first)
+    draft.given[id(rounded.outputs[0])] = activation
 
 
-def round_input(draft: Draft, node: ir.Node, place: int, activation: Activation, dtype: ir.DataType) -> None:
-    """Round what `node` reads at `place`, unless it is rounded so already."""
-    value = node.inputs[place]
-    assert value is not None
-    parameters = _parameters(draft, value, activation, dtype)
-    if draft.rounding.get(id(value)) != _key(parameters):
-        node.replace_input_with(place, _pair(draft, value, activation, dtype))
+def round_input(draft: Draft, own: GraphLayer, activation: Activation) -> Activation:
+    """Round what a layer reads; return by what it is rounded, which is another where the value itself is rounded.
+
+    onnxruntime makes one pair of two that follow one another, and not one that computes the same.
+    """
+    value, node = own.data, own.node
+    if id(value) in draft.given:
+        given = draft.given[id(value)]
+        if _key(given) != _key(activation):
+            draft.notes.append(
+                f"{own.layer.name}: its input is rounded where it is made, and not once more by its own range"
+            )
+        return given
+    # onnxruntime looks for the pair in the graph of the layer only.
+    outer = node.graph is not value.graph
+    key = (id(value), id(node.graph) if outer else 0, *_key(activation))
+    if key not in draft.pairs:
+        dtype = own.weight.const_value.dtype  # type: ignore[union-attr]
+        first, rounded = _pair(draft, value, activation, dtype, near=node if outer else None)
+        if outer:
+            draft.put_before(node, [first, rounded])
+        else:
+            draft.put_after(value, [first, rounded])
+        draft.pairs[key] = rounded.outputs[0]
+    node.replace_input_with(own.data_index, draft.pairs[key])
+    return activation
 
 
 def stored_scale(scale: Any, dtype: ir.DataType, what: str) -> Numbers:
@@ -63,45 +85,27 @@ def stored_scale(scale: Any, dtype: ir.DataType, what: str) -> Numbers:
     return kept.astype(dtype.numpy())
 
 
-def _pair(draft: Draft, value: ir.Value, activation: Activation, dtype: ir.DataType) -> ir.Value:
-    """Return what DequantizeLinear makes of the codes of `value`."""
-    parameters = _parameters(draft, value, activation, dtype)
-    key = (id(value), *_key(parameters))
-    if key not in draft.rounded:
-        _, scale, zero = parameters
-        own = [draft.constant(f"{value.name}/scale", scale), draft.constant(f"{value.name}/zero_point", zero)]
-        maker = value.producer()
-        source = maker.inputs[0] if maker is not None and absorbs(activation, maker, draft.runtime) else value
-        to_codes = draft.node("QuantizeLinear", [source, *own], f"{value.name}/codes")
-        back = draft.node("DequantizeLinear", [to_codes.outputs[0], *own], f"{value.name}/rounded")
-        draft.put_after(value, [to_codes, back])
-        draft.rounded[key] = back.outputs[0]
-        draft.rounding[id(back.outputs[0])] = _key(parameters)
-    return draft.rounded[key]
-
-
-def _quantizer(rounded: ir.Value) -> ir.Node | None:
-    maker = rounded.producer()
-    codes = maker.inputs[0] if maker is not None else None
-    return codes.producer() if codes is not None else None
-
-
-def _parameters(
-    draft: Draft, value: ir.Value, activation: Activation, dtype: ir.DataType
-) -> tuple[ElementType, Numbers, Numbers]:
-    """Return how codes are stored, the scale and the zero point, both of no axes."""
-    scheme = activation.scheme
-    element = element_type(scheme.format, unsigned=draft.runtime.unsigned_inputs)
+def _pair(
+    draft: Draft, value: ir.Value, activation: Activation, dtype: ir.DataType, *, near: ir.Node | None = None
+) -> tuple[ir.Node, ir.Node]:
+    """Return QuantizeLinear and DequantizeLinear of `value`, or of what goes into a Relu that they do the work of."""
+    form = activation.scheme.format
+    element = element_type(form, unsigned=draft.runtime.unsigned_inputs)
     scale = stored_scale(activation.scale, dtype, f"value {value.name}").reshape(())
-    if not isinstance(scheme.format, Int):
-        return element, scale, np.zeros((), element.dtype.numpy())
-    zero = np.zeros(()) if activation.zero_point is None else to_numpy(activation.zero_point)
-    return element, scale, element.stored(np.asarray(zero).reshape(()))
+    zero = np.zeros((), element.dtype.numpy())
+    if isinstance(form, Int):
+        zero = element.stored(np.asarray(0 if activation.zero_point is None else to_numpy(activation.zero_point)))
+    numbers = {"scale": scale, "zero_point": zero.reshape(())}
+    own = [draft.constant(f"{value.name}/{part}", array, near=near) for part, array in numbers.items()]
+    maker = value.producer()
+    source = maker.inputs[0] if maker is not None and absorbs(activation, maker, draft.runtime) else value
+    first = draft.node("QuantizeLinear", [source, *own], f"{value.name}/codes")
+    return first, draft.node("DequantizeLinear", [first.outputs[0], *own], f"{value.name}/rounded")
 
 
-def _key(parameters: tuple[ElementType, Numbers, Numbers]) -> tuple[Any, ...]:
-    element, scale, zero = parameters
-    return element.dtype, scale.dtype, scale.tobytes(), zero.tobytes()
+def _key(activation: Activation) -> tuple[Any, ...]:
+    zero = 0.0 if activation.zero_point is None else float(activation.zero_point)
+    return activation.scheme.format, float(activation.scale), zero  # type: ignore[arg-type]
 
 
 def absorbs(activation: Activation, node: ir.Node, runtime: Runtime) -> bool:

@@ -21,8 +21,8 @@ from fewbit.schemes.granularity import PerGroup
 
 def write_static(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
     """Put Q/DQ pairs around a layer; return what it became."""
-    given = rounded.activations.input
-    assert given is not None
+    assert rounded.activations.input is not None
+    given = round_input(draft, own, rounded.activations.input)
     quantized = QuantizedLayer(own.layer, rounded.qtensor.scheme, given.scheme)
     integers = draft.runtime.computes_in_integers(quantized)
     dtype = own.weight.const_value.dtype  # type: ignore[union-attr]
@@ -35,7 +35,6 @@ def write_static(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
         unsigned=own.layer.name in draft.unsigned,
         whole_bytes=not isinstance(qtensor.scheme.granularity, PerGroup),
     )
-    round_input(draft, own.node, own.data_index, given, dtype)
     if with_bias:
         put_int32(draft, own, np.asarray(given.scale, np.float32).reshape(()) * weight.scale)
     own.node.replace_input_with(
