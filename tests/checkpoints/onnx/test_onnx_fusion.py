@@ -121,8 +121,9 @@ OPERATORS = {
     "Split": "Split<axis=1>(a)",
 }  # fmt: skip
 CONSTANTS = {
-    "shape": np.asarray([2, -1]), "zero": np.asarray([0]), "one": np.asarray([1]), "expand": np.asarray([3, 2, 4, 8, 8]),
-    "tile": np.asarray([1, 1, 2, 1]), "none": np.zeros(0, np.float32), "scales": np.asarray([1, 1, 2, 2], np.float32),
+    "shape": np.asarray([2, -1]), "zero": np.asarray([0]), "one": np.asarray([1]),
+    "expand": np.asarray([3, 2, 4, 8, 8]), "tile": np.asarray([1, 1, 2, 1]), "none": np.zeros(0, np.float32),
+    "scales": np.asarray([1, 1, 2, 2], np.float32),
 }  # fmt: skip
 
 

@@ -20,9 +20,11 @@ from fewbit.checkpoints.onnx.opset import upgraded
 from fewbit.checkpoints.onnx.packed import write_gather, write_matmul
 from fewbit.checkpoints.onnx.recomputed import put_back
 from fewbit.checkpoints.onnx.rounding import round_value
+from fewbit.checkpoints.onnx.saturation import saturating_pairs
 from fewbit.checkpoints.onnx.static import write_static
 from fewbit.checkpoints.onnx.weight_only import write_weight_only
 from fewbit.errors import CheckpointError
+from fewbit.formats.integer import Int
 from fewbit.interfaces import QuantizedLayer
 from fewbit.onnx_graph.file import weight_bytes, write_model
 from fewbit.onnx_graph.layers import GraphLayer, find_layers
@@ -65,16 +67,18 @@ def write(
     path: str | Path,
     *,
     overwrite: bool = False,
-    unsigned: Collection[str] = (),
+    unsigned: Collection[str] | None = None,
 ) -> Written:
     """Write `model` for `runtime` to `path`; weights of the layers `unsigned` are stored as uint8 where they are int8.
+
+    Left out, it is those whose products can saturate, where the runtime saturates; `saturation.choose` chooses better.
 
     Raises:
         CheckpointError: a layer under schemes that the runtime does not take, scales that the file cannot hold, an
             operator that the new operator set lacks, or a path that exists or cannot be written.
 
     """
-    draft, forms = drafted(model, runtime, frozenset(unsigned))
+    draft, forms = drafted(model, runtime, unsigned)
     path = write_model(draft.model, path, overwrite=overwrite)
     return Written(
         path=path,
@@ -87,13 +91,15 @@ def write(
     )
 
 
-def drafted(model: OnnxModel, runtime: Runtime, unsigned: frozenset[str]) -> tuple[Draft, dict[str, str]]:
+def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None) -> tuple[Draft, dict[str, str]]:
     """Return the graph that is to be written, and what each layer became."""
     quantized = {name: described(model, name) for name in model.layers}
     for name, own in quantized.items():
         if problem := runtime.problem(own):
             raise CheckpointError(f"{name}: {problem}")
-    draft = _draft(model, runtime, unsigned, _opset(model, quantized, runtime))
+    if unsigned is None:
+        unsigned = [name for name in quantized if runtime.saturates and _saturates(model, name)]
+    draft = _draft(model, runtime, frozenset(unsigned), _opset(model, quantized, runtime))
     for value, activation in _roundings(model, draft).items():
         round_value(draft, draft.values[value], activation)
     forms = {
@@ -102,7 +108,7 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: frozenset[str]) -> tup
     }
     _clean(draft.model)
     put_back(draft)
-    draft.notes += _level_notes(forms)
+    draft.notes += [*_level_notes(forms), *_unsigned_notes(unsigned)]
     return draft, forms
 
 
@@ -164,6 +170,18 @@ def _clean(model: ir.Model) -> None:
 
 def _is_read(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_input() or value.is_graph_output()
+
+
+def _saturates(model: OnnxModel, name: str) -> bool:
+    given, qtensor = model.layers[name].activations.input, model.layers[name].qtensor
+    integers = given is not None and isinstance(given.scheme.format, Int) and isinstance(qtensor.scheme.format, Int)
+    return integers and saturating_pairs(model.found[name], qtensor) > 0
+
+
+def _unsigned_notes(unsigned: Collection[str]) -> list[str]:
+    if not unsigned:
+        return []
+    return [f"{several(unsigned)}: stored as uint8, since products of int8 could saturate on this processor"]
 
 
 def _level_notes(forms: Mapping[str, str]) -> list[str]:
