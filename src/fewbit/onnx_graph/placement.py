@@ -33,14 +33,15 @@ class Placement:
 
 
 def place(model: OnnxModel, quantized: Iterable[QuantizedLayer], runtime: Runtime) -> Placement:
-    """Return what is to be rounded beside the inputs of layers, for those of `quantized` that run in integers.
+    """Return what is to be rounded beside the inputs of layers, for those of `quantized` that run in few bits.
 
     Inputs of layers are among the values where integers flow to them. Their scheme may be another one than the layer
     names: behind a Relu the lowest code stands for 0.
     """
     drawing = _Drawing(model, runtime)
     for own in quantized:
-        if own.input is not None and own.input.static and runtime.computes_in_integers(own):
+        # A skip is rounded beside a float8 convolution too.
+        if own.input is not None and own.input.static and (runtime.skip_inputs or runtime.computes_in_integers(own)):
             drawing.add(model.found[own.layer.name], own.input)
     if runtime.skip_inputs:
         drawing.round_skips()
