@@ -6,7 +6,7 @@ A convolution takes an Add behind it into itself where the sum is rounded; pools
 from __future__ import annotations
 
 from fewbit.formats.integer import INT8, UINT8
-from fewbit.runtimes.runtime import PRODUCTS, Runtime
+from fewbit.runtimes.runtime import Runtime
 
 OPENVINO = Runtime(
     name="openvino",
@@ -15,7 +15,8 @@ OPENVINO = Runtime(
     unsigned_inputs=True,
     bias="float",
     takes_outputs=True,
-    products=PRODUCTS,
+    # It has an operator for transposed convolutions in eight bits, and did not use it.
+    products=frozenset({"Conv", "Gemm", "MatMul"}),
     absorbed=frozenset({"Relu", "Clip"}),
     carriers=frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "Mul"}),
     movers=frozenset({"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}),
