@@ -44,7 +44,7 @@ def bias_of(own: GraphLayer) -> tuple[ir.Node, int, Numbers] | None:
 
 
 def widened(draft: Draft, own: GraphLayer, qtensor: QTensor, given: Activation) -> QTensor:
-    """Return the weight with scales so large that the codes of the bias fit, and note which had to grow."""
+    """Return the weight with scales so large that the codes of the bias fit, and note by how much they grew."""
     found = bias_of(own)
     if found is None:
         return qtensor
@@ -57,10 +57,7 @@ def widened(draft: Draft, own: GraphLayer, qtensor: QTensor, given: Activation) 
     assert isinstance(qtensor.scheme.format, Int)
     form, weight = qtensor.scheme.format, np.asarray(to_numpy(qtensor.dequantize()))
     codes = form.to_codes(np.clip(np.round(weight / larger), form.qmin, form.qmax))
-    draft.notes.append(
-        f"{own.layer.name}: {int(np.count_nonzero(needed > scale))} of {scale.size} scales grew, by up to "
-        f"{float((larger / scale).max()):.3g} times, so that the bias fits int32"
-    )
+    draft.grown[own.layer.name] = float((larger / scale).max())
     return replace(qtensor, codes=codes, scale=larger)
 
 

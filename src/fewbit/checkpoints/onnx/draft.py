@@ -32,6 +32,8 @@ class Draft:
     values: dict[str, ir.Value]
     #: What was done that nobody asked for, or that the reader of the file has to know.
     notes: list[str] = field(default_factory=list)
+    #: By how much the scales of layers grew at most so that their biases fit int32.
+    grown: dict[str, float] = field(default_factory=dict)
     #: Layers whose int8 weights are stored as uint8.
     unsigned: frozenset[str] = frozenset()
     #: What rounded the values that are rounded for all who read them.

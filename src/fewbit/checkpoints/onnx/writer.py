@@ -108,7 +108,7 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None
     }
     _clean(draft.model)
     put_back(draft)
-    draft.notes += [*_level_notes(forms), *_unsigned_notes(unsigned)]
+    draft.notes += [*_grown_notes(draft.grown), *_level_notes(forms), *_unsigned_notes(unsigned)]
     return draft, forms
 
 
@@ -176,6 +176,16 @@ def _saturates(model: OnnxModel, name: str) -> bool:
     given, qtensor = model.layers[name].activations.input, model.layers[name].qtensor
     integers = given is not None and isinstance(given.scheme.format, Int) and isinstance(qtensor.scheme.format, Int)
     return integers and saturating_pairs(model.found[name], qtensor) > 0
+
+
+def _grown_notes(grown: Mapping[str, float]) -> list[str]:
+    if not grown:
+        return []
+    worst = max(grown, key=grown.__getitem__)
+    return [
+        f"{several(grown)}: scales of rows of next to nothing grew so that their biases fit int32, "
+        f"by up to {grown[worst]:.3g} times in {worst}"
+    ]
 
 
 def _unsigned_notes(unsigned: Collection[str]) -> list[str]:
