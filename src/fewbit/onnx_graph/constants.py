@@ -55,11 +55,11 @@ class Computed(ir.LazyTensor):
     """The numbers of an initializer that was computed; each time they are read, since they are not kept."""
 
     def __init__(self, node: ir.Node, source: ir.TensorProtocol) -> None:
-        kind = node.outputs[0].dtype or source.dtype
+        kind = ir.DataType(node.attributes["to"].as_int()) if node.op_type == "Cast" else source.dtype
         shape = ir.Shape(_shape(node, source))
         super().__init__(partial(FOLDS[node.op_type], node, source), dtype=kind, shape=shape, name=node.outputs[0].name)
-        #: What it was computed from.
-        self.source = source
+        #: What computed it, and from what.
+        self.node, self.source = node, source
 
 
 def _transpose(node: ir.Node, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
