@@ -36,7 +36,7 @@ def round_products(
     }
     seen: Mapping[str, Mapping[str, Any]] = {}
     if wanted:
-        with _installed(quantized):
+        with installed(quantized):
             seen = frontend.product_statistics(model, products, wanted, batches)
     activations = {
         name: {operand: _activation(row, operand, seen.get(name, {})) for operand in row.layer.operands}
@@ -46,7 +46,8 @@ def round_products(
 
 
 @contextmanager
-def _installed(forms: Sequence[Forms]) -> Iterator[None]:
+def installed(forms: Sequence[Forms]) -> Iterator[None]:
+    """Put the quantized forms of layers into the model while the block runs."""
     for form in forms:
         form.install()
     try:

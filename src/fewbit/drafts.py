@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fewbit.adaptation import adapt
-from fewbit.interfaces import CheckpointFormat, Layer, QuantizedLayer
+from fewbit.interfaces import Layer, QuantizedLayer, Target
 from fewbit.problems import layer_problems, product_problems, several
 from fewbit.recipe import Recipe, Rule
+from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 
 
@@ -19,6 +20,8 @@ class Draft:
     rule: Rule | None
     scheme: Scheme | None
     notes: list[str] = field(default_factory=list)
+    #: Schemes of input and output, where they are others than those of the rule.
+    fitted: QuantizedLayer | None = None
 
     @property
     def product(self) -> Scheme | None:
@@ -30,12 +33,13 @@ class Draft:
         """Return the layer with its schemes, the types of static scales settled."""
         assert self.scheme is not None
         assert self.rule is not None
-        given = self.rule.input, self.rule.output
+        own = self.fitted or self.rule
+        given = own.input, own.output
         both = [own and own.stored_as(storage_type if own.static else "float32") for own in given]
         bias = self.rule.bias if self.layer.bias else "float"
         return QuantizedLayer(self.layer, self.scheme, input=both[0], output=both[1], bias=bias)
 
-    def problems(self, storage_type: ScaleType, target: CheckpointFormat | None) -> list[str]:
+    def problems(self, storage_type: ScaleType, target: Target | None) -> list[str]:
         """Return why the layer cannot have its schemes."""
         if self.product is not None:
             return product_problems(self.layer, self.product, target)
@@ -54,16 +58,38 @@ def draft_of(layer: Layer, recipe: Recipe) -> Draft:
     return Draft(layer, rule, rule.weight, notes)
 
 
-def without_convolutions(drafts: list[Draft], target: CheckpointFormat | None, storage_type: ScaleType) -> list[str]:
+def without_convolutions(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:
     """Keep the convolutions that `target` has no layout for, such as the patches of a ViT; return what to say of it."""
     kept = []
     for draft in drafts:
         convolution = draft.scheme and draft.layer.kind == "conv"
         if target and convolution and target.problem(draft.quantized(storage_type)):
             draft.scheme = None
-            draft.notes.append(f"kept: {target.name} holds no convolutions")
+            draft.notes.append(f"kept: {target.name} holds no such convolutions")
             kept.append(draft.layer.name)
-    return [f"{several(kept)}: kept float, {target.name} holds no convolutions"] if kept and target else []
+    return [f"{several(kept)}: kept float, {target.name} holds no such convolutions"] if kept and target else []
+
+
+def fitted_to(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:
+    """Give layers the nearest schemes that `target` has a form for; return what to say of it."""
+    alike: dict[str, list[str]] = {}
+    for draft in drafts:
+        if target is None or draft.scheme is None:
+            continue
+        asked = draft.quantized(storage_type)
+        fitted = target.fitted(asked)
+        for name in ("input", "output"):
+            before, after = getattr(asked, name), getattr(fitted, name)
+            if before != after:
+                was, now = (input_scheme_to_text(own) if own else "float" for own in (before, after))
+                alike.setdefault(f"{name} '{was}' -> '{now}', the nearest that {target.name} has", []).append(
+                    draft.layer.name
+                )
+        if fitted.scheme != asked.scheme:
+            text = f"weight '{asked.scheme}' -> '{fitted.scheme}', the nearest that {target.name} has"
+            alike.setdefault(text, []).append(draft.layer.name)
+        draft.scheme, draft.fitted = fitted.scheme, fitted
+    return [f"{several(names)}: {text}" for text, names in alike.items()]
 
 
 def adapted(drafts: list[Draft]) -> list[str]:

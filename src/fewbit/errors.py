@@ -58,3 +58,7 @@ class NotYetError(FewbitError, NotImplementedError):
 
 class MissingExtraError(FewbitError, ImportError):
     """An optional dependency is missing; the message names the extra that brings it."""
+
+
+class FewbitWarning(UserWarning):
+    """Something was done, and not as well as it should have been; the message says what and why."""

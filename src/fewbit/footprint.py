@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fewbit.interfaces import CheckpointFormat, QuantizedLayer, StoredTensor
+from fewbit.interfaces import QuantizedLayer, StoredTensor, Target
 from fewbit.numerics.packing import packed_length
 from fewbit.qtensor import scale_shape
 from fewbit.schemes.scheme import ScaleType, Scheme
 
 
 def quantized_tensors(
-    quantized: QuantizedLayer, storage_type: ScaleType, target: CheckpointFormat | None
+    quantized: QuantizedLayer, storage_type: ScaleType, target: Target | None
 ) -> tuple[StoredTensor, ...]:
     """Return what `target` stores for a quantized layer, or without one what a state_dict holds for it."""
     if target:

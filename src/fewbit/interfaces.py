@@ -186,18 +186,22 @@ class Execution:
         return self.kernel if self.fast else f"{self.kernel}, not faster than float{why}"
 
 
-class Forms(Protocol):
-    """A layer of a live model in its two forms; exactly one of them is installed."""
-
-    @property
-    def layer(self) -> Layer:
-        """Which layer."""
+class Switch(Protocol):
+    """Something of a live model in its two forms; exactly one of them is installed."""
 
     def install(self) -> None:
         """Put the quantized form into the model."""
 
     def restore(self) -> None:
         """Put the float form back."""
+
+
+class Forms(Switch, Protocol):
+    """A layer of a live model in its two forms."""
+
+    @property
+    def layer(self) -> Layer:
+        """Which layer."""
 
 
 class Replacement(Forms, Protocol):
@@ -313,6 +317,9 @@ class Frontend(Protocol):
     ) -> Sequence[Forms]:
         """Return the rounded forms of those `products` that have `activations`, by operand; none is installed yet."""
 
+    def graph(self, model: Any, batch: Any) -> Any:
+        """Return the model as an `OnnxModel` with its quantized forms; others than graphs are run on `batch`."""
+
     def place(self, model: Any, device: str) -> Any:
         """Return the model on `device`; raises `RecipeError` for a device that is not there."""
 
@@ -353,28 +360,59 @@ class Checkpoint:
     tensors: Callable[[], Iterable[tuple[str, Array | QTensor | Activation]]]
 
 
-class CheckpointFormat(Protocol):
-    """One on-disk layout."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A result on its way into a file."""
+
+    #: The live model with its quantized forms.
+    model: Any
+    frontend: Frontend
+    manifest: Manifest
+    #: What it was calibrated on, if anything.
+    batches: Sequence[Any] = ()
+    #: The report, or `None`.
+    report: Any = None
+
+
+class Target(Protocol):
+    """What a plan is checked against and a result is written for: a layout of files, or a runtime of ONNX files."""
 
     @property
     def name(self) -> str:
-        """The word for it in `to=`, and the `quant_method` in the `config.json` of its folders."""
+        """The word for it in `to=`."""
 
     @property
     def keeps_layers(self) -> bool:
         """Whether its files hold every layer of the model as it was, so that none can be folded into another."""
 
+    def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return what a preset gives a layer here instead: the nearest schemes that the target has a form for."""
+
     def problem(self, quantized: QuantizedLayer) -> str | None:
-        """Return why this layout cannot hold a layer under its schemes, with the remedy, or `None`."""
+        """Return why it cannot hold a layer under its schemes, with the remedy, or `None`."""
 
     def product_problem(self, product: Layer, scheme: Scheme) -> str | None:
-        """Return why this layout cannot hold that operands of a product inside attention are rounded so, or `None`."""
+        """Return why it cannot hold that operands of a product inside attention are rounded so, or `None`."""
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
-        """Return the type in which this layout stores scales."""
+        """Return the type in which it stores scales."""
 
     def tensors(self, quantized: QuantizedLayer, storage_type: ScaleType) -> tuple[StoredTensor, ...]:
         """Return what stands in the file for a quantized layer."""
+
+    def between(self, model: Any, batches: Sequence[Any]) -> Switch | None:
+        """Return what it rounds between the installed layers of `model`, ranged on `batches`; `None`: nothing."""
+
+    def write(self, content: Content, path: Path, *, overwrite: bool = False) -> Path:
+        """Write a result to `path`, complete or not at all, and return the path."""
+
+
+class CheckpointFormat(Target, Protocol):
+    """One on-disk layout of tensors by name, written as a stream and read back."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in `to=`, and the `quant_method` in the `config.json` of its folders."""
 
     def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> Writer:
         """Start writing a checkpoint that will hold exactly what `manifest` says."""
@@ -384,7 +422,7 @@ class CheckpointFormat(Protocol):
 
 
 #: Checkpoint formats of the design that this version does not write.
-CHECKPOINTS_LATER = ("awq", "gguf", "gptq", "onnx")
+CHECKPOINTS_LATER = ("awq", "gguf", "gptq")
 #: Front ends by framework.
 FRONTENDS = {
     "torch": "fewbit.frontends.torch.frontend:TorchFrontend",
@@ -396,16 +434,32 @@ CHECKPOINTS = {
 }
 
 
-def checkpoint_format(name: str) -> CheckpointFormat:
-    """Return the checkpoint format called `name`.
+#: Runtimes that ONNX files are written for, by the word for them in `to=` and `runtime=`.
+RUNTIME_FILES = {
+    "ort-cpu": "fewbit.checkpoints.onnx.format:ort_cpu",
+    "tensorrt": "fewbit.checkpoints.onnx.format:tensorrt",
+    "migraphx": "fewbit.checkpoints.onnx.format:migraphx",
+    "openvino": "fewbit.checkpoints.onnx.format:openvino",
+}
+
+
+def target_of(name: str) -> Target:
+    """Return the checkpoint format or the runtime called `name`.
 
     Raises:
         NotYetError: one of the design that this version does not write.
         RecipeError: no such format.
 
     """
+    known = {**CHECKPOINTS, **RUNTIME_FILES}
     if name in CHECKPOINTS_LATER:
-        raise NotYetError(f"files of {name!r} are not in this version; there is: {', '.join(CHECKPOINTS)}")
+        raise NotYetError(f"files of {name!r} are not in this version; there is: {', '.join(known)}")
+    made: Target = lookup(known, name, what="checkpoint format")()
+    return made
+
+
+def checkpoint_format(name: str) -> CheckpointFormat:
+    """Return the checkpoint format called `name`, one that can be read; raises `RecipeError`: no such format."""
     made: CheckpointFormat = lookup(CHECKPOINTS, name, what="checkpoint format")()
     return made
 

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fewbit.attention import round_products
+from fewbit.attention import installed, round_products
 from fewbit.calibration import Calibration, first_batch, parse_calibration
 from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.peak_memory import peak_memory
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
-from fewbit.interfaces import Frontend, Progress, Silent, Source, checkpoint_format, frontend_of
+from fewbit.interfaces import Forms, Frontend, Progress, Silent, Source, Switch, frontend_of, target_of
 from fewbit.planning import Plan, PlanRow, resolve
 from fewbit.presets import parse_recipe
 from fewbit.problems import several
@@ -147,13 +147,14 @@ def quantize(
             solved = solve(live, made, frontend, data, options.progress)
             layers = [done.replacement for done in solved.values()]
             forms = [*layers, *round_products(live, made, layers, frontend, data.batches)]
+            beside = _between(live, made, layers, data.batches)
             changed = frontend.round_floats(live, kept, made.storage_type)
         measured = Measured()
         if asked is not None:
             with clock.phase("measure"):
-                measured = measure(live, forms, asked.batches, frontend, options.progress)
-    for form in forms:
-        form.install()
+                measured = measure(live, forms, asked.batches, frontend, options.progress, beside=beside)
+    for switch in (*forms, *beside):
+        switch.install()
     idle = given is not None and not data.batches and not (given.holds_batches and parsed.names_products)
     report = replace(
         report_of(made, solved, measured, frontend, live),
@@ -165,7 +166,16 @@ def quantize(
         seconds=clock.seconds,
         peak_memory=clock.peak_memory,
     )
-    return Result(model=live, plan=made, report=report, source=source)
+    return Result(model=live, plan=made, report=report, source=source, batches=data.batches)
+
+
+def _between(model: Any, made: Plan, layers: Sequence[Forms], batches: Sequence[Any]) -> list[Switch]:
+    """Return what the target of a plan rounds between layers."""
+    if made.target is None:
+        return []
+    with installed(layers):
+        found = target_of(made.target).between(model, batches)
+    return [] if found is None else [found]
 
 
 @contextmanager
@@ -173,7 +183,7 @@ def _transformed(
     model: Any, recipe: Recipe, frontend: Frontend, batches: Sequence[Any], to: str | None
 ) -> Iterator[tuple[str, ...]]:
     """Apply the transforms of a recipe, and take them back if the block fails; yields what the report says of them."""
-    if to is not None and checkpoint_format(to).keeps_layers:
+    if to is not None and target_of(to).keeps_layers:
         yield tuple(
             f"transform {own.name} is left out: {to} files keep every layer of the model"
             for own in recipe.transforms
@@ -257,7 +267,7 @@ def _float_source(model: Any) -> Source:
 def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: str, batch: Any = None) -> Plan:
     if dtype not in _STORAGE_TYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
-    target = checkpoint_format(to) if to is not None else None
+    target = target_of(to) if to is not None else None
     frontend = frontend_of(source.framework)
     storage_type: ScaleType = source.storage_type if dtype == "auto" else dtype  # type: ignore[assignment]
     layers = frontend.layers(model)

@@ -11,18 +11,18 @@ from math import prod
 from typing import Any
 
 from fewbit.algorithms import Algorithm
-from fewbit.drafts import Draft, adapted, draft_of, without_convolutions
+from fewbit.drafts import Draft, adapted, draft_of, fitted_to, without_convolutions
 from fewbit.errors import PlanError
 from fewbit.footprint import quantized_tensors
 from fewbit.integer_bias import BiasType
 from fewbit.interfaces import (
     BYTES,
     FLOAT_TYPES,
-    CheckpointFormat,
     Layer,
     Manifest,
     QuantizedLayer,
     StoredTensor,
+    Target,
 )
 from fewbit.problems import idle_rules, nothing_quantized, several
 from fewbit.recipe import Recipe
@@ -174,7 +174,7 @@ def resolve(
     recipe: Recipe,
     *,
     storage_type: ScaleType,
-    target: CheckpointFormat | None = None,
+    target: Target | None = None,
 ) -> Plan:
     """Return the plan of `recipe` for a model with these layers and stored float tensors.
 
@@ -184,7 +184,7 @@ def resolve(
     problems = idle_rules(recipe, layers)
     if not any(draft.scheme or draft.product for draft in drafts):
         problems.append(nothing_quantized(layers))
-    adaptations = [*without_convolutions(drafts, target, storage_type), *adapted(drafts)] if recipe.adapts else []
+    adaptations = _fit(drafts, target, storage_type) if recipe.adapts else []
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
     alike: dict[str, list[str]] = {}
     for draft in drafts:
@@ -208,7 +208,13 @@ def resolve(
     )
 
 
-def _rows(drafts: list[Draft], storage_type: ScaleType, target: CheckpointFormat | None) -> tuple[PlanRow, ...]:
+def _fit(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:
+    """Fit the schemes of a preset to the target and to the widths of the model; return what to say of it."""
+    changed = fitted_to(drafts, target, storage_type)
+    return [*changed, *without_convolutions(drafts, target, storage_type), *adapted(drafts)]
+
+
+def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -> tuple[PlanRow, ...]:
     counted_before: set[str] = set()
     counted_after: set[str] = set()
     rows = []

@@ -8,7 +8,7 @@ from fewbit.adaptation import require_divisible
 from fewbit.errors import GroupSizeError
 from fewbit.formats.integer import Int
 from fewbit.integer_bias import BiasType
-from fewbit.interfaces import CheckpointFormat, Layer, QuantizedLayer
+from fewbit.interfaces import Layer, QuantizedLayer, Target
 from fewbit.recipe import Recipe
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
@@ -44,7 +44,7 @@ def nothing_quantized(layers: Sequence[Layer]) -> str:
     return f"the recipe quantizes none of the {len(layers)} layers (kinds: {kinds}); add a rule that matches some"
 
 
-def layer_problems(quantized: QuantizedLayer, bias: BiasType, target: CheckpointFormat | None) -> list[str]:
+def layer_problems(quantized: QuantizedLayer, bias: BiasType, target: Target | None) -> list[str]:
     """Return why a layer cannot be quantized so, by itself or in the checkpoint format.
 
     `bias` is what the rule asks for, also where there is none yet: a folded BatchNorm brings one.
@@ -95,7 +95,7 @@ def _bias_problems(quantized: QuantizedLayer) -> list[str]:
     return problems
 
 
-def product_problems(product: Layer, scheme: Scheme, target: CheckpointFormat | None) -> list[str]:
+def product_problems(product: Layer, scheme: Scheme, target: Target | None) -> list[str]:
     """Return why the operands of a product inside attention cannot be rounded so."""
     problems = []
     if isinstance(scheme.granularity, PerChannel):

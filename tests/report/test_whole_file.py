@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fewbit.report.whole_file import write_whole
+from fewbit.whole_file import write_whole
 
 
 def names(folder):

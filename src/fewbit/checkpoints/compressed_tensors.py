@@ -31,6 +31,7 @@ from fewbit.checkpoints.folder import NewFolder
 from fewbit.checkpoints.json_object import read_object
 from fewbit.checkpoints.safetensors_file import ShardedWriter, read_tensors, stored_tensors
 from fewbit.checkpoints.safetensors_folder import files_of
+from fewbit.checkpoints.streamed import Streamed
 from fewbit.checkpoints.tensor_name import require_plain
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
@@ -44,7 +45,7 @@ from fewbit.schemes.scheme import ScaleType, Scheme
 
 
 @dataclass(frozen=True, slots=True)
-class CompressedTensors:
+class CompressedTensors(Streamed):
     """Weights and ranges of inputs as compressed-tensors stores them."""
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 from fewbit.errors import RecipeError
 from fewbit.evaluation.fidelity import decibels
 from fewbit.evaluation.quality import Quality, compare
-from fewbit.interfaces import Forms, Frontend, Progress
+from fewbit.interfaces import Forms, Frontend, Progress, Switch
 from fewbit.numerics.namespace import array_namespace
 
 
@@ -28,9 +28,17 @@ class Measured:
 
 
 def measure(
-    model: Any, replacements: Sequence[Forms], batches: Sequence[Any], frontend: Frontend, progress: Progress
+    model: Any,
+    layers: Sequence[Forms],
+    batches: Sequence[Any],
+    frontend: Frontend,
+    progress: Progress,
+    *,
+    beside: Sequence[Switch] = (),
 ) -> Measured:
     """Run every batch, one at least, through both forms of `model`; the float form is installed before and after.
+
+    `beside` is what has two forms beside the layers, each of which is measured on its own too.
 
     Raises:
         RecipeError: a model whose output holds no array.
@@ -39,18 +47,18 @@ def measure(
     """
 
     def forward(batch: Any, *, quantized: bool) -> Any:
-        for replacement in replacements:
-            (replacement.install if quantized else replacement.restore)()
+        for switch in (*layers, *beside):
+            (switch.install if quantized else switch.restore)()
         try:
             return _main_output(frontend.run(model, batch))
         finally:
-            for replacement in replacements:
-                replacement.restore()
+            for switch in (*layers, *beside):
+                switch.restore()
 
     measured = Measured()
-    with frontend.probe(replacements) as layers:
+    with frontend.probe(layers) as ratios:
         first = frontend.run(model, batches[0])  # layer by layer on one batch; it costs two forwards
-    measured.layers = dict(layers)
+    measured.layers = dict(ratios)
     tracked = progress.track(batches, "measure")
     if _is_language_model(batches, _main_output(first)):
         measured.before, measured.after = compare(

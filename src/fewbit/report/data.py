@@ -16,7 +16,7 @@ from fewbit.errors import CheckpointError, RecipeError
 from fewbit.evaluation.level_histogram import LevelHistogram
 from fewbit.evaluation.quality import Quality
 from fewbit.evaluation.size import megabytes
-from fewbit.report.whole_file import write_whole
+from fewbit.whole_file import write_whole
 
 #: Version of the schema of `report.json`; raised when a field changes its meaning or goes away.
 SCHEMA = 1

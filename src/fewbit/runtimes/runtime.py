@@ -7,13 +7,14 @@ vendor's documents; `docs/decisions.md` names the versions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fewbit.formats.integer import INT8, UINT8, Int
 from fewbit.formats.minifloat import Float
 from fewbit.formats.number_format import NumberFormat
 from fewbit.interfaces import Layer, QuantizedLayer
+from fewbit.ranges.minmax import MinMax
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import Scheme
@@ -83,6 +84,28 @@ class Runtime:
             and not isinstance(weight.granularity, PerGroup)
             and quantized.layer.module_class in self.products
         )
+
+    def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return a layer with the nearest inputs that there is a form for: by tensor, and symmetric where it must be.
+
+        >>> from fewbit.runtimes.tensorrt import TENSORRT
+        >>> from fewbit.schemes.notation import parse_input_scheme, parse_scheme
+        >>> layer = Layer("fc", "linear", (8, 64), "MatMul")
+        >>> given = parse_input_scheme("int8 tensor asym static")
+        >>> TENSORRT.fitted(QuantizedLayer(layer, parse_scheme("int8"), given)).input.symmetric
+        True
+        """
+        given = quantized.input
+        if given is None or given.format not in (INT8, UINT8):
+            return quantized
+        if not given.static:
+            fits = not self.dynamic or (given.granularity == PerTensor() and not given.symmetric)
+            usual = Scheme(format=INT8, symmetric=False, scale_type=given.scale_type)
+            return quantized if fits else replace(quantized, input=usual)
+        if given.symmetric or self.zero_points:
+            return quantized
+        ranging = None if given.ranging == MinMax() else given.ranging
+        return replace(quantized, input=replace(given, symmetric=True, range_method=ranging))
 
     def problem(self, quantized: QuantizedLayer) -> str | None:
         """Return why the runtime cannot have a layer under its schemes, with the remedy, or `None`."""

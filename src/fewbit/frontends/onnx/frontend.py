@@ -216,6 +216,10 @@ class OnnxFrontend:
         """
         return gather(model, wanted, batches, lambda _, numbers: numbers.reshape(-1, 1))
 
+    def graph(self, model: OnnxModel, batch: Any) -> OnnxModel:  # noqa: ARG002
+        """Return `model`."""
+        return model
+
     def place(self, model: Any, device: str) -> Any:
         """Return the model, on the CPU.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activation import Activation
-from fewbit.errors import NonFiniteError, PlanError, RecipeError
+from fewbit.errors import NonFiniteError, NotYetError, PlanError, RecipeError
 from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.execution import execution
@@ -202,6 +202,12 @@ class TorchFrontend:
     ) -> Sequence[ProductForms]:
         """Return the rounded forms of those `products` that have `activations`, by operand; none is installed yet."""
         return product_forms(model, products, activations)
+
+    def graph(self, model: nn.Module, batch: Any) -> Any:  # noqa: ARG002
+        """Raise `NotYetError`."""
+        raise NotYetError(
+            "ONNX files of torch modules are not in this version; export the module, and quantize the file"
+        )
 
     def place(self, model: Any, device: str) -> Any:
         """Return a module or tensor on `device`.

@@ -1,0 +1,75 @@
+"""Roundings of values between layers, by their ranges on calibration data: what keeps a runtime in integers.
+
+The ranges are those of the quantized layers' outputs, before any value between them is rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewbit.activation import Activation
+from fewbit.checkpoints.onnx.writer import described
+from fewbit.errors import CalibrationError
+from fewbit.interfaces import frontend_of
+from fewbit.onnx_graph.live import OnnxModel
+from fewbit.onnx_graph.placement import Placement, place
+from fewbit.runtimes.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The values of a model in their two forms; the float one is installed at first."""
+
+    model: OnnxModel
+    values: Mapping[str, Activation]
+
+    def install(self) -> None:
+        """Round them."""
+        self.model.values.update(self.values)
+
+    def restore(self) -> None:
+        """Leave them as they are."""
+        for name in self.values:
+            self.model.values.pop(name, None)
+
+
+def between(model: OnnxModel, runtime: Runtime, batches: Sequence[Any]) -> Between | None:
+    """Return the roundings that `runtime` needs between the installed layers of `model`; `None`: no such.
+
+    Raises:
+        CalibrationError: there is no data to take ranges from, or none of it reaches a value.
+
+    """
+    placement = place(model, [described(model, name) for name in model.layers], runtime)
+    if not placement.values:
+        return None
+    if not batches:
+        raise CalibrationError(
+            f"{runtime.name} needs ranges of {len(placement.values)} values between layers, and there is no "
+            "calibration data; give calibration=[batch, ...] to fewbit.quantize"
+        )
+    return Between(model, _activations(placement, _seen(model, placement, batches)))
+
+
+def _seen(model: OnnxModel, placement: Placement, batches: Sequence[Any]) -> dict[str, Any]:
+    """Return the statistic of each value; values that share a scale share what all of them saw."""
+    wanted = {name: own.ranging.statistic for name, own in placement.values.items() if own.ranging.statistic}
+    frontend: Any = frontend_of("onnx")
+    seen: dict[str, Any] = dict(frontend.value_statistics(model, wanted, batches)) if wanted else {}
+    for group in placement.groups:
+        first, *others = [seen[name] for name in group if name in seen] or [None]
+        for other in others:
+            first.merge(other)
+        seen |= {name: first for name in group if name in seen}
+    return seen
+
+
+def _activations(placement: Placement, seen: Mapping[str, Any]) -> dict[str, Activation]:
+    found = {}
+    for name, scheme in placement.values.items():
+        if scheme.ranging.statistic and name not in seen:
+            raise CalibrationError(f"value {name!r}: no calibration input reached it, so it has no range")
+        found[name] = Activation.calibrated(scheme, seen.get(name))
+    return found

@@ -1,0 +1,140 @@
+"""ONNX files as targets of a plan, one for each runtime; beside `NAME.onnx` stand `NAME.report.json` and `.html`.
+
+After writing for onnxruntime the file is optimized as a session would, and the report says what runs in integers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fewbit.checkpoints.onnx.between import Between, between
+from fewbit.checkpoints.onnx.fusion import Fusion, fusion
+from fewbit.checkpoints.onnx.stored import stored_tensors
+from fewbit.checkpoints.onnx.writer import Written, write
+from fewbit.errors import FewbitWarning
+from fewbit.interfaces import Content, Layer, QuantizedLayer, StoredTensor
+from fewbit.onnx_graph.live import OnnxModel
+from fewbit.runtimes.migraphx import MIGRAPHX
+from fewbit.runtimes.openvino import OPENVINO
+from fewbit.runtimes.ort_cpu import ORT_CPU, without_vnni
+from fewbit.runtimes.processor import processor_flags
+from fewbit.runtimes.runtime import Runtime
+from fewbit.runtimes.tensorrt import TENSORRT
+from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.whole_file import write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """ONNX files for a runtime."""
+
+    runtime: Runtime
+
+    @property
+    def name(self) -> str:
+        """The word for it in `to=`."""
+        return self.runtime.name
+
+    @property
+    def keeps_layers(self) -> bool:
+        """A graph says itself which layers there are."""
+        return False
+
+    def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return the nearest schemes that the runtime has a form for."""
+        return self.runtime.fitted(quantized)
+
+    def problem(self, quantized: QuantizedLayer) -> str | None:
+        """Return why the runtime cannot have a layer under its schemes, or `None`."""
+        return self.runtime.problem(quantized)
+
+    def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
+        """Return why products inside attention stay float."""
+        return "fewbit's ONNX writer rounds no products inside attention; keep them"
+
+    def scale_type(self, storage_type: ScaleType) -> ScaleType:
+        """Scales have the type of the graph's float numbers."""
+        return storage_type
+
+    def tensors(self, quantized: QuantizedLayer, storage_type: ScaleType) -> tuple[StoredTensor, ...]:
+        """Return what stands in the file for a quantized layer."""
+        return stored_tensors(quantized, self.runtime, storage_type)
+
+    def between(self, model: Any, batches: Sequence[Any]) -> Between | None:
+        """Return the roundings between layers of a graph; those of another model are made when its graph is."""
+        if not isinstance(model, OnnxModel):
+            return None
+        return between(model, self.runtime, batches)
+
+    def write(self, content: Content, path: Path, *, overwrite: bool = False) -> Path:
+        """Write a result to `path` and its report beside it; warns of layers that should run in integers and do not.
+
+        Raises:
+            CheckpointError: the file exists, cannot be written, or the runtime does not load it.
+
+        """
+        batches = content.batches
+        graph: OnnxModel = content.frontend.graph(content.model, batches[0] if batches else None)
+        added = None if graph.values else self.between(graph, batches)
+        if added is not None:
+            added.install()
+        try:
+            written = write(graph, self.runtime, path, overwrite=overwrite)
+            found = fusion(graph, self.runtime, path) if self.runtime.name == "ort-cpu" else None
+        finally:
+            if added is not None:
+                added.restore()
+        for text in found.warnings if found else ():
+            warnings.warn(text, FewbitWarning, stacklevel=4)
+        if content.report is not None:
+            for name, data in _told(content.report, written, found).files().items():
+                write_whole(path.with_name(f"{path.stem}.{name}"), data)
+        return path
+
+
+def _told(report: Any, written: Written, found: Fusion | None) -> Any:
+    """Return the report with what stands in the file and, of onnxruntime, what it runs on."""
+    layers = [replace(own, **_runs(own.name, written, found)) if own.name in written.forms else own
+              for own in report.layers]  # fmt: skip
+    values = len(written.values)
+    notes = [f"opset {written.opset}, for {written.runtime}"]
+    notes += [f"{values} values between layers are rounded too, so that integers flow there"] if values else []
+    if found is not None:
+        for what, nodes in (("integers", found.integer_nodes), ("floats", found.float_nodes)):
+            told = ", ".join(f"{count} {kind}" for kind, count in sorted(nodes.items()))
+            notes += [f"onnxruntime computes with {what}: {told}"] if told else []
+        notes += found.warnings
+    return replace(report, layers=tuple(layers), remarks=(*report.remarks, *notes, *written.notes))
+
+
+def _runs(name: str, written: Written, found: Fusion | None) -> dict[str, Any]:
+    form = written.forms[name]
+    if found is None:
+        return {"kernel": f"{written.runtime}, from {form}", "fast": True}
+    if name in found.integers:
+        return {"kernel": f"onnxruntime {found.integers[name]}, from {form}", "fast": True}
+    return {"kernel": f"onnxruntime, in float: {found.floats[name]}", "fast": False}
+
+
+def ort_cpu() -> OnnxFile:
+    """Return the target for onnxruntime on this processor."""
+    return OnnxFile(without_vnni(ORT_CPU, processor_flags()))
+
+
+def tensorrt() -> OnnxFile:
+    """Return the target for TensorRT."""
+    return OnnxFile(TENSORRT)
+
+
+def migraphx() -> OnnxFile:
+    """Return the target for MIGraphX."""
+    return OnnxFile(MIGRAPHX)
+
+
+def openvino() -> OnnxFile:
+    """Return the target for OpenVINO."""
+    return OnnxFile(OPENVINO)

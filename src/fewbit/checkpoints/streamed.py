@@ -1,0 +1,42 @@
+"""What checkpoint formats share that hold tensors by name: a result is put into them one tensor at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fewbit.errors import CheckpointError
+from fewbit.interfaces import Content, Manifest, QuantizedLayer, Writer
+
+
+class Streamed(ABC):
+    """The parts of `fewbit.interfaces.Target` that follow from `open`."""
+
+    @abstractmethod
+    def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> Writer:
+        """Start writing a checkpoint that will hold exactly what `manifest` says."""
+
+    def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return the layer as it is: what cannot be held is a problem."""
+        return quantized
+
+    def between(self, model: Any, batches: Sequence[Any]) -> None:  # noqa: ARG002
+        """Round nothing between layers."""
+        return
+
+    def write(self, content: Content, path: Path, *, overwrite: bool = False) -> Path:
+        """Write a result to `path`, complete or not at all, and return the path."""
+        manifest = content.manifest
+        wanted = {tensor.name for tensor in manifest.floats} | {own.layer.name for own in manifest.quantized}
+        writer = self.open(path, manifest, overwrite=overwrite)
+        try:
+            for name, value in content.frontend.tensors(content.model, manifest.storage_type):
+                if name in wanted:
+                    writer.put(name, value)
+            return writer.close()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            writer.abort()
