@@ -129,6 +129,32 @@ def test_a_value_that_the_graph_lacks_is_named(case, tmp_path):
         own.write(ORT, tmp_path / "m.onnx")
 
 
+def test_an_output_and_the_relu_behind_it_are_rounded_one_after_the_other(case, run, error, tmp_path):
+    """onnxruntime would make one pair of two in a row, so the Relu stays between them."""
+    text = ROWS % "h = Gemm(x,w,b) r = Relu(h) y = Gemm(r,v,c)"
+    own = case(text, w=(64, 32), b=(32,), v=(32, 7), c=(7,)).quantize(ORT)
+    coarse = Activation(scheme=parse_input_scheme("int8 static sym"), scale=np.float32(1.0))
+    layer = own.model.layers["Gemm:h"]
+    own.model.layers["Gemm:h"] = replace(layer, activations=replace(layer.activations, output=coarse))
+    own.write(ORT, tmp_path / "m.onnx")
+    assert [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node].count("Relu") == 1
+    assert error(first(run(tmp_path / "m.onnx", own.feeds)), own.simulated()) < 3e-3
+    assert error(own.simulated(), own.float()) > 0.03
+
+
+def test_float16_values_without_a_declared_type_get_scales_of_float16(case, run, tmp_path):
+    own = case(
+        HALF % "h = Gemm(x,w,b) r = Relu(h) y = Gemm(r,v,c)", dtype=np.float16, w=(64, 8), b=(8,), v=(8, 7), c=(7,)
+    )
+    own.quantize(ORT)
+    assert own.model.values
+    own.model.values = {
+        name: replace(value, scale=np.float32(np.float16(value.scale))) for name, value in own.model.values.items()
+    }
+    rounded_to_half(own).write(ORT, tmp_path / "m.onnx")
+    assert np.abs(first(run(tmp_path / "m.onnx", own.feeds)) - own.simulated()).max() < 0.3
+
+
 def test_an_input_that_is_rounded_as_a_value_is_not_rounded_once_more(case, run, error, tmp_path):
     own = case(ROWS % "h = Tanh(x) y = MatMul(h,w)", w=(64, 7)).quantize(ORT)
     coarse = Activation(scheme=parse_input_scheme("int8 static sym"), scale=np.float32(0.25))

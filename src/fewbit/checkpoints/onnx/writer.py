@@ -125,11 +125,13 @@ def _draft(model: OnnxModel, runtime: Runtime, unsigned: frozenset[str], opset: 
     # The converter of operator sets keeps the names of values and forgets those of modules.
     found = {str(own.output.name): own for own in find_layers(graph)}
     layers = {name: replace(found[str(own.output.name)], layer=own.layer) for name, own in model.found.items()}
-    return Draft(graph, layers, runtime, values_of(graph), unsigned=unsigned)
+    weights = [model.found[name].weight.dtype for name in model.layers]
+    dtype = next((kind for kind in weights if kind is not None), ir.DataType.FLOAT)
+    return Draft(graph, layers, runtime, dtype, values_of(graph), unsigned=unsigned)
 
 
 def _roundings(model: OnnxModel, draft: Draft) -> dict[str, Activation]:
-    """Return how values are rounded, by name: as outputs of layers, or for their own sake."""
+    """Return how values are rounded, by name in the order of the graph: as outputs of layers, or for their own sake."""
     lost = [name for name in model.values if name not in draft.values]
     if lost:
         raise CheckpointError(f"the graph of {model.path} has no value {lost[0]!r} to round; leave it out of `values`")
@@ -138,7 +140,8 @@ def _roundings(model: OnnxModel, draft: Draft) -> dict[str, Activation]:
         for name, rounded in model.layers.items()
         if rounded.activations.output is not None
     }
-    return {**model.values, **outputs}
+    rounded = {**model.values, **outputs}
+    return {name: rounded[name] for name in draft.values if name in rounded}
 
 
 def _opset(model: OnnxModel, quantized: Mapping[str, QuantizedLayer], runtime: Runtime) -> int:
