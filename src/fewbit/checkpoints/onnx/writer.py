@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.onnx.bias import put_rounded
 from fewbit.checkpoints.onnx.draft import Draft, values_of
 from fewbit.checkpoints.onnx.dynamic import write_dynamic
 from fewbit.checkpoints.onnx.element_type import AXIS, BLOCKS, HALF_SCALES, element_type
@@ -102,10 +103,11 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None
     draft = _draft(model, runtime, frozenset(unsigned), _opset(model, quantized, runtime))
     for value, activation in _roundings(model, draft).items():
         round_value(draft, draft.values[value], activation)
-    forms = {
-        name: _WRITERS[form_of(quantized[name], runtime)](draft, draft.layers[name], rounded)
-        for name, rounded in model.layers.items()
-    }
+    forms = {}
+    for name, rounded in model.layers.items():
+        if rounded.bias is not None:
+            put_rounded(draft, draft.layers[name], rounded.bias)
+        forms[name] = _WRITERS[form_of(quantized[name], runtime)](draft, draft.layers[name], rounded)
     _clean(draft.model)
     put_back(draft)
     draft.notes += [*_grown_notes(draft.grown), *_level_notes(forms), *_unsigned_notes(unsigned)]
