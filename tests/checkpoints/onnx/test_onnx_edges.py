@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.onnx import bias
 from fewbit.errors import CheckpointError
 from fewbit.runtimes import runtime_named
 from fewbit.schemes.notation import parse_input_scheme
@@ -84,12 +85,12 @@ def test_layers_in_branches_are_written_where_they_are(case, run, error, tmp_pat
 @pytest.mark.parametrize("nodes", ["y = Gemm(x,w,b)", "m = MatMul(x,w) y = Add(m,b)"])
 def test_a_bias_beyond_int32_widens_the_scale_of_its_row_and_is_reported(case, run, error, tmp_path, nodes, weight):
     draw = np.random.default_rng(0)
-    table, bias = draw.normal(size=(64, 7)).astype(np.float32), draw.normal(size=7).astype(np.float32)
+    table, added = draw.normal(size=(64, 7)).astype(np.float32), draw.normal(size=7).astype(np.float32)
     table[:, 2] *= 1e-7
     if weight == "int8 tensor":
         table *= 1e-7
-    bias[2] = 3.0
-    own = case(ROWS % nodes, w=table, b=bias).quantize(ORT, weight=weight)
+    added[2] = 3.0
+    own = case(ROWS % nodes, w=table, b=added).quantize(ORT, weight=weight)
     written = own.write(ORT, tmp_path / "m.onnx")
     assert len(written.notes) == 1
     assert "grew so that their biases fit int32" in written.notes[0]
@@ -166,3 +167,18 @@ def test_an_input_that_is_rounded_as_a_value_is_not_rounded_once_more(case, run,
     own.model.layers["MatMul:y"] = replace(layer, activations=replace(layer.activations, input=coarse))
     assert error(first(run(tmp_path / "m.onnx", own.feeds)), own.simulated()) < 1e-6
     assert error(first(run(tmp_path / "m.onnx", own.feeds)), own.float()) > 0.05
+
+
+@pytest.mark.parametrize(("largest", "holds"), [(None, True), ((1 << 31) - 1, False)])
+def test_a_bias_at_the_end_of_int32_leaves_no_room_for_the_products(case, run, tmp_path, monkeypatch, largest, holds):
+    if largest is not None:
+        monkeypatch.setattr(bias, "LARGEST", largest)
+    draw = np.random.default_rng(0)
+    table, added = draw.normal(size=(64, 7)).astype(np.float32), draw.normal(size=7).astype(np.float32)
+    table[:, 2] *= 1e-7
+    added[2] = 3.0
+    own = case(ROWS % "y = Gemm(x,w,b)", w=table, b=added).quantize(ORT)
+    own.write(ORT, tmp_path / "m.onnx")
+    dead = first(run(tmp_path / "m.onnx", own.feeds))[:, 2]
+    # The sum wraps around: 3 becomes -3.
+    assert bool(np.all(np.abs(dead - 3.0) < 1e-4)) == holds
