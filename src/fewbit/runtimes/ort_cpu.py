@@ -44,12 +44,14 @@ ORT_CPU = Runtime(
 )  # fmt: skip
 
 
-def without_vnni(runtime: Runtime, flags: frozenset[str]) -> Runtime:
-    """Return `runtime` on an x86 processor with these `flags`, named as Linux does in /proc/cpuinfo.
+def on_processor(flags: frozenset[str]) -> Runtime:
+    """Return the table for a processor with these `flags`, named as Linux names them in /proc/cpuinfo.
 
-    >>> without_vnni(ORT_CPU, frozenset({"avx2", "fma"})).saturates
+    Sums saturate on x86 without VNNI.
+
+    >>> on_processor(frozenset({"avx2", "fma"})).saturates
     True
-    >>> without_vnni(ORT_CPU, frozenset({"avx2", "avx512_vnni"})).saturates
+    >>> on_processor(frozenset({"avx2", "avx512_vnni"})).saturates
     False
     """
-    return replace(runtime, saturates="avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
+    return replace(ORT_CPU, saturates="avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"})

@@ -62,6 +62,13 @@ def simulated(model, feeds):
         values[name] = value.const_value.numpy()
     results = {own.result.name: model.layers.get(name) for name, own in model.found.items()}
     owners = {id(own.node): own for name, own in model.found.items() if name in model.layers}
+    biases = {
+        own.bias_value.name: model.layers[name].bias
+        for name, own in model.found.items()
+        if name in model.layers and model.layers[name].bias is not None
+    }
+    for name, bias in biases.items():
+        values[name] = np.asarray(bias.dequantize()).reshape(values[name].shape)
 
     def settled(name, array):
         rounding = model.values.get(name)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.onnx import bias
 from fewbit.errors import CheckpointError
 from fewbit.runtimes import runtime_named
 from fewbit.schemes.notation import parse_input_scheme
@@ -84,12 +85,12 @@ def test_layers_in_branches_are_written_where_they_are(case, run, error, tmp_pat
 @pytest.mark.parametrize("nodes", ["y = Gemm(x,w,b)", "m = MatMul(x,w) y = Add(m,b)"])
 def test_a_bias_beyond_int32_widens_the_scale_of_its_row_and_is_reported(case, run, error, tmp_path, nodes, weight):
     draw = np.random.default_rng(0)
-    table, bias = draw.normal(size=(64, 7)).astype(np.float32), draw.normal(size=7).astype(np.float32)
+    table, added = draw.normal(size=(64, 7)).astype(np.float32), draw.normal(size=7).astype(np.float32)
     table[:, 2] *= 1e-7
     if weight == "int8 tensor":
         table *= 1e-7
-    bias[2] = 3.0
-    own = case(ROWS % nodes, w=table, b=bias).quantize(ORT, weight=weight)
+    added[2] = 3.0
+    own = case(ROWS % nodes, w=table, b=added).quantize(ORT, weight=weight)
     written = own.write(ORT, tmp_path / "m.onnx")
     assert len(written.notes) == 1
     assert "grew so that their biases fit int32" in written.notes[0]
@@ -129,6 +130,32 @@ def test_a_value_that_the_graph_lacks_is_named(case, tmp_path):
         own.write(ORT, tmp_path / "m.onnx")
 
 
+def test_an_output_and_the_relu_behind_it_are_rounded_one_after_the_other(case, run, error, tmp_path):
+    """onnxruntime would make one pair of two in a row, so the Relu stays between them."""
+    text = ROWS % "h = Gemm(x,w,b) r = Relu(h) y = Gemm(r,v,c)"
+    own = case(text, w=(64, 32), b=(32,), v=(32, 7), c=(7,)).quantize(ORT)
+    coarse = Activation(scheme=parse_input_scheme("int8 static sym"), scale=np.float32(1.0))
+    layer = own.model.layers["Gemm:h"]
+    own.model.layers["Gemm:h"] = replace(layer, activations=replace(layer.activations, output=coarse))
+    own.write(ORT, tmp_path / "m.onnx")
+    assert [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node].count("Relu") == 1
+    assert error(first(run(tmp_path / "m.onnx", own.feeds)), own.simulated()) < 3e-3
+    assert error(own.simulated(), own.float()) > 0.03
+
+
+def test_float16_values_without_a_declared_type_get_scales_of_float16(case, run, tmp_path):
+    own = case(
+        HALF % "h = Gemm(x,w,b) r = Relu(h) y = Gemm(r,v,c)", dtype=np.float16, w=(64, 8), b=(8,), v=(8, 7), c=(7,)
+    )
+    own.quantize(ORT)
+    assert own.model.values
+    own.model.values = {
+        name: replace(value, scale=np.float32(np.float16(value.scale))) for name, value in own.model.values.items()
+    }
+    rounded_to_half(own).write(ORT, tmp_path / "m.onnx")
+    assert np.abs(first(run(tmp_path / "m.onnx", own.feeds)) - own.simulated()).max() < 0.3
+
+
 def test_an_input_that_is_rounded_as_a_value_is_not_rounded_once_more(case, run, error, tmp_path):
     own = case(ROWS % "h = Tanh(x) y = MatMul(h,w)", w=(64, 7)).quantize(ORT)
     coarse = Activation(scheme=parse_input_scheme("int8 static sym"), scale=np.float32(0.25))
@@ -140,3 +167,18 @@ def test_an_input_that_is_rounded_as_a_value_is_not_rounded_once_more(case, run,
     own.model.layers["MatMul:y"] = replace(layer, activations=replace(layer.activations, input=coarse))
     assert error(first(run(tmp_path / "m.onnx", own.feeds)), own.simulated()) < 1e-6
     assert error(first(run(tmp_path / "m.onnx", own.feeds)), own.float()) > 0.05
+
+
+@pytest.mark.parametrize(("largest", "holds"), [(None, True), ((1 << 31) - 1, False)])
+def test_a_bias_at_the_end_of_int32_leaves_no_room_for_the_products(case, run, tmp_path, monkeypatch, largest, holds):
+    if largest is not None:
+        monkeypatch.setattr(bias, "LARGEST", largest)
+    draw = np.random.default_rng(0)
+    table, added = draw.normal(size=(64, 7)).astype(np.float32), draw.normal(size=7).astype(np.float32)
+    table[:, 2] *= 1e-7
+    added[2] = 3.0
+    own = case(ROWS % "y = Gemm(x,w,b)", w=table, b=added).quantize(ORT)
+    own.write(ORT, tmp_path / "m.onnx")
+    dead = first(run(tmp_path / "m.onnx", own.feeds))[:, 2]
+    # The sum wraps around: 3 becomes -3.
+    assert bool(np.all(np.abs(dead - 3.0) < 1e-4)) == holds

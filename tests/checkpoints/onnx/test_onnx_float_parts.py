@@ -4,6 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
+from fewbit.checkpoints.onnx.fusion import fusion
+from fewbit.onnx_graph import file
 from fewbit.onnx_graph.file import weight_bytes
 from fewbit.runtimes import runtime_named
 
@@ -79,3 +81,17 @@ def _bytes(own):
     import onnx_ir as ir
 
     return ir.to_proto(own.model.graph).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("weight", "given"), [("int4 g32", None), ("int8", "int8 static"), ("int4 channel", "int8 tensor")]
+)
+def test_many_numbers_lie_in_a_file_of_their_own(case, run, error, tmp_path, monkeypatch, weight, given):
+    monkeypatch.setattr(file, "INLINE", 1000)
+    runtime = runtime_named("ort-cpu")
+    own = case(TIED, **SHAPES).quantize(runtime, weight=weight, given=given)
+    own.write(runtime, tmp_path / "m.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert (tmp_path / "m.onnx").stat().st_size < 10_000 < (tmp_path / "m.onnx.data").stat().st_size
+    assert error(run(tmp_path / "m.onnx", own.feeds)["y"], own.simulated()) < 1e-5
+    assert fusion(own.model, runtime, tmp_path / "m.onnx").floats == {}

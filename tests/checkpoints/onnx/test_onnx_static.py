@@ -1,7 +1,11 @@
 """Q/DQ files with fixed ranges: what onnxruntime computes from them is what the codes stand for."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from fewbit.integer_bias import quantize_bias
 from fewbit.runtimes import runtime_named
 
 CONV = """<ir_version: 8, opset_import: ["" : 13]> g (float[2,4,9,9] x) => (float[2,N,H,W] y)
@@ -33,6 +37,22 @@ RUNTIMES = ["ort-cpu", "tensorrt", "migraphx", "openvino"]
 def quantized(case, name, runtime, **schemes):
     text, nodes, shapes = EVERY[name]
     return case(text % nodes, **shapes).quantize(runtime, **schemes)
+
+
+@pytest.mark.parametrize("name", ["conv", "gemm", "matmul, add"])
+@pytest.mark.parametrize("word", RUNTIMES)
+def test_biases_that_are_int32_already_stand_for_the_same_numbers(case, run, error, tmp_path, name, word):
+    runtime = runtime_named(word)
+    own = quantized(case, name, runtime, given="int8 static" if runtime.zero_points else "int8 static sym")
+    layer, found = next(iter(own.model.layers.values())), next(iter(own.model.found.values()))
+    coarse = np.float32(500.0)  # a unit so large that rounding shows
+    bias = quantize_bias(found.bias_value.const_value.numpy(), coarse * layer.activations.input.scale, layer.qtensor)
+    own.model.layers[found.layer.name] = replace(layer, bias=bias)
+    own.write(runtime, tmp_path / "m.onnx")
+    made = next(iter(run(tmp_path / "m.onnx", own.feeds).values()))
+    assert error(made, own.simulated()) < bound(own, runtime)
+    own.model.layers[found.layer.name] = layer
+    assert error(made, own.simulated()) > 2 * bound(own, runtime)
 
 
 def bound(own, runtime):

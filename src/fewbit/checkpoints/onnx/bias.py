@@ -14,6 +14,7 @@ import onnx_ir as ir
 from fewbit.activation import Activation
 from fewbit.checkpoints.onnx.draft import Draft
 from fewbit.formats.integer import Int
+from fewbit.integer_bias import IntegerBias
 from fewbit.numerics.namespace import to_numpy
 from fewbit.onnx_graph.constants import is_constant
 from fewbit.onnx_graph.layers import GraphLayer
@@ -41,6 +42,19 @@ def bias_of(own: GraphLayer) -> tuple[ir.Node, int, Numbers] | None:
     if numbers.size not in (1, outputs) or (numbers.size == outputs and numbers.shape[-1:] != (outputs,)):
         return None  # of a Gemm, one for each row
     return node, place, np.broadcast_to(numbers.reshape(-1) * np.float32(beta), (outputs,))
+
+
+def put_rounded(draft: Draft, own: GraphLayer, bias: IntegerBias) -> None:
+    """Let the layer add the float numbers that the codes of its bias stand for."""
+    found = bias_of(own)
+    if found is not None:
+        node, place, _ = found
+        value = node.inputs[place]
+        assert value is not None
+        assert value.const_value is not None
+        held = value.const_value
+        numbers = np.asarray(to_numpy(bias.dequantize())).reshape(held.shape.numpy()).astype(held.dtype.numpy())
+        node.replace_input_with(place, draft.constant(f"{own.layer.name}.bias", numbers, near=node))
 
 
 def widened(draft: Draft, own: GraphLayer, qtensor: QTensor, given: Activation) -> QTensor:

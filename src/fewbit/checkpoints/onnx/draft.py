@@ -28,6 +28,8 @@ class Draft:
     model: ir.Model
     layers: dict[str, GraphLayer]
     runtime: Runtime
+    #: The type of values that the graph says nothing of.
+    dtype: ir.DataType
     #: Values of the main graph and of those inside it, by name.
     values: dict[str, ir.Value]
     #: What was done that nobody asked for, or that the reader of the file has to know.

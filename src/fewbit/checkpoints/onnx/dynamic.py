@@ -30,11 +30,8 @@ def write_dynamic(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
     codes_of, scale_of, zero_of = _rounded(draft, own)
     inputs = [codes_of, draft.codes(own, codes), zero_of]
     if weight.zero is not None and weight.zero.any():
-        # ConvInteger of onnxruntime takes one zero point; all are the same, since weights are symmetric here.
-        zero = (
-            weight.zero if weight.zero.ndim == 0 or node.op_type != "Conv" else weight.zero.reshape(-1)[:1].reshape(())
-        )
-        inputs.append(draft.constant(f"{name}.zero_point", zero, near=node))
+        # One for all, since weights are symmetric here; ConvInteger of onnxruntime takes no more.
+        inputs.append(draft.constant(f"{name}.zero_point", weight.zero.reshape(-1)[0].reshape(()), near=node))
     spatial = len(own.arrangement.shape) - 2 if isinstance(own.arrangement, Kernel) else 0
     both = draft.node(
         "Mul", [scale_of, draft.constant(f"{name}.scale", _beside(scale, spatial), near=node)], f"{name}.product_scale"

@@ -22,7 +22,7 @@ def put_back(draft: Draft) -> None:
         for value in graph.initializers.values():
             if isinstance(value.const_value, Computed):
                 computed[id(origin(value))].append(value)
-            else:
+            elif graph is draft.model.graph:  # what every graph inside sees
                 stored.setdefault(id(value.const_value), value)
     for key, values in computed.items():
         first = origin(values[0])

@@ -33,7 +33,7 @@ Numbers = np.ndarray[Any, Any]
 
 def round_value(draft: Draft, value: ir.Value, activation: Activation) -> None:
     """Round `value` for all that read it."""
-    first, rounded = _pair(draft, value, activation, value.dtype or ir.DataType.FLOAT)
+    first, rounded = _pair(draft, value, activation, value.dtype or draft.dtype)
     draft.put_after(value, [first, rounded])
     draft.replace(value, rounded.outputs[0], but=first)
     draft.given[id(rounded.outputs[0])] = activation
@@ -97,10 +97,18 @@ def _pair(
         zero = element.stored(np.asarray(0 if activation.zero_point is None else to_numpy(activation.zero_point)))
     numbers = {"scale": scale, "zero_point": zero.reshape(())}
     own = [draft.constant(f"{value.name}/{part}", array, near=near) for part, array in numbers.items()]
-    maker = value.producer()
-    source = maker.inputs[0] if maker is not None and absorbs(activation, maker, draft.runtime) else value
-    first = draft.node("QuantizeLinear", [source, *own], f"{value.name}/codes")
+    first = draft.node("QuantizeLinear", [_source(draft, value, activation), *own], f"{value.name}/codes")
     return first, draft.node("DequantizeLinear", [first.outputs[0], *own], f"{value.name}/rounded")
+
+
+def _source(draft: Draft, value: ir.Value, activation: Activation) -> ir.Value:
+    """Return what is rounded in the place of `value`: what goes into a Relu, unless it is rounded itself.
+
+    onnxruntime makes one pair of two that follow one another.
+    """
+    maker = value.producer()
+    before = maker.inputs[0] if maker is not None and absorbs(activation, maker, draft.runtime) else None
+    return value if before is None or id(before) in draft.given else before
 
 
 def _key(activation: Activation) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ _SEVEN = Int(7, narrow=True)
 class Choice:
     """Which weights a layer gets on a processor that saturates."""
 
-    #: As they are; in 7 bits; or stored as uint8, which takes about 1.4 times as long and is exact.
+    #: As they are; in 7 bits; or stored as uint8, which is exact and slower.
     weights: Literal["plain", "7 bits", "uint8"]
     #: Pairs of weights that can be cut off.
     pairs: int

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.onnx.bias import put_rounded
 from fewbit.checkpoints.onnx.draft import Draft, values_of
 from fewbit.checkpoints.onnx.dynamic import write_dynamic
 from fewbit.checkpoints.onnx.element_type import AXIS, BLOCKS, HALF_SCALES, element_type
@@ -102,10 +103,11 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None
     draft = _draft(model, runtime, frozenset(unsigned), _opset(model, quantized, runtime))
     for value, activation in _roundings(model, draft).items():
         round_value(draft, draft.values[value], activation)
-    forms = {
-        name: _WRITERS[form_of(quantized[name], runtime)](draft, draft.layers[name], rounded)
-        for name, rounded in model.layers.items()
-    }
+    forms = {}
+    for name, rounded in model.layers.items():
+        if rounded.bias is not None:
+            put_rounded(draft, draft.layers[name], rounded.bias)
+        forms[name] = _WRITERS[form_of(quantized[name], runtime)](draft, draft.layers[name], rounded)
     _clean(draft.model)
     put_back(draft)
     draft.notes += [*_grown_notes(draft.grown), *_level_notes(forms), *_unsigned_notes(unsigned)]
@@ -125,11 +127,13 @@ def _draft(model: OnnxModel, runtime: Runtime, unsigned: frozenset[str], opset: 
     # The converter of operator sets keeps the names of values and forgets those of modules.
     found = {str(own.output.name): own for own in find_layers(graph)}
     layers = {name: replace(found[str(own.output.name)], layer=own.layer) for name, own in model.found.items()}
-    return Draft(graph, layers, runtime, values_of(graph), unsigned=unsigned)
+    weights = [model.found[name].weight.dtype for name in model.layers]
+    dtype = next((kind for kind in weights if kind is not None), ir.DataType.FLOAT)
+    return Draft(graph, layers, runtime, dtype, values_of(graph), unsigned=unsigned)
 
 
 def _roundings(model: OnnxModel, draft: Draft) -> dict[str, Activation]:
-    """Return how values are rounded, by name: as outputs of layers, or for their own sake."""
+    """Return how values are rounded, by name in the order of the graph: as outputs of layers, or for their own sake."""
     lost = [name for name in model.values if name not in draft.values]
     if lost:
         raise CheckpointError(f"the graph of {model.path} has no value {lost[0]!r} to round; leave it out of `values`")
@@ -138,7 +142,8 @@ def _roundings(model: OnnxModel, draft: Draft) -> dict[str, Activation]:
         for name, rounded in model.layers.items()
         if rounded.activations.output is not None
     }
-    return {**model.values, **outputs}
+    rounded = {**model.values, **outputs}
+    return {name: rounded[name] for name in draft.values if name in rounded}
 
 
 def _opset(model: OnnxModel, quantized: Mapping[str, QuantizedLayer], runtime: Runtime) -> int:
