@@ -53,11 +53,6 @@ class CompressedTensors(Streamed):
         """The word for it in `to=`."""
         return "compressed-tensors"
 
-    @property
-    def keeps_layers(self) -> bool:
-        """The architecture is that of `config.json`."""
-        return True
-
     def problem(self, quantized: QuantizedLayer) -> str | None:
         """Return why this layout cannot hold a layer under its schemes, or `None`."""
         layer, scheme = quantized.layer, quantized.scheme

@@ -18,6 +18,11 @@ class Streamed(ABC):
     def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> Writer:
         """Start writing a checkpoint that will hold exactly what `manifest` says."""
 
+    @property
+    def keeps_layers(self) -> bool:
+        """The architecture stands elsewhere, and every tensor has its name there."""
+        return True
+
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return the layer as it is: what cannot be held is a problem."""
         return quantized

@@ -5,15 +5,15 @@ The ranges are those of the quantized layers' outputs, before any value between 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fewbit.activation import Activation
 from fewbit.checkpoints.onnx.writer import described
 from fewbit.errors import CalibrationError
 from fewbit.interfaces import frontend_of
-from fewbit.onnx_graph.live import OnnxModel
+from fewbit.onnx_graph.live import OnnxModel, Rounded
 from fewbit.onnx_graph.placement import Placement, place
 from fewbit.runtimes.runtime import Runtime
 
@@ -24,13 +24,16 @@ class Between:
 
     model: OnnxModel
     values: Mapping[str, Activation]
+    #: The installed layers that read one of them, with that rounding as their input's.
+    readers: Mapping[str, Rounded]
 
     def install(self) -> None:
-        """Round them."""
+        """Round them; the layers are installed already."""
         self.model.values.update(self.values)
+        self.model.layers.update(self.readers)
 
     def restore(self) -> None:
-        """Leave them as they are."""
+        """Leave them as they are; layers are given back by those who installed them."""
         for name in self.values:
             self.model.values.pop(name, None)
 
@@ -50,7 +53,16 @@ def between(model: OnnxModel, runtime: Runtime, batches: Sequence[Any]) -> Betwe
             f"{runtime.name} needs ranges of {len(placement.values)} values between layers, and there is no "
             "calibration data; give calibration=[batch, ...] to fewbit.quantize"
         )
-    return Between(model, _activations(placement, _seen(model, placement, batches)))
+    values = _activations(placement, _seen(model, placement, batches))
+    return Between(model, values, dict(_readers(model, values)))
+
+
+def _readers(model: OnnxModel, values: Mapping[str, Activation]) -> Iterator[tuple[str, Rounded]]:
+    for name, rounded in model.layers.items():
+        given = values.get(str(model.found[name].data.name))
+        if given is not None and rounded.activations.input is not None:
+            # An int32 bias counts in the scale of the input; the writer makes its own where the runtime wants one.
+            yield name, replace(rounded, activations=replace(rounded.activations, input=given), bias=None)
 
 
 def _seen(model: OnnxModel, placement: Placement, batches: Sequence[Any]) -> dict[str, Any]:

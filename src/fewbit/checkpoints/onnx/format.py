@@ -20,7 +20,7 @@ from fewbit.interfaces import Content, Layer, QuantizedLayer, StoredTensor
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.runtimes.migraphx import MIGRAPHX
 from fewbit.runtimes.openvino import OPENVINO
-from fewbit.runtimes.ort_cpu import ORT_CPU, without_vnni
+from fewbit.runtimes.ort_cpu import on_processor
 from fewbit.runtimes.processor import processor_flags
 from fewbit.runtimes.runtime import Runtime
 from fewbit.runtimes.tensorrt import TENSORRT
@@ -79,15 +79,15 @@ class OnnxFile:
         """
         batches = content.batches
         graph: OnnxModel = content.frontend.graph(content.model, batches[0] if batches else None)
-        added = None if graph.values else self.between(graph, batches)
+        layers, values = dict(graph.layers), dict(graph.values)
+        added = None if values else self.between(graph, batches)
         if added is not None:
             added.install()
         try:
             written = write(graph, self.runtime, path, overwrite=overwrite)
             found = fusion(graph, self.runtime, path) if self.runtime.name == "ort-cpu" else None
         finally:
-            if added is not None:
-                added.restore()
+            graph.layers, graph.values = layers, values
         for text in found.warnings if found else ():
             warnings.warn(text, FewbitWarning, stacklevel=4)
         if content.report is not None:
@@ -122,7 +122,7 @@ def _runs(name: str, written: Written, found: Fusion | None) -> dict[str, Any]:
 
 def ort_cpu() -> OnnxFile:
     """Return the target for onnxruntime on this processor."""
-    return OnnxFile(without_vnni(ORT_CPU, processor_flags()))
+    return OnnxFile(on_processor(processor_flags()))
 
 
 def tensorrt() -> OnnxFile:
