@@ -2,6 +2,7 @@
 
 P is the histogram of |x| cut at a threshold, with what lies beyond added to its last bin; Q is the cut histogram merged
 into one bin a level and spread again over the bins that held anything. The threshold with the least KL(P || Q) wins.
+The spike of zeros behind a ReLU has no say: every grid has 0 among its levels.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def _best(counts: Array, stride: int, levels: int) -> Array:
     """Return after how many bins each row is best cut, (rows, 1)."""
     xp = array_namespace(counts)
     bins = counts.shape[1]
+    # What lies at 0 costs nothing at any threshold; left in, a spike would draw the threshold to where it is alone.
+    counts = xp.concat([xp.minimum(counts[:, :1], counts[:, 1:2]), counts[:, 1:]], axis=1)
     start = (xp.zeros_like(counts[:, :1]) + bins, _divergence(counts, bins, levels))
 
     def narrower(index: Any, best: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -125,6 +128,7 @@ def _divergence(counts: Array, kept: Any, levels: int) -> Array:
     inside = xp.where(number < kept, counts, xp.zeros_like(counts))
     total = tree_sum(counts, (1,))
     beyond = total - tree_sum(inside, (1,))
+    total = xp.where(total > 0.0, total, xp.ones_like(total))  # of nothing but zeros
     p = (inside + xp.where(number == kept - 1, beyond, xp.zeros_like(beyond))) / total
     # Level i covers the bins [i * kept / levels, (i + 1) * kept / levels); each bin belongs to one level.
     starts = _range(levels + 1, counts) * kept // levels
