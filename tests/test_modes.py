@@ -47,6 +47,7 @@ WEIGHT_ONLY = list(itertools.product(
     ["int8", "int4", "int2", "e4m3", "nf4"], ["tensor", "channel", "g8"],
     ["Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose", "Embedding"],
 ))  # fmt: skip
+CASTS = list(itertools.product(["fp16", "bf16"], ["weight", "weight and input", "weight and output"], LAYERS))
 DYNAMIC = list(itertools.product(["int8", "int8 sym", "e4m3"], ["tensor", "token"], ["Linear", "Conv2d"]))
 STATIC = list(itertools.product(
     ["int8 sym", "int8 asym", "e4m3", "int16 sym"], ["tensor", "channel"],
@@ -78,6 +79,26 @@ def test_weights_alone(number_format, granularity, layer):
     result, reference, data = quantized(layer, f"{number_format} {granularity}")
     with torch.no_grad():
         agree(result.model(data[0]), reference(data[0]))
+
+
+@pytest.mark.parametrize(("cast", "what", "layer"), CASTS)
+def test_casts(cast, what, layer):
+    if layer == "Embedding" and what == "weight and input":
+        what = "weight"  # indices are no numbers
+    given, output = (cast if name in what else None for name in ("input", "output"))
+    result, reference, data = quantized(layer, cast, given, output)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[cast]
+    with torch.no_grad():
+        expected = reference(data[0].to(dtype).float() if given else data[0])
+        found = result.model(data[0])
+    if output:
+        # Sums in another order may lie across the middle of two numbers: all but a few are equal.
+        assert (found != expected.to(dtype).float()).float().mean() < 0.01
+    elif given:
+        # Where the processor multiplies in 16 bits the sum is rounded to them: half a step of the type.
+        torch.testing.assert_close(found, expected, rtol=torch.finfo(dtype).eps, atol=1e-3 * float(expected.std()))
+    else:
+        agree(found, expected)
 
 
 @pytest.mark.parametrize(("number_format", "granularity", "layer"), DYNAMIC)
@@ -257,6 +278,9 @@ REFUSED = {
     "weights in groups that do not divide": ("Linear", "int8 g5", None, "in_features 32 is not a multiple of group"),
     "asymmetric floats": ("Linear", "e4m3 asym", None, "takes no zero point"),
     "asymmetric codebooks as inputs": ("Linear", "int8", "nf4 asym", "takes no zero point"),
+    "casts in groups": ("Linear", "fp16 g8", None, "fp16 is a whole scheme and takes no further word; drop 'g8'"),
+    "static casts": ("Linear", "fp16", "fp16 static", "fp16 is a whole scheme and takes no further word"),
+    "cast indices": ("Embedding", "fp16", "fp16", "the input of an embedding is indices"),
     "dynamic channels": ("Linear", "int8", "int8 channel", "channel"),
 }
 

@@ -41,7 +41,11 @@ def cnn(onnx_model, tmp_path):
 
 
 #: Least SQNR in dB of the output: by 8 bits about 40, by 4 bits about 20, by the 3 bits of e4m3's mantissa about 25.
-LEAST = {"w8a16": 35, "w8a8": 35, "w8a8-static": 32, "w4a16": 14, "w4a8": 14, "fp8a16": 22, "fp8": 20, "fp8-static": 20}
+#: Casts have 11 and 8 bits of mantissa, the first of them unsaid.
+LEAST = {
+    "w8a16": 35, "w8a8": 35, "w8a8-static": 32, "w4a16": 14, "w4a8": 14, "fp8a16": 22, "fp8": 20, "fp8-static": 20,
+    "fp16": 60, "bf16": 45,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", LEAST)
@@ -81,6 +85,22 @@ def test_a_model_in_memory_is_quantized_and_left_as_it_is(onnx_model):
         assert result.report.output_sqnr > LEAST["w8a8-static"]
         assert result.plan.model == "main"
     assert proto.SerializeToString() == before
+
+
+def test_layers_that_a_cast_would_overflow_stay_float(onnx_model):
+    numbers = {**SHAPES, "conv2.weight": np.full((16, 1, 3, 3), 7e4, np.float32)}
+    with_bias = {**SHAPES, "fc.bias": np.full(10, 1e5, np.float32)}
+    plan = fb.plan(onnx_model(CNN, numbers), "fp16")
+    assert [row.overflow for row in plan.rows] == [None, "its weights reach 70,000, and fp16 ends at 65,504", None]
+    result = fb.quantize(onnx_model(CNN, with_bias), "fp16", evaluation=images())
+    assert [layer.becomes for layer in result.report.layers] == ["fp16, input fp16"] * 2 + ["float"]
+    assert "its outputs reach 100,00" in result.report.layers[2].overflow
+    loud = fb.quantize(onnx_model(CNN, SHAPES), "fp16", evaluation=[1e5 * image for image in images()])
+    assert "its inputs reach " in loud.report.layers[0].overflow
+    infinite = images()
+    infinite[0][0, 0, 0, 0] = np.inf
+    with pytest.raises(NonFiniteError, match="conv1: its input holds NaN or infinity before quantization"):
+        fb.quantize(onnx_model(CNN, SHAPES), "fp16", evaluation=infinite)
 
 
 LINEAR = '(float[n, 64] x) => (float[n, 32] y) { y = MatMul(x, "l.weight") }'

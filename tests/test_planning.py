@@ -339,8 +339,8 @@ def test_a_preset_keeps_convolutions_that_the_file_cannot_hold_and_says_so():
     free, bound = fb.plan(model, "w8a16"), fb.plan(model, "w8a16", to="compressed-tensors")
     assert [row.becomes for row in free.rows] == ["int8 channel", "int8 channel"]
     assert [row.becomes for row in bound.rows] == ["float", "int8 channel"]
-    assert bound.adaptations == ("0: kept float, compressed-tensors holds no such convolutions",)
-    assert bound.rows[0].notes == ("kept: compressed-tensors holds no such convolutions",)
+    assert bound.adaptations == ("0: kept float, compressed-tensors holds no Conv2d",)
+    assert bound.rows[0].notes == ("kept: compressed-tensors holds no Conv2d",)
     assert not bound.problems
     explicit = fb.plan(model, fb.Recipe([fb.Rule(".*", weight="int8")]), to="compressed-tensors")
     assert explicit.problems[0].startswith("0: transformers runs compressed-tensors weights of Linear modules only")

@@ -23,11 +23,13 @@ MEANING = {
     "w4a8": (4, 128, True),
     "fp8": (8, None, True),
     "fp8-static": (8, None, True),
+    "fp16": (16, None, True),
+    "bf16": (16, None, True),
 }
 #: What it writes about inputs.
 INPUTS = {
     "w8a8": "int8 token asym", "w8a8-static": "int8 tensor asym static", "w4a8": "int8 token asym",
-    "fp8": "e4m3 token", "fp8-static": "e4m3 tensor static",
+    "fp8": "e4m3 token", "fp8-static": "e4m3 tensor static", "fp16": "fp16", "bf16": "bf16",
 }  # fmt: skip
 
 
@@ -46,8 +48,10 @@ def test_a_preset_means_what_its_name_says(name):
     bits, size, symmetric = MEANING[name]
     assert scheme.format.bits == bits
     assert getattr(scheme.granularity, "size", None) == size
-    # The one that is per tensor throughout is vLLM's FP8.
-    assert scheme.granularity.name == (f"g{size}" if size else "tensor" if name == "fp8-static" else "channel")
+    # The one that is per tensor throughout is vLLM's FP8; casts have no scale to share.
+    whole = name == "fp8-static" or bits == 16
+    assert scheme.granularity.name == (f"g{size}" if size else "tensor" if whole else "channel")
+    assert scheme.scaled is (bits < 16)
     assert scheme.symmetric is symmetric
     assert (scheme.format.name == "e4m3") is name.startswith("fp8")
 
@@ -88,7 +92,7 @@ def test_a_preset_of_a_later_version_says_so_and_names_those_of_this_one(name):
 
 def test_a_misspelled_preset_is_answered_with_the_right_one():
     with pytest.raises(
-        RecipeError, match="unknown preset 'w4a61'; did you mean 'w4a16'\\? known: fp8, fp8-static, fp8a16"
+        RecipeError, match="unknown preset 'w4a61'; did you mean 'w4a16'\\? known: bf16, fp16, fp8, fp8-static, "
     ):
         preset("w4a61")
 

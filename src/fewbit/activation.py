@@ -1,6 +1,7 @@
 """How the input or output of a layer is rounded: each time by its own range, or by one that calibration has fixed.
 
-Dynamic: x' = quantize(x).dequantize(). Static: x' = (clip(round(x / s) + z) - z) s with s, z from a statistic.
+Dynamic: x' = quantize(x).dequantize(); a cast needs no range at all. Static: x' = (clip(round(x / s) + z) - z) s with
+s, z from a statistic.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Activation:
 
     def rounded(self, values: Array) -> Array:
         """Return the float32 values that the codes of `values` stand for; a static NaN is not found here."""
+        if not self.scheme.scaled:
+            return self.scheme.format.round(values)
         if self.scale is None:
             # Without numbers there is no range, and nothing to round.
             return quantize(values, self.scheme).dequantize() if prod(values.shape) else to_float32(values)

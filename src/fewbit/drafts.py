@@ -60,14 +60,14 @@ def draft_of(layer: Layer, recipe: Recipe) -> Draft:
 
 def without_convolutions(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:
     """Keep the convolutions that `target` has no layout for, such as the patches of a ViT; return what to say of it."""
-    kept = []
+    kept: dict[str, list[str]] = {}
     for draft in drafts:
         convolution = draft.scheme and draft.layer.kind == "conv"
         if target and convolution and target.problem(draft.quantized(storage_type)):
             draft.scheme = None
-            draft.notes.append(f"kept: {target.name} holds no such convolutions")
-            kept.append(draft.layer.name)
-    return [f"{several(kept)}: kept float, {target.name} holds no such convolutions"] if kept and target else []
+            draft.notes.append(f"kept: {target.name} holds no {draft.layer.module_class}")
+            kept.setdefault(draft.layer.module_class, []).append(draft.layer.name)
+    return [f"{several(names)}: kept float, {target.name} holds no {kind}" for kind, names in kept.items() if target]
 
 
 def fitted_to(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:

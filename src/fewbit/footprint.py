@@ -23,6 +23,8 @@ def _canonical_tensors(shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredTe
     """Return the parts that a state_dict holds for a weight of `shape`."""
     scales = scale_shape(shape, scheme)
     codes = StoredTensor("codes", "uint8", (*shape[:-1], packed_length(shape[-1], scheme.format.bits)))
+    if not scheme.scaled:
+        return (codes,)
     if scheme.scale_scheme is not None:
         stored = (codes, *_canonical_tensors(scales, scheme.scale_scheme))
     else:

@@ -256,6 +256,14 @@ class Frontend(Protocol):
     def bias(self, model: Any, layer: Layer) -> Array:
         """Return the bias of a `layer` that has one, (out,)."""
 
+    def largest_weight(self, model: Any, layer: Layer) -> float | None:
+        """Return the largest magnitude of the weight of `layer`; `None` of a model without numbers."""
+
+    def largest_activations(
+        self, model: Any, layers: Sequence[Layer], batches: Sequence[Any]
+    ) -> Mapping[str, tuple[float, float]]:
+        """Return the largest magnitudes of the float inputs and outputs of `layers`, of those that a batch reaches."""
+
     def replacement(
         self,
         model: Any,

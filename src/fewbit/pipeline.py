@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.peak_memory import peak_memory
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
+from fewbit.hints import hints_of
 from fewbit.interfaces import Forms, Frontend, Progress, Silent, Source, Switch, frontend_of, target_of
-from fewbit.planning import Plan, PlanRow, resolve
+from fewbit.overflow import needs_check, without_large_activations, without_large_weights
+from fewbit.planning import Plan, resolve
 from fewbit.presets import parse_recipe
-from fewbit.problems import several
 from fewbit.recipe import Recipe, Rule
 from fewbit.reporting import remarks_of, report_of
 from fewbit.result import Result
@@ -77,7 +78,9 @@ def plan(
 
     """
     source = _float_source(model)
-    return _plan(source, source.skeleton(), parse_recipe(recipe), to=to, dtype=dtype, batch=batch)
+    skeleton = source.skeleton()
+    made = _plan(source, skeleton, parse_recipe(recipe), to=to, dtype=dtype, batch=batch)
+    return _checked(made, frontend_of(source.framework), skeleton)
 
 
 def quantize(
@@ -99,7 +102,8 @@ def quantize(
         dtype: type of floats and scales in files, see `plan`; float numbers of the model are rounded to it.
         calibration: data for algorithms that need it (`gptq`): batches as for `evaluation`, the path of a text file,
             `self` (a language model writes its own text, what happens by default) or a `Calibration`.
-        evaluation: batches to measure quality on; without them only weights are measured.
+        evaluation: batches to measure quality on; without them only weights are measured. Casts are checked for
+            overflow on both.
         options: device, seed, progress.
 
     Raises:
@@ -126,14 +130,14 @@ def quantize(
             live = frontend.place(live, options.device)
     sample = first_batch(live, given, asked.batches if asked else ()) if parsed.names_products else None
     planned = partial(_plan, source, live, parsed, to=to, dtype=dtype, batch=sample)
-    made = planned()
+    made = _checked(planned(), frontend, live)
     made.require_sound()
     kept = {tensor.name for tensor in made.manifest({}, {}).floats}
     frontend.require_finite(live, [quantized.layer for quantized in made.quantized], kept, made.storage_type)
     if asked is not None:
         require_known(asked.batches, live, what="evaluation")
     data = Data()
-    if needs_data(made) or (given and parsed.transforms):
+    if needs_data(made) or (given and (parsed.transforms or needs_check(made))):
         given = given or _default_calibration(live)
         with clock.phase("calibration data"):
             batches = given.batches(live, source, seed=options.seed, progress=options.progress)
@@ -141,8 +145,11 @@ def quantize(
     shown = data.batches or (asked.batches if asked else ())
     with _transformed(live, parsed, frontend, shown, made.target) as sentences:
         if sentences:
-            made = planned()
-            kept = {tensor.name for tensor in made.manifest({}, {}).floats}
+            made = _checked(planned(), frontend, live)
+        with clock.phase("check") if needs_check(made) else nullcontext():
+            both = (*data.batches, *(asked.batches if asked else ()))
+            made, unchecked = without_large_activations(made, frontend, live, both)
+        kept = {tensor.name for tensor in made.manifest({}, {}).floats}
         with clock.phase("solve"):
             solved = solve(live, made, frontend, data, options.progress)
             layers = [done.replacement for done in solved.values()]
@@ -158,7 +165,7 @@ def quantize(
     idle = given is not None and not data.batches and not (given.holds_batches and parsed.names_products)
     report = replace(
         report_of(made, solved, measured, frontend, live),
-        remarks=(*sentences, *remarks_of(changed, solved, made, idle=idle)),
+        remarks=(*sentences, *unchecked, *remarks_of(changed, solved, made, idle=idle)),
         seed=options.seed,
         command=options.command,
         text=asked.name if asked else None,
@@ -232,7 +239,9 @@ def load(path: str | Path, *, into: Any = None) -> Result:
         Rule("|".join(re.escape(name) for name in names), weight=scheme, input=given)
         for (scheme, given), names in alike.items()
     ]
-    made = _plan(source, source.skeleton(), Recipe(rules, name=path.name), to=None, dtype="auto")
+    recipe, model = Recipe(rules, name=path.name), source.skeleton()
+    made = _plan(source, model, recipe, to=None, dtype="auto")
+    made = replace(made, hints=hints_of(made, frontend_of(source.framework), model))
     return Result(model=source.load(), plan=made, report=None, source=source)
 
 
@@ -281,24 +290,15 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
         storage_type=storage_type,
         target=target,
     )
-    wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, _quantized(made), strict=True)]
-    problems = (*made.problems, *frontend.problems(model, wanted, storage_type))
-    return replace(made, hints=_hints(made, frontend, model), problems=problems)
+    quantized = [row for row in made.rows if row.scheme]
+    wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
+    return replace(made, problems=(*made.problems, *frontend.problems(model, wanted, storage_type)))
 
 
-def _quantized(made: Plan) -> list[PlanRow]:
-    return [row for row in made.rows if row.scheme]
-
-
-def _hints(made: Plan, frontend: Frontend, model: Any) -> tuple[str, ...]:
-    """Return why layers whose inputs are rounded gain no speed on this machine."""
-    slow: dict[str, list[str]] = {}
-    for row in made.rows:
-        if row.input:
-            found = frontend.execution(model, row.layer, row.scheme, row.input)
-            if not found.fast:
-                slow.setdefault(str(found), []).append(row.layer.name)
-    return tuple(f"{several(names)}: {text}" for text, names in slow.items())
+def _checked(made: Plan, frontend: Frontend, model: Any) -> Plan:
+    """Return the plan with what the numbers of `model` and the machine at hand have to say to it."""
+    made = without_large_weights(made, frontend, model)
+    return replace(made, hints=(*made.hints, *hints_of(made, frontend, model)))
 
 
 class _Clock:

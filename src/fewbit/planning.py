@@ -14,6 +14,7 @@ from fewbit.algorithms import Algorithm
 from fewbit.drafts import Draft, adapted, draft_of, fitted_to, without_convolutions
 from fewbit.errors import PlanError
 from fewbit.footprint import quantized_tensors
+from fewbit.formats.cast import Cast
 from fewbit.integer_bias import BiasType
 from fewbit.interfaces import (
     BYTES,
@@ -28,6 +29,9 @@ from fewbit.problems import idle_rules, nothing_quantized, several
 from fewbit.recipe import Recipe
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
+
+#: The note of a layer that no longer shares its weight.
+UNTIED = "untied: stored on its own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,8 @@ class PlanRow:
     bias: BiasType = "float"
     #: Why it is kept, what it is tied to.
     notes: tuple[str, ...] = ()
+    #: What would overflow the cast that its rule names, for which it is kept; `None`: nothing that is known.
+    overflow: str | None = None
 
     @property
     def becomes(self) -> str:
@@ -78,7 +84,7 @@ class Plan:
     rows: tuple[PlanRow, ...]
     #: Stored tensors that are no layer's weight: norms, float biases, buffers.
     rest: tuple[StoredTensor, ...]
-    #: What was changed to make the recipe fit; empty for explicit rules.
+    #: What was changed to make the recipe fit; of explicit rules only the layers that a cast would overflow.
     adaptations: tuple[str, ...] = ()
     #: What would run faster on the machine at hand, under another scheme.
     hints: tuple[str, ...] = ()
@@ -113,6 +119,17 @@ class Plan:
         return tuple(row for row in self.rows if row.input and row.layer.kind == "attention")
 
     @property
+    def cast_types(self) -> set[str]:
+        """The types of the weights that are cast."""
+        return {row.scheme.format.dtype for row in self.rows if row.scheme and isinstance(row.scheme.format, Cast)}
+
+    @property
+    def runtime_type(self) -> ScaleType:
+        """The type that loads every number of a file as it is, and overflows nowhere; `storage_type` where it does."""
+        mixed = self.cast_types - {self.storage_type} or any(row.overflow for row in self.rows)
+        return "float32" if mixed else self.storage_type
+
+    @property
     def unties(self) -> bool:
         """Whether a weight that layers shared is stored more than once, or no longer shared, afterwards."""
         return any(row.scheme and row.layer.tied for row in self.rows)
@@ -126,7 +143,7 @@ class Plan:
         """Return what a checkpoint of this plan will hold."""
         configuration = dict(configuration)
         if configuration:
-            configuration["dtype"] = self.storage_type
+            configuration["dtype"] = self.runtime_type
             if self.unties and configuration.get("tie_word_embeddings"):
                 configuration["tie_word_embeddings"] = False
         kept = [row for row in self.rows if not row.scheme and row.layer.kind != "attention"]
@@ -230,7 +247,7 @@ def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -
         if quantized is not None:
             before += layer.shape[0] * BYTES[storage_type] if quantized.bias != "float" else 0
             after = sum(tensor.nbytes for tensor in quantized_tensors(quantized, storage_type, target))
-            notes += ["untied: stored on its own"] if layer.tied else []
+            notes += [UNTIED] if layer.tied else []
         else:
             after = 0 if counted_after & set(layer.tied) else whole
             counted_after.add(layer.name)

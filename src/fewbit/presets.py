@@ -29,13 +29,13 @@ PRESETS: dict[str, tuple[str, str | None]] = {
     "w4a8": ("int4 g128", "int8 token asym"),
     "fp8": ("e4m3 channel", "e4m3 token"),
     "fp8-static": ("e4m3 tensor", "e4m3 tensor static"),
+    "fp16": ("fp16", "fp16"),
+    "bf16": ("bf16", "bf16"),
 }
 #: How their codes are found.
 ALGORITHMS: dict[str, Algorithm] = dict.fromkeys(("w4a16", "w4a16-asym", "w3a16", "w2a16", "w4a8"), Gptq())
 #: Presets of the design that this version does not have.
 LATER = [
-    "bf16",
-    "fp16",
     "iq4_xs",
     "mxfp4",
     "mxfp4a16",

@@ -35,9 +35,10 @@ class QTensor:
     `scale.shape == counts(codes.shape, scheme.granularity.box(codes.shape))`, likewise `zero_point`.
     """
 
-    #: int8 or uint8, in the shape of the original.
+    #: int8 or uint8, of 16 bits where the format has more than 8, in the shape of the original.
     codes: Array
-    #: float32 values, each exact in `scheme.scale_type` (or normal in float32 only, see `quantize`), or a QTensor.
+    #: float32 values, each exact in `scheme.scale_type` (or normal in float32 only, see `quantize`), or a QTensor. That
+    #: of a cast is 1 and never stored.
     scale: Array | QTensor
     #: Codes that stand for 0, of the type of `codes`; float32 when they may lie between codes; `None` when symmetric.
     zero_point: Array | None
@@ -55,6 +56,8 @@ class QTensor:
 
     def dequantize(self) -> Array:
         """Return the float32 values that the codes stand for."""
+        if not self.scheme.scaled:
+            return self.scheme.format.decode(self.codes)
         box = self.scheme.granularity.box(self.shape)
         values = self.scheme.format.decode(split(self.codes, box))
         if self.zero_point is not None:
@@ -117,6 +120,11 @@ def scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
     return counts(shape, scheme.granularity.box(shape))
 
 
+def unit_scale(shape: tuple[int, ...], like: Array) -> Array:
+    """Return the scale of a cast of a tensor of `shape`, in the framework and on the device of `like`."""
+    return array_namespace(like).reshape(constants_like([1.0], "float32", like), (1,) * len(shape))
+
+
 def _parameters(weight: Array, scheme: Scheme, importance: Array | None) -> tuple[Array, Array | QTensor, Array | None]:
     """Return the final scale and the zero point, ready to broadcast to boxes; between them, what is stored."""
     xp = array_namespace(weight)
@@ -124,6 +132,9 @@ def _parameters(weight: Array, scheme: Scheme, importance: Array | None) -> tupl
     if not prod(shape):
         raise SchemeError(f"a tensor of shape {shape} holds no numbers to quantize; keep it")
     box = scheme.granularity.box(shape)
+    if not scheme.scaled:
+        one = unit_scale(shape, weight)
+        return beside_boxes(one), one, None
     if importance is not None:
         importance = xp.broadcast_to(xp.astype(importance, xp.float32), shape)
     bounds = [

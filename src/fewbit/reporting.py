@@ -57,6 +57,7 @@ def _layer_report(row: PlanRow, done: Solved | None, measured: Measured, runs: E
         kernel=str(runs) if runs else None,
         fast=runs is None or runs.fast,
         notes=row.notes,
+        overflow=row.overflow,
         remarks=_fallbacks(done) if done else (),
         histogram=done.histogram if done else None,
     )

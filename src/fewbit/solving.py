@@ -33,8 +33,8 @@ class Solved:
     weight_sqnr: float
     #: SQNR in dB that a tenth of its rows stays below, and the one that a tenth goes above; `None` without any weight.
     row_sqnr: tuple[float, float] | None
-    #: How the float weights lie on the levels.
-    histogram: LevelHistogram
+    #: How the float weights lie on the levels; `None` for a cast, whose levels are as many as floats of 16 bits.
+    histogram: LevelHistogram | None
     #: SQNR in dB of the layer's output on the calibration data, rounded to nearest and as solved.
     nearest_sqnr: float | None = None
     solved_sqnr: float | None = None
@@ -148,7 +148,7 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
         replacement=frontend.replacement(model, row.layer, solution.qtensor, activations, rounded),
         weight_sqnr=left.sqnr,
         row_sqnr=left.rows,
-        histogram=level_histogram(weight, solution.qtensor),
+        histogram=level_histogram(weight, solution.qtensor) if row.scheme.scaled else None,
         nearest_sqnr=nearest,
         solved_sqnr=best,
         damping=solution.damping,

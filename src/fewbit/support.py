@@ -16,8 +16,7 @@ from fewbit.formats.integer import Int
 from fewbit.interfaces import CHECKPOINTS, Layer, QuantizedLayer, checkpoint_format
 from fewbit.presets import PRESETS
 from fewbit.ranges import RANGES
-from fewbit.schemes.block_formats import BLOCK_FORMATS
-from fewbit.schemes.notation import parse_scheme
+from fewbit.schemes.notation import WHOLE, parse_scheme
 from fewbit.schemes.scheme import Scheme
 
 #: Plain types of the frameworks, listed beside fewbit's formats for comparison.
@@ -72,7 +71,7 @@ def formats() -> list[FormatRow]:
 @lru_cache
 def schemes() -> tuple[SchemeRow, ...]:
     """Return every format of the catalogue under every granularity, and the whole schemes, each tried on a weight."""
-    texts = [f"{form} {granularity}" for form in FORMATS for granularity in _GRANULARITIES] + list(BLOCK_FORMATS)
+    texts = [f"{form} {granularity}" for form in FORMATS for granularity in _GRANULARITIES] + list(WHOLE)
     rows = []
     for text in texts:
         scheme = _parsed(text) or _parsed(f"{text} asym")

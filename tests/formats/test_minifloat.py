@@ -51,10 +51,15 @@ def test_fields_outside_the_limits_are_refused(exponent, mantissa):
         Float(exponent, mantissa)
 
 
-def test_sixteen_bits_have_no_codes_but_round():
-    with pytest.raises(SchemeError, match=r"^codes have at most 8 bits and e5m10 has 16; use `round`$"):
-        FLOAT16.encode(np.ones(1, np.float32))
-    assert FLOAT16.round(np.array([1 + 2.0**-12], np.float32)).tolist() == [1.0]
+@pytest.mark.parametrize("form", [FLOAT16, Float(4, 5), Float(5, 6, specials="none")], ids=str)
+def test_codes_of_more_than_eight_bits_count_the_levels_up(form):
+    positive = np.array(form.magnitudes, np.float32)
+    codes = form.encode(np.concatenate([positive, -positive[1:]]))
+    assert codes.dtype == np.uint16
+    count = len(positive)
+    sign = 2 ** (form.bits - 1)
+    assert codes.tolist() == [*range(count), *range(sign + 1, sign + count)]
+    assert form.decode(codes).tolist() == [*positive.tolist(), *(-positive[1:]).tolist()]
 
 
 @pytest.mark.parametrize("form", [E4M3, FLOAT16, BFLOAT16], ids=str)

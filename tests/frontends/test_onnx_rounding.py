@@ -22,6 +22,7 @@ DYNAMIC = [
     "int8", "int8 sym", "uint8", "int8 tensor", "int8 tensor sym", "int4", "int8 g8", "int8 g8 sym",
     "e4m3", "e5m2", "e4m3 tensor", "e4m3 g8", "e2m1",
 ]  # fmt: skip
+CASTS = ["fp16", "bf16"]
 
 
 def session_for(activation, place=None, opset=17, dtype=np.float32):
@@ -84,6 +85,20 @@ def test_a_dynamic_rounding_in_a_graph_equals_the_one_in_numpy(notation, opset):
         assert np.array_equal(run(part), activation.rounded(part))
 
 
+@pytest.mark.parametrize("opset", [13, 18, 21])
+@pytest.mark.parametrize("notation", CASTS)
+def test_a_cast_in_a_graph_equals_the_one_in_numpy_and_saturates(notation, opset):
+    activation = Activation(scheme=parse_input_scheme(notation))
+    levels = np.array(activation.scheme.format.levels)
+    middles = (levels[1::7] + levels[:-1:7]) / 2
+    values = np.concatenate([levels[::7], middles, hard_values().ravel(), [1e38, -1e38, np.inf, -np.inf, 65_520.0]])
+    values = values.astype(np.float32)
+    values = values[(np.abs(values) >= 2.0**-126) | (values == 0)][None]  # float32 subnormals are casts' own business
+    found = session_for(activation, opset=opset)(values)
+    assert np.array_equal(found, activation.rounded(values))
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("notation", ["int8", "int8 sym", "e4m3"])
 def test_a_token_of_what_a_convolution_is_given_is_a_sample(notation):
     activation = Activation(scheme=parse_input_scheme(notation).stored_as("float32"))
@@ -113,7 +128,7 @@ def test_a_float16_value_is_rounded_in_float32_and_stays_float16(notation):
 
 
 def test_what_a_graph_cannot_do_has_a_reason_and_all_else_has_none():
-    for notation in itertools.chain(STATIC, DYNAMIC):
+    for notation in itertools.chain(STATIC, DYNAMIC, CASTS):
         assert rounding_problem(parse_input_scheme(notation)) is None
     assert "does not search for its range" in rounding_problem(parse_input_scheme("int8 mse"))
     assert "cannot be rounded to nf4" in rounding_problem(parse_input_scheme("nf4 token"))

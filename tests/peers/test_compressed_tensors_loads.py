@@ -19,7 +19,8 @@ DEFAULT_MODE_FAILS = ("w4a16-asym",)
 # transformers says that our `dequantize=True` is heeded; that is what it is passed for.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
 WEIGHT_ONLY = [name for name, (_, given) in PRESETS.items() if given is None]
-WITH_INPUTS = sorted(set(PRESETS) - set(WEIGHT_ONLY))
+# Casts are plain tensors: test_casts_load.py.
+WITH_INPUTS = sorted(set(PRESETS) - set(WEIGHT_ONLY) - {"fp16", "bf16"})
 #: How much nearer the outputs of both must lie to each other than to those of inputs that are not rounded, in dB. They
 #: differ where an input lies within a rounding of float32 from a tie, in fewer than 1 of 10^4 numbers (see the test of
 #: the rounding alone), and there by a step: a hundredth of the power of rounding leaves room for a few of them. In a

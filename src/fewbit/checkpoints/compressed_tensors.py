@@ -1,6 +1,7 @@
 """The compressed-tensors layout of Hugging Face folders, as vLLM and transformers load it: writer and reader.
 
-Weights, and what rounds the inputs of their layers. Source: compressed-tensors 0.20.
+Weights, and what rounds the inputs of their layers; casts stand beside them as plain tensors. Source:
+compressed-tensors 0.20.
 """
 
 from __future__ import annotations
@@ -15,6 +16,15 @@ from typing import Any, Self
 import numpy as np
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.compressed_tensors_casts import (
+    KEY,
+    cast_problem,
+    decoded_cast,
+    encoded_cast,
+    read_casts,
+    stored_cast,
+    written_casts,
+)
 from fewbit.checkpoints.compressed_tensors_config import require_targets, write_config
 from fewbit.checkpoints.compressed_tensors_form import Form
 from fewbit.checkpoints.compressed_tensors_inputs import (
@@ -56,6 +66,8 @@ class CompressedTensors(Streamed):
     def problem(self, quantized: QuantizedLayer) -> str | None:
         """Return why this layout cannot hold a layer under its schemes, or `None`."""
         layer, scheme = quantized.layer, quantized.scheme
+        if not scheme.scaled:
+            return cast_problem(quantized)
         if layer.module_class != "Linear":
             return (
                 f"transformers runs compressed-tensors weights of Linear modules only, and this one is "
@@ -66,7 +78,7 @@ class CompressedTensors(Streamed):
         if not (whole or scheme.format == E4M3) or not known or scheme.scale_scheme is not None:
             return (
                 f"fewbit's compressed-tensors writer has no layout for '{scheme}'; "
-                "use int1 to int8 or e4m3 by tensor, channel or group"
+                "use int1 to int8 or e4m3 by tensor, channel or group, fp16 or bf16"
             )
         if quantized.output:
             return (
@@ -91,6 +103,8 @@ class CompressedTensors(Streamed):
     def tensors(self, quantized: QuantizedLayer, storage_type: ScaleType) -> tuple[StoredTensor, ...]:
         """Return what stands in the file for a quantized layer."""
         layer = quantized.layer
+        if not quantized.scheme.scaled:
+            return (stored_cast(quantized),)
         weight = stored_parts(layer.name, layer.shape, Form.of(quantized), storage_type)
         return (*weight, *stored_input(layer.name, quantized.input, storage_type))
 
@@ -114,17 +128,23 @@ class CompressedTensors(Streamed):
         """
         path = Path(path)
         configuration = _configuration(path)
-        quantization = configuration.pop("quantization_config")
+        quantization = configuration.pop("quantization_config", None)
         files = files_of(path)
         stored = tuple(tensor for file in files for tensor in stored_tensors(file))
-        forms = read_forms(quantization, {tensor.name: tensor for tensor in stored})
+        by_name = {tensor.name: tensor for tensor in stored}
+        casts = read_casts(configuration, by_name)
+        configuration.pop(KEY, None)
+        forms = read_forms(quantization, by_name) if quantization else {}
+        for name in casts.keys() & forms.keys():
+            raise CheckpointError(f"{name} has a weight_scale, but {KEY} of config.json says that it is a cast")
+        schemes = {name: (form.scheme, form.input) for name, form in forms.items()} | casts
         return Checkpoint(
             path=path,
             configuration=configuration,
-            schemes={name: form.scheme for name, form in forms.items()},
-            inputs={name: form.input for name, form in forms.items() if form.input},
+            schemes={name: scheme for name, (scheme, _) in schemes.items()},
+            inputs={name: given for name, (_, given) in schemes.items() if given},
             stored=stored,
-            tensors=lambda: _read(files, forms),
+            tensors=lambda: _read(files, forms, {name: scheme for name, (scheme, _) in casts.items()}),
         )
 
 
@@ -134,7 +154,7 @@ class FolderWriter:
     def __init__(self, folder: NewFolder, stored: list[StoredTensor], manifest: Manifest) -> None:
         self._folder = folder
         self._manifest = manifest
-        self._forms = {quantized.layer.name: Form.of(quantized) for quantized in manifest.quantized}
+        self._layers = {quantized.layer.name: quantized for quantized in manifest.quantized}
         self._weights = ShardedWriter(folder.path, stored)
 
     def put(self, name: str, value: Array | QTensor | Activation) -> None:
@@ -142,8 +162,10 @@ class FolderWriter:
         storage_type = self._manifest.storage_type
         if isinstance(value, Activation):
             arrays = encoded_input(name, value, storage_type)
+        elif isinstance(value, QTensor) and not value.scheme.scaled:
+            arrays = {"weight": encoded_cast(value, stored_cast(self._layers[name]).shape)}
         elif isinstance(value, QTensor):
-            arrays = encoded(name, value, self._forms[name], storage_type)
+            arrays = encoded(name, value, Form.of(self._layers[name]), storage_type)
         else:
             self._weights.put(name, to_numpy(value))
             return
@@ -153,10 +175,12 @@ class FolderWriter:
     def close(self) -> Path:
         """Write configuration and companions, move the folder to its name, and return it."""
         self._weights.close()
-        configuration = {
-            **self._manifest.configuration,
-            "quantization_config": write_config(self._manifest),
-        }
+        configuration = dict(self._manifest.configuration)
+        quantized = self._manifest.quantized
+        if any(layer.scheme.scaled for layer in quantized):
+            configuration["quantization_config"] = write_config(self._manifest)
+        if casts := written_casts(layer for layer in quantized if not layer.scheme.scaled):
+            configuration[KEY] = casts
         files = {**self._manifest.files, "config.json": (json.dumps(configuration, indent=2) + "\n").encode()}
         for name, content in files.items():
             self._folder.write(name, content)
@@ -178,16 +202,23 @@ def _configuration(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     configuration = read_object(file)
     quantization = configuration.get("quantization_config")
+    if quantization is None and KEY in configuration:
+        return configuration
     if not isinstance(quantization, dict) or quantization.get("quant_method") != "compressed-tensors":
         raise CheckpointError(f"{file} does not describe a compressed-tensors checkpoint")
     return configuration
 
 
-def _read(files: list[Path], forms: Mapping[str, Form]) -> Iterator[tuple[str, Array | QTensor | Activation]]:
+def _read(
+    files: list[Path], forms: Mapping[str, Form], casts: Mapping[str, Scheme]
+) -> Iterator[tuple[str, Array | QTensor | Activation]]:
     waiting: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     for file in files:
         for full_name, array in read_tensors(file):
             name, _, suffix = full_name.rpartition(".")
+            if name in casts and suffix == "weight":
+                yield name, decoded_cast(name, array, casts[name])
+                continue
             if name not in forms or suffix not in (*SUFFIXES, *INPUT_SUFFIXES):
                 yield full_name, array
                 continue

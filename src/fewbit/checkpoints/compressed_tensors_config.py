@@ -23,11 +23,16 @@ VERSION = "0.19.0"
 
 
 def write_config(manifest: Manifest) -> dict[str, Any]:
-    """Return the `quantization_config` of `config.json`: a group for each form, layers by class or by name."""
+    """Return the `quantization_config` of `config.json`: a group for each form, layers by class or by name.
+
+    Casts are no group: to compressed-tensors they are float weights.
+    """
+    scaled = [quantized for quantized in manifest.quantized if quantized.scheme.scaled]
+    plain = [*manifest.kept, *(quantized.layer for quantized in manifest.quantized if not quantized.scheme.scaled)]
     by_form: dict[Form, list[Layer]] = {}
-    for quantized in manifest.quantized:
+    for quantized in scaled:
         by_form.setdefault(Form.of(quantized), []).append(quantized.layer)
-    simple = len(by_form) == 1 and all(q.layer.module_class == "Linear" for q in manifest.quantized)
+    simple = len(by_form) == 1 and all(q.layer.module_class == "Linear" for q in scaled)
     groups = {}
     for number, (form, layers) in enumerate(by_form.items()):
         groups[f"group_{number}"] = {
@@ -44,7 +49,7 @@ def write_config(manifest: Manifest) -> dict[str, Any]:
         "format": words.pop() if len(words) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": [layer.name for layer in manifest.kept if layer.module_class == "Linear"],
+        "ignore": [layer.name for layer in plain if layer.module_class == "Linear"],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }

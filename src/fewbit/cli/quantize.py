@@ -120,6 +120,7 @@ class Run:
         require_free(self.output, overwrite=self.overwrite)
         with terminal.phase("plan"):
             import fewbit as fb
+            from fewbit.overflow import needs_check
             from fewbit.solving import needs_data
 
             made = fb.plan(self.model, self.recipe, to=self.to, dtype=self.dtype)
@@ -132,6 +133,7 @@ class Run:
             terminal.say(f"hint: {hint}")
         terminal.say("")
         evaluation = self._evaluation()
+        own_data = self.calibration.data != "self"
         options = fb.Options(
             device=self.device,
             seed=self.seed,
@@ -143,7 +145,7 @@ class Run:
             self.recipe,
             to=self.to,
             dtype=self.dtype,
-            calibration=self.calibration if needs_data(made) else None,
+            calibration=self.calibration if needs_data(made) or (own_data and needs_check(made)) else None,
             evaluation=evaluation,
             options=options,
         )

@@ -90,6 +90,11 @@ class Float:
         return self.maximum
 
     @property
+    def beyond(self) -> float:
+        """Where a value lies half a step above the largest."""
+        return self.maximum + 2.0 ** (self._lowest + self._binades - 2)
+
+    @property
     def takes_zero_point(self) -> bool:
         """Floats are symmetric."""
         return False
@@ -100,9 +105,7 @@ class Float:
         return self.bias
 
     def encode(self, values: Array, noise: Array | None = None) -> Array:
-        """Return uint8 codes of the nearest levels (formats of up to 8 bits); ties to the even bit pattern."""
-        if self.bits > 8:
-            raise SchemeError(f"codes have at most 8 bits and {self.name} has {self.bits}; use `round`")
+        """Return uint8 codes, uint16 of more than 8 bits, of the nearest levels; ties to the even bit pattern."""
         xp = array_namespace(values)
         binade, units = self._position(values, noise)
         codes = binade * 2**self.mantissa + xp.astype(units, xp.int32)
@@ -111,11 +114,11 @@ class Float:
         if self.specials == "fnuz":  # the code of -0 means NaN
             negative = negative & (codes > 0)
         sign = xp.astype(negative, xp.int32) * 2 ** (self.bits - 1)
-        return xp.astype(codes + sign, xp.uint8)
+        return xp.astype(codes + sign, xp.uint8 if self.bits <= 8 else xp.uint16)
 
     def decode(self, codes: Array) -> Array:
         """Return the float32 values of `codes`, each below 2^bits and none of them special."""
-        if not compiling(codes):  # then a table is read faster than this is computed
+        if self.bits <= 8 and not compiling(codes):  # then a table is read faster than this is computed
             positive = self.magnitudes
             half = [*positive, *[float("nan")] * (2 ** (self.bits - 1) - len(positive))]
             minus_zero = float("nan") if self.specials == "fnuz" else -0.0
@@ -133,8 +136,7 @@ class Float:
         binade, units = self._position(stop_gradient(values), noise)
         magnitude = self._magnitude(units, binade)
         rounded = xp.where(values < 0, -magnitude, magnitude)
-        beyond = self.maximum + 2.0 ** (self._lowest + self._binades - 2)
-        return straight_through(values, rounded, -beyond, beyond)
+        return straight_through(values, rounded, -self.beyond, self.beyond)
 
     def to_unsigned(self, codes: Array) -> Array:
         """Codes are bit patterns already."""
@@ -193,6 +195,6 @@ E3M4 = Float(3, 4, specials="ieee")
 E4M3FNUZ = Float(4, 3, specials="fnuz")
 E5M2FNUZ = Float(5, 2, specials="fnuz")
 E4M3B11FNUZ = Float(4, 3, bias=11, specials="fnuz")
-#: The 16-bit types that scales are stored in; used through `round` only.
+#: The 16-bit types that frameworks have, too: scales are stored in them, and casts have no other scale than 1.
 FLOAT16 = Float(5, 10, specials="ieee")
 BFLOAT16 = Float(8, 7, specials="ieee")

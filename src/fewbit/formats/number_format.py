@@ -1,6 +1,7 @@
 """The contract of a number format: what every format of `fewbit.formats` offers.
 
-Values are float32 and already divided by their scale; codes are int8 (integers) or uint8 (everything else).
+Values are float32 and already divided by their scale; codes are int8 (integers) or uint8 (everything else), of 16 bits
+where a format has more than 8.
 """
 
 from __future__ import annotations

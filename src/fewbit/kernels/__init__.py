@@ -1,6 +1,7 @@
-"""How a quantized torch layer runs. One table lists the kernels, the fastest first; the last runs everything.
+"""How a quantized torch layer runs. A table lists the kernels, the fastest first; the last runs everything.
 
-A kernel computes exactly what the schemes say, up to the order of float32 sums; `refusal` says where it cannot.
+A kernel computes exactly what the schemes say, up to the order of float32 sums, which products in 16 bits round to
+these; `refusal` says where it cannot.
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ if TYPE_CHECKING:
 
     from fewbit.activation import Activation
 
-#: Kernels by name, the first that does not refuse is taken.
+#: Kernels of weights with scales by name, the first that does not refuse is taken.
 KERNELS = {
     "fbgemm": "fewbit.kernels.fbgemm:Fbgemm",
     "int8pack": "fewbit.kernels.bfloat16_packs:Int8Pack",
     "int4pack": "fewbit.kernels.bfloat16_packs:Int4Pack",
+    "dequantize": "fewbit.kernels.dequantize:Dequantize",
+}
+#: Kernels of weights that are cast.
+KERNELS_OF_CASTS = {
+    "half": "fewbit.kernels.half_precision:HalfPrecision",
+    "own-type": "fewbit.kernels.half_precision:OwnType",
     "dequantize": "fewbit.kernels.dequantize:Dequantize",
 }
 
@@ -42,7 +49,7 @@ class Request:
 class Kernel(Protocol):
     """How a quantized layer runs; holds no state, the layer holds what `prepare` returns."""
 
-    #: The name in `KERNELS`.
+    #: The name in its table.
     name: str
     #: Whether `linear` rounds the inputs itself.
     rounds: bool
@@ -61,13 +68,13 @@ class Kernel(Protocol):
 
 def select(request: Request) -> Kernel:
     """Return the first kernel of the table that computes this."""
-    return next(kernel for kernel in _kernels() if kernel.refusal(request) is None)
+    return next(kernel for kernel in _kernels(request) if kernel.refusal(request) is None)
 
 
 def refusals(request: Request) -> dict[str, str]:
     """Return why the kernels before the one selected are not, as far as they are for rounded inputs, or for others."""
     found: dict[str, str] = {}
-    for kernel in _kernels():
+    for kernel in _kernels(request):
         why = kernel.refusal(request)
         if why is None:
             break
@@ -76,5 +83,6 @@ def refusals(request: Request) -> dict[str, str]:
     return found
 
 
-def _kernels() -> list[Kernel]:
-    return [lookup(KERNELS, name, what="kernel")() for name in KERNELS]
+def _kernels(request: Request) -> list[Kernel]:
+    table = KERNELS if request.weight.scaled else KERNELS_OF_CASTS
+    return [lookup(table, name, what="kernel")() for name in table]

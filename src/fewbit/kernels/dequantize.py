@@ -51,6 +51,8 @@ def embedding(indices: Tensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
     rows = indices.reshape(-1)
     if not len(rows):
         return torch.empty(*indices.shape, weight.shape[1], dtype=dtype, device=weight.codes.device)
+    if not weight.scheme.scaled:
+        return weight.scheme.format.decode(weight.codes[rows]).to(dtype).reshape(*indices.shape, -1)  # type: ignore[no-any-return]
     if weight.scheme.granularity.box(weight.shape)[0] > 1:  # rows share scales: tensor, tile
         return weight.dequantize()[rows].to(dtype).reshape(*indices.shape, -1)  # type: ignore[no-any-return]
     picked = QTensor(

@@ -1,7 +1,7 @@
 """A QTensor as named integer tensors, for the buffers of a module: `half()` and its kin leave those alone.
 
-Scales, and zero points between codes, are there as the bits of their float32;
-`unpacked(packed(q), q.scheme)` equals `q`.
+Scales, and zero points between codes, are there as the bits of their float32, and unsigned codes of 16 bits as signed
+ones: torch cannot pickle uint16. `unpacked(packed(q), q.scheme)` equals `q`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fewbit.formats.integer import Int
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
 
 def packed(qtensor: QTensor) -> dict[str, Tensor]:
     """Return codes, scale and zero point; those of a scale that is itself quantized after `scale_`."""
-    found = {"codes": qtensor.codes.contiguous()}
+    found = {"codes": _signed(qtensor.codes.contiguous())}
     if qtensor.zero_point is not None:
         zero = qtensor.zero_point.contiguous()
-        found["zero_point"] = zero.view(torch.int32) if zero.is_floating_point() else zero
+        found["zero_point"] = zero.view(torch.int32) if zero.is_floating_point() else _signed(zero)
     if isinstance(qtensor.scale, QTensor):
         return found | {f"scale_{name}": tensor for name, tensor in packed(qtensor.scale).items()}
     return found | {"scale": qtensor.scale.contiguous().view(torch.int32)}
@@ -37,4 +38,16 @@ def unpacked(tensors: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
     zero = tensors.get("zero_point")
     if zero is not None and scheme.float_zero:
         zero = zero.view(torch.float32)
-    return QTensor(codes=tensors["codes"], scale=scale, zero_point=zero, scheme=scheme)
+    elif zero is not None:
+        zero = _own(zero, scheme)
+    return QTensor(codes=_own(tensors["codes"], scheme), scale=scale, zero_point=zero, scheme=scheme)
+
+
+def _signed(codes: Tensor) -> Tensor:
+    return codes.view(torch.int16) if codes.dtype == torch.uint16 else codes
+
+
+def _own(codes: Tensor, scheme: Scheme) -> Tensor:
+    """Undo `_signed`."""
+    signed = isinstance(scheme.format, Int) and scheme.format.signed
+    return codes.view(torch.uint16) if codes.dtype == torch.int16 and not signed else codes

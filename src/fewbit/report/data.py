@@ -73,9 +73,11 @@ class LayerReport:
     #: Whether that is there for being faster than the float layer; true of a kept one, which is that layer.
     fast: bool = True
     notes: tuple[str, ...] = ()
+    #: What would have overflowed the cast that was asked for, for which it is kept.
+    overflow: str | None = None
     #: What fell back.
     remarks: tuple[str, ...] = ()
-    #: How its float weights lie on the levels; `None` for a kept layer.
+    #: How its float weights lie on the levels; `None` for a kept layer and for a cast.
     histogram: LevelHistogram | None = None
 
     @property
@@ -199,6 +201,9 @@ class Report:
             ]
         if self.output_sqnr is not None:
             rows.append(("output SQNR", f"{self.output_sqnr:.2f} dB"))
+        if over := [layer for layer in self.layers if layer.overflow]:
+            more = f", and {len(over) - 1} more" if len(over) > 1 else ""
+            rows.append(("kept float", f"{over[0].name}: {over[0].overflow}{more}"))
         if fallen := self.in_state("fell back"):
             more = f", and {len(fallen) - 1} more" if len(fallen) > 1 else ""
             rows.append(("fell back", f"{fallen[0].name}: {fallen[0].remarks[0]}{more}"))

@@ -1,7 +1,7 @@
 """The text notation of schemes, parsed and printed here and nowhere else.
 
 text = FORMAT [GRANULARITY] [narrow] [sym | asym | float-zero] [static] [RANGE], words in any order after the format,
-or the name of a whole scheme: mxfp4, nvfp4, ... GRANULARITY is tensor, channel, channel:1, channel:0x4, g64,
+or the name of a whole scheme: mxfp4, nvfp4, fp16, ... GRANULARITY is tensor, channel, channel:1, channel:0x4, g64,
 tile128x128 or token. What is left out is the field's usual: of weights `g128` for 4 bits and fewer, else `channel`,
 symmetric; of inputs `token`, or `tensor` when static, and asymmetric for integers.
 """
@@ -19,9 +19,12 @@ from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
 from fewbit.ranges import RANGES
 from fewbit.schemes.block_formats import BLOCK_FORMATS
+from fewbit.schemes.casts import CASTS
 from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.scheme import Scheme
 
+#: Whole schemes by name, which take no further word.
+WHOLE = {**BLOCK_FORMATS, **CASTS}
 #: Words of the design that this version does not know yet.
 _LATER = {"q4_k", "q8_0"}
 _SYMMETRIES = ("sym", "asym", "float-zero")
@@ -59,13 +62,13 @@ def parse_input_scheme(text: str) -> Scheme:
 def _parsed(text: str, usual: Callable[[NumberFormat, bool], tuple[Granularity, bool]]) -> Scheme:
     head, *rest = _words(text)
     _refuse_later(head)
-    if head in BLOCK_FORMATS:
+    if head in WHOLE:
         if rest:
             raise SchemeError(f"{head} is a whole scheme and takes no further word; drop {' '.join(rest)!r}")
-        whole: Scheme = lookup(BLOCK_FORMATS, head, what="scheme", error=SchemeError)
+        whole: Scheme = lookup(WHOLE, head, what="scheme", error=SchemeError)
         return whole
     if head not in FORMATS:
-        raise SchemeError(unknown(head, [*FORMATS, *BLOCK_FORMATS], what="number format"))
+        raise SchemeError(unknown(head, [*FORMATS, *WHOLE], what="number format"))
     number_format: NumberFormat = lookup(FORMATS, head, what="number format")
     granularities = [found for word in rest if (found := _granularity(word))]
     methods = [word for word in rest if word in RANGES]
@@ -112,8 +115,8 @@ def scheme_to_text(scheme: Scheme) -> str:
     >>> scheme_to_text(parse_scheme("int4"))
     'int4 g128'
     """
-    for name in BLOCK_FORMATS:
-        if scheme == lookup(BLOCK_FORMATS, name, what="scheme"):
+    for name in WHOLE:
+        if scheme == lookup(WHOLE, name, what="scheme"):
             return name
     words = [scheme.format.name]
     if getattr(scheme.format, "narrow", False):
@@ -135,7 +138,7 @@ def input_scheme_to_text(scheme: Scheme) -> str:
     'int8 token sym'
     """
     text = scheme_to_text(scheme)
-    if not scheme.symmetric or text in BLOCK_FORMATS or _usual_of_inputs(scheme.format, scheme.static)[1]:
+    if not scheme.symmetric or text in WHOLE or _usual_of_inputs(scheme.format, scheme.static)[1]:
         return text
     granularity = scheme.granularity.name
     return text.replace(f" {granularity}", f" {granularity} sym", 1)
@@ -175,5 +178,5 @@ def _narrow(number_format: NumberFormat) -> NumberFormat:
 
 def _refuse_later(word: str) -> None:
     if word in _LATER:
-        known = ", ".join(sorted([*FORMATS, *BLOCK_FORMATS]))
+        known = ", ".join(sorted([*FORMATS, *WHOLE]))
         raise SchemeError(f"{word!r} is part of the design but not of this version; known formats: {known}")

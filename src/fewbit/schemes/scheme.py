@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from fewbit.errors import SchemeError
+from fewbit.formats.cast import Cast
 from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
 from fewbit.formats.scale_type import ScaleType
 from fewbit.ranges import RangeMethod
 from fewbit.ranges.absmax import AbsMax
+from fewbit.ranges.fixed import Fixed
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.least_squares import LeastSquares
 from fewbit.ranges.minmax import MinMax
@@ -53,16 +55,28 @@ class Scheme:
             raise SchemeError("int1 symmetric has the levels -1 and 0 only; use 'int1 asym'")
         if self.scale_type not in (None, "float16", "bfloat16", "float32"):
             raise SchemeError(f"scale type {self.scale_type!r} is none of float16, bfloat16, float32")
-        if self.scale_scheme is not None and self.scale_type is not None:
-            raise SchemeError("a scale that is itself quantized has no float type; set that of its own scheme")
-        if self.scale_scheme is not None and self.float_zero:
-            raise SchemeError("a float zero point is stored beside float scales; leave out the scheme of the scale")
-        if self.scale_scheme is not None and not self.scale_scheme.symmetric:
-            raise SchemeError(f"scales are positive: quantize them symmetrically, not by '{self.scale_scheme}'")
+        if self.scale_scheme is not None:
+            self._check_scale_scheme(self.scale_scheme)
+        if not self.scaled:
+            self._check_cast()
         if self.static:
             self._check_static()
         if self.range_method is None:
             object.__setattr__(self, "range_method", self._usual_range())
+
+    def _check_scale_scheme(self, own: Scheme) -> None:
+        if self.scale_type is not None:
+            raise SchemeError("a scale that is itself quantized has no float type; set that of its own scheme")
+        if self.float_zero:
+            raise SchemeError("a float zero point is stored beside float scales; leave out the scheme of the scale")
+        if not own.symmetric:
+            raise SchemeError(f"scales are positive: quantize them symmetrically, not by '{own}'")
+
+    def _check_cast(self) -> None:
+        if self.granularity != PerTensor() or self.static or self.range_method not in (None, Fixed(1.0)):
+            raise SchemeError(f"{self.format.name} is a cast: without a scale there is no granularity, range or static")
+        if self.scale_type or self.scale_scheme:
+            raise SchemeError(f"{self.format.name} is a cast and has no scale; leave out its type")
 
     def _check_static(self) -> None:
         if self.granularity not in (PerTensor(), PerChannel()):
@@ -74,10 +88,17 @@ class Scheme:
             raise SchemeError(f"a static range per channel comes from extremes: absmax or minmax, not {method.name}")
 
     def _usual_range(self) -> RangeMethod:
+        if not self.scaled:
+            return Fixed(1.0)
         if not self.symmetric:
             return MinMax()
         # The one magnitude of signs has to be a mean, not the largest.
         return LeastSquares() if len(self.format.levels) <= 3 and not isinstance(self.format, Int) else AbsMax()
+
+    @property
+    def scaled(self) -> bool:
+        """Whether numbers are divided by a scale, which is then stored; those of a cast are not."""
+        return not isinstance(self.format, Cast)
 
     @property
     def ranging(self) -> RangeMethod:
@@ -86,8 +107,9 @@ class Scheme:
         return self.range_method
 
     def stored_as(self, scale_type: ScaleType) -> Scheme:
-        """Return this scheme with the type of its scale settled, unless it was settled before."""
-        return self if self.scale_type or self.scale_scheme else replace(self, scale_type=scale_type)
+        """Return this scheme with the type of its scale settled, unless it was settled before or there is none."""
+        settled = self.scale_type or self.scale_scheme or not self.scaled
+        return self if settled else replace(self, scale_type=scale_type)
 
     @property
     def grid(self) -> Grid:
@@ -102,6 +124,8 @@ class Scheme:
 
         from fewbit.numerics.groups import counts
 
+        if not self.scaled:
+            return self.format.bits
         scale_shape = counts(shape, self.granularity.box(shape))
         scale_bits: float = 32 if self.scale_type == "float32" else 16
         if self.scale_scheme is not None:

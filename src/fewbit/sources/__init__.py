@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.catalogue import lookup
+from fewbit.checkpoints.compressed_tensors_casts import KEY
 from fewbit.checkpoints.safetensors_folder import PICKLES
 from fewbit.errors import NotYetError, SourceError
 from fewbit.interfaces import CHECKPOINTS, Source
@@ -68,7 +69,7 @@ def _file(path: Path) -> Source:
 def _folder(path: Path) -> Source:
     configuration = read_configuration(path)
     method = (configuration.get("quantization_config") or {}).get("quant_method")
-    if str(method) in CHECKPOINTS:
+    if str(method) in CHECKPOINTS or (method is None and KEY in configuration):
         from fewbit.sources.checkpoint import CheckpointFolder
 
         return CheckpointFolder(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fewbit.activation import Activation
 from fewbit.errors import CheckpointError
@@ -38,8 +40,14 @@ class CheckpointFolder:
 
     @property
     def storage_type(self) -> ScaleType:
-        """The type of the scales, which is that of the model's float numbers."""
-        return next(iter(self.checkpoint.schemes.values())).scale_type or "float32"
+        """The type of the scales, which is that of the float numbers; without scales, of what is not cast."""
+        schemes = self.checkpoint.schemes
+        scales = [scheme.scale_type for scheme in schemes.values() if scheme.scale_type]
+        counts: Counter[Any] = Counter()
+        for tensor in self.checkpoint.stored:
+            if tensor.name.removesuffix(".weight") not in schemes and tensor.dtype in get_args(ScaleType):
+                counts[tensor.dtype] += prod(tensor.shape)
+        return next(iter((*scales, *(dtype for dtype, _ in counts.most_common()))), "float32")
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

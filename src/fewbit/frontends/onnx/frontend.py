@@ -12,6 +12,7 @@ from fewbit.errors import CalibrationError, NonFiniteError, NotYetError, PlanErr
 from fewbit.frontends.onnx.batches import Numbers, feeds_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
 from fewbit.frontends.onnx.execution import execution
+from fewbit.frontends.onnx.magnitudes import largest_activations, largest_weight
 from fewbit.frontends.onnx.norm_folding import fold_norms, is_norm
 from fewbit.frontends.onnx.probe import Probe
 from fewbit.frontends.onnx.problems import problems
@@ -96,6 +97,16 @@ class OnnxFrontend:
                 f"{layer.name}.bias: {bad} of its numbers are NaN or infinite; repair them, or keep the layer"
             )
         return bias
+
+    def largest_weight(self, model: OnnxModel, layer: Layer) -> float | None:
+        """Return the largest magnitude of the weight of `layer`."""
+        return largest_weight(model.found[layer.name])
+
+    def largest_activations(
+        self, model: OnnxModel, layers: Sequence[Layer], batches: Sequence[Any]
+    ) -> Mapping[str, tuple[float, float]]:
+        """Return the largest magnitudes of the float inputs and outputs of `layers`, but inside of branches."""
+        return largest_activations(model, [layer.name for layer in layers], batches)
 
     def replacement(
         self,

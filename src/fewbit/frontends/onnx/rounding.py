@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.activation import Activation
+from fewbit.formats.cast import Cast
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import Float
 from fewbit.frontends.onnx.nodes import Nodes, Numbers
@@ -36,9 +37,9 @@ class Place:
 def rounding_problem(scheme: Scheme) -> str | None:
     """Return why a graph of float operators cannot round an input or output by `scheme`, with the remedy."""
     text = input_scheme_to_text(scheme)
-    if not isinstance(scheme.format, Int | Float) or scheme.scale_scheme is not None:
+    if not isinstance(scheme.format, Int | Float | Cast) or scheme.scale_scheme is not None:
         return f"inputs and outputs of an ONNX graph cannot be rounded to {text} in this version; use int8 or e4m3"
-    if scheme.static:
+    if scheme.static or not scheme.scaled:
         return None
     if scheme.ranging not in (AbsMax(), MinMax()):
         return f"{text}: a graph does not search for its range while it runs; use absmax or minmax, or add 'static'"
@@ -51,6 +52,9 @@ def round_value(nodes: Nodes, value: str, activation: Activation, place: Place) 
     """Append what rounds `value`, and return what the result is called; the last node makes it."""
     scheme = activation.scheme
     wide = value if place.dtype == ir.DataType.FLOAT else nodes.add("Cast", value, to=int(ir.DataType.FLOAT))
+    if isinstance(scheme.format, Cast):
+        result = _cast(nodes, wide, scheme.format)
+        return result if wide == value else nodes.add("Cast", result, to=int(place.dtype))
     grouped = isinstance(scheme.granularity, PerGroup)
     rows = wide
     if isinstance(scheme.granularity, PerGroup):
@@ -66,6 +70,13 @@ def round_value(nodes: Nodes, value: str, activation: Activation, place: Place) 
     if grouped:
         result = nodes.add("Reshape", result, nodes.add("Shape", wide))
     return result if wide == value else nodes.add("Cast", result, to=int(place.dtype))
+
+
+def _cast(nodes: Nodes, values: str, cast: Cast) -> str:
+    """Append the cast there and back, which saturates."""
+    bounded = nodes.add("Clip", values, nodes.constant(-cast.largest), nodes.constant(cast.largest))
+    narrow = nodes.add("Cast", bounded, to=int(ir.DataType[cast.dtype.upper()]))
+    return nodes.add("Cast", narrow, to=int(ir.DataType.FLOAT))
 
 
 def _spread(numbers: Numbers, place: Place) -> Numbers:

@@ -1,7 +1,8 @@
 """A QTensor as a few plain tensors, the same for every kernel, and back.
 
 `codes`: dense n-bit bytes (uint8), low bits first, rows as in the weight. `scale`: in the scheme's type, or float32
-where that would not be exact; a quantized scale becomes `scale_codes` and `scale_scale`. `zero_point`: as it is.
+where that would not be exact; a quantized scale becomes `scale_codes` and `scale_scale`; of a cast there is none.
+`zero_point`: as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fewbit.formats.scale_type import scale_fits
 from fewbit.numerics.packing import pack, unpack
-from fewbit.qtensor import QTensor, scale_shape
+from fewbit.qtensor import QTensor, scale_shape, unit_scale
 from fewbit.schemes.scheme import Scheme
 
 
@@ -23,6 +24,8 @@ def to_canonical(qtensor: QTensor) -> dict[str, Tensor]:
     tensors = {"codes": pack(scheme.format.to_unsigned(qtensor.codes), scheme.format.bits)}
     if qtensor.zero_point is not None:
         tensors["zero_point"] = qtensor.zero_point
+    if not scheme.scaled:
+        return tensors
     if isinstance(qtensor.scale, QTensor):
         return tensors | {f"scale_{name}": tensor for name, tensor in to_canonical(qtensor.scale).items()}
     scale_type = scheme.scale_type or "float32"
@@ -33,8 +36,11 @@ def to_canonical(qtensor: QTensor) -> dict[str, Tensor]:
 def from_canonical(tensors: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, ...]) -> QTensor:
     """Undo `to_canonical` for a weight of `shape`."""
     scales = scale_shape(shape, scheme)
-    if scheme.scale_scheme is None:
-        scale: Tensor | QTensor = tensors["scale"].to(torch.float32).reshape(scales)
+    scale: Tensor | QTensor
+    if not scheme.scaled:
+        scale = unit_scale(shape, tensors["codes"])
+    elif scheme.scale_scheme is None:
+        scale = tensors["scale"].to(torch.float32).reshape(scales)
     else:
         inner = {name.removeprefix("scale_"): tensor for name, tensor in tensors.items() if name[:6] == "scale_"}
         scale = from_canonical(inner, scheme.scale_scheme, scales)

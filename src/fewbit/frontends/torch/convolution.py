@@ -82,6 +82,12 @@ class Convolution:
         except Exception:  # whatever a forward of someone else's does without numbers
             return False
 
+    @property
+    def depth(self) -> int:
+        """How many products each output sums, of a transposed convolution on average."""
+        whole = self.in_channels // self.groups * prod(self.kernel)
+        return whole // prod(self.stride) if self.transposed else whole
+
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the module's weight as (out, in / groups * kernel positions)."""
         if not self.transposed:

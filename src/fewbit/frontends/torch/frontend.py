@@ -16,6 +16,7 @@ from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
+from fewbit.frontends.torch.magnitudes import largest_activations, largest_weight
 from fewbit.frontends.torch.norm_folding import fold_norms
 from fewbit.frontends.torch.output_statistics import output_statistics
 from fewbit.frontends.torch.probe import probe
@@ -98,6 +99,16 @@ class TorchFrontend:
                 f"{layer.name}.bias: {bad} of its numbers are NaN or infinite; repair them, or keep the layer"
             )
         return bias.detach()
+
+    def largest_weight(self, model: nn.Module, layer: Layer) -> float | None:
+        """Return the largest magnitude of the weight of `layer`; `None` of a model without numbers."""
+        return largest_weight(canonical_weight(model.get_submodule(layer.name)))
+
+    def largest_activations(
+        self, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]
+    ) -> Mapping[str, tuple[float, float]]:
+        """Return the largest magnitudes of the float inputs and outputs of `layers`, of those that a batch reaches."""
+        return largest_activations(model, [layer.name for layer in layers], batches)
 
     def replacement(
         self,

@@ -19,6 +19,7 @@ from fewbit.integer_bias import IntegerBias, bias_scale
 from fewbit.interfaces import Activations
 from fewbit.kernels import Kernel, Request, select
 from fewbit.kernels.dequantize import embedding
+from fewbit.kernels.half_precision import convolution_refusal, native, product
 from fewbit.kernels.packed import packed, unpacked
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
@@ -92,6 +93,12 @@ class QuantizedLayer(nn.Module):
     def spatial(self) -> int:
         """How many axes follow that of the channels."""
         return 0
+
+    def request(self, dtype: torch.dtype) -> Request:
+        """Return what a kernel is asked for."""
+        rounding = self.input.scheme if self.input is not None else None
+        device = self._probe().device.type
+        return Request(weight=self.scheme, input=rounding, device=device, dtype=str(dtype).removeprefix("torch."))
 
     def _probe(self) -> Tensor:
         """Return a tensor on the device of this layer."""
@@ -212,12 +219,6 @@ class QuantizedLinear(QuantizedLayer):
         assert self._held is not None
         return nn.functional.linear(inputs, self._held, self.bias)
 
-    def request(self, dtype: torch.dtype) -> Request:
-        """Return what a kernel is asked for."""
-        rounding = self.input.scheme if self.input is not None else None
-        device = self._probe().device.type
-        return Request(weight=self.scheme, input=rounding, device=device, dtype=str(dtype).removeprefix("torch."))
-
     def _kernel(self, dtype: torch.dtype) -> tuple[Kernel, Any, Tensor | None]:
         """Return the kernel, the weight as it wants it, and a bias in int32 dequantized."""
         if dtype not in self._ready:
@@ -245,6 +246,22 @@ class QuantizedConvolution(QuantizedLayer):
     def spatial(self) -> int:
         """How many axes follow that of the channels."""
         return len(self.convolution.kernel)
+
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:  # noqa: A002  # as torch's own layers
+        """Return the convolution of `input`, both rounded where that is asked for."""
+        if self._held is not None or not self._in_sixteen_bits(input.dtype):
+            return super().forward(input, *([] if output_size is None else [output_size]))
+        weight = self.convolution.weight(native(self.qtensor))
+        output = product(lambda x, w: self.convolution.apply(x, w, None, output_size), input, weight)
+        if self.bias is not None:
+            output = output + self.bias.reshape(-1, *(1 for _ in range(self.spatial)))
+        return output if self.output is None else self.output(output)
+
+    def _in_sixteen_bits(self, dtype: torch.dtype) -> bool:
+        """Whether the products are those of the cast; the forward of a subclass may do anything in between."""
+        if self.scheme.scaled or self.convolution.own is not None:
+            return False
+        return convolution_refusal(self.request(dtype), self.convolution.depth) is None
 
     def compute(self, inputs: Tensor, output_size: Any = None) -> Tensor:
         """Return what the float convolution would with the dequantized weight."""

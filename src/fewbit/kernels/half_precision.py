@@ -1,0 +1,128 @@
+"""Products in 16 bits: weight and inputs are the same cast, and so is what the processor multiplies.
+
+y = cast(x) @ w.T with float32 sums that are rounded to the type and saturate; then the type of x, and the bias. Fast
+where the instruction set has such products: AVX512-BF16, AVX512-FP16 or AMX-FP16, tensor cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fewbit.activation import Activation
+from fewbit.formats.cast import Cast
+from fewbit.kernels import Request
+from fewbit.numerics import sixteen_bits
+from fewbit.qtensor import QTensor
+
+#: A convolution that sums fewer products for each output waits for the casts instead.
+_DEEP = 128
+#: Instructions of x86 processors that multiply the type.
+_INSTRUCTIONS = {"bfloat16": ("avx512_bf16",), "float16": ("avx512_fp16", "amx_fp16")}
+#: Compute capability from which tensor cores do.
+_CAPABILITY = {"float16": (7, 0), "bfloat16": (8, 0)}
+
+
+@dataclass(frozen=True, slots=True)
+class HalfPrecision:
+    """Weight and inputs are multiplied as what they were cast to."""
+
+    name: str = "half"
+    rounds: bool = True
+    fast: bool = True
+
+    def refusal(self, request: Request) -> str | None:
+        """Return what stands against it."""
+        cast = request.weight.format
+        if not isinstance(cast, Cast) or request.input != request.weight:
+            return "its weights and inputs are the same cast"
+        if request.dtype == cast.dtype:
+            return f"the model computes in {request.dtype} already"
+        if not multiplies(cast, request.device):
+            where = "this processor" if request.device == "cpu" else f"this {request.device} device"
+            return f"{where} has no instructions for products in {cast.name}"
+        return None
+
+    def prepare(self, qtensor: QTensor) -> Tensor:
+        """Return the weight as numbers of its type; shares memory."""
+        return native(qtensor)
+
+    def linear(
+        self,
+        inputs: Tensor,
+        prepared: Tensor,
+        bias: Tensor | None,
+        activation: Activation | None = None,  # noqa: ARG002  # the same cast as that of the weight
+    ) -> Tensor:
+        """Return `cast(inputs) @ weight.T + bias`."""
+        output = product(functional.linear, inputs, prepared)
+        return output if bias is None else output + bias
+
+
+@dataclass(frozen=True, slots=True)
+class OwnType:
+    """Weights that are cast to the type that the model computes in: the float layer, as fast as it was."""
+
+    name: str = "own-type"
+    rounds: bool = False
+    fast: bool = False
+
+    def refusal(self, request: Request) -> str | None:
+        """Return what stands against it."""
+        cast = request.weight.format
+        if isinstance(cast, Cast) and request.dtype == cast.dtype and request.input in (None, request.weight):
+            return None
+        return "its weights are a cast to the type of the model"
+
+    def prepare(self, qtensor: QTensor) -> Tensor:
+        """Return the weight as numbers of its type; shares memory."""
+        return native(qtensor)
+
+    def linear(
+        self, inputs: Tensor, prepared: Tensor, bias: Tensor | None, activation: Activation | None = None
+    ) -> Tensor:
+        """Return `inputs @ weight.T + bias`; inputs that are cast are so already, but for infinity."""
+        largest = torch.finfo(prepared.dtype).max
+        return functional.linear(inputs.clamp(-largest, largest) if activation else inputs, prepared, bias)
+
+
+def convolution_refusal(request: Request, depth: int) -> str | None:
+    """Return what stands against a convolution in 16 bits that sums `depth` products for each output."""
+    if why := HalfPrecision().refusal(request):
+        return why
+    if depth < _DEEP:
+        return f"of {depth} products for each output, fewer than {_DEEP}, casting costs more than it saves"
+    return None
+
+
+def multiplies(cast: Cast, device: str) -> bool:
+    """Whether the device multiplies numbers of this type by instructions of its own."""
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.get_device_capability() >= _CAPABILITY[cast.dtype]
+    return device == "cpu" and any(name in _instructions() for name in _INSTRUCTIONS[cast.dtype])
+
+
+@cache
+def _instructions() -> frozenset[str]:
+    """Return what torch knows of this processor."""
+    return frozenset(name for name, there in torch.cpu.get_capabilities().items() if there is True)
+
+
+def native(qtensor: QTensor) -> Tensor:
+    """Return the weight of a cast as numbers of its type; shares memory."""
+    cast = qtensor.scheme.format
+    assert isinstance(cast, Cast)  # `refusal` says so
+    numbers: Tensor = sixteen_bits.numbers(qtensor.codes, cast.dtype)
+    return numbers
+
+
+def product(operation: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, weight: Tensor) -> Tensor:
+    """Return `operation(cast(inputs), weight)` in the type of the inputs; what overflows saturates."""
+    largest = torch.finfo(weight.dtype).max
+    output = operation(inputs.to(weight.dtype).clamp(-largest, largest), weight)
+    return output.clamp(-largest, largest).to(inputs.dtype)
