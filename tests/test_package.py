@@ -1,8 +1,8 @@
 """What the package promises as a whole: its public names, and an import that stays light."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import fewbit as fb
 
@@ -40,13 +40,19 @@ def test_the_public_names_are_these():
     assert all(hasattr(fb, name) for name in fb.__all__)
 
 
+def processor_seconds():
+    """Return what children took of a processor, which they may have to share; it reads from no disk to speak of."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_importing_fewbit_takes_under_a_second_and_imports_no_heavy_package():
     code = f"import sys, fewbit; print([name for name in {HEAVY!r} if name in sys.modules])"
     seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        started = time.perf_counter()
+    for _ in range(3):
+        started = processor_seconds()
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(processor_seconds() - started)
         assert run.stdout.strip() == "[]"
     assert min(seconds) < 1.0
 

@@ -54,7 +54,7 @@ class Result:
 
         """
         path = Path(path)
-        target = target_of(self._target(path, to, runtime))
+        target = target_of(target_name(path, to, runtime, self.plan.target))
         problems = [target.problem(quantized) for quantized in self.plan.quantized]
         named = [f"{q.layer.name}: {text}" for q, text in zip(self.plan.quantized, problems, strict=True) if text]
         products = [(row.layer, row.input) for row in self.plan.rounded_products if row.input]
@@ -71,17 +71,25 @@ class Result:
         )
         return target.write(content, path, overwrite=overwrite)
 
-    def _target(self, path: Path, to: str | None, runtime: str | None) -> str:
-        """Return the word for what is to be written; one that the plan was made for comes before the usual one."""
-        if to is not None and runtime is not None:
-            raise RecipeError(f"to={to!r} and runtime={runtime!r} exclude each other; a runtime is for ONNX files")
-        if runtime is not None and runtime not in RUNTIME_FILES:
-            raise RecipeError(unknown(runtime, RUNTIME_FILES, what="runtime"))
-        given = to or runtime
-        usual = "ort-cpu" if path.suffix == ".onnx" else "compressed-tensors"
-        planned = self.plan.target if (self.plan.target in RUNTIME_FILES) == (path.suffix == ".onnx") else None
-        name = given or planned or usual
-        if (name in RUNTIME_FILES) != (path.suffix == ".onnx"):
-            what = "writes a file that ends in .onnx" if name in RUNTIME_FILES else "writes a folder"
-            raise RecipeError(f"{name} {what}, and the output is {str(path)!r}; name it so, or choose another layout")
-        return name
+
+def target_name(path: Path, to: str | None, runtime: str | None, planned: str | None = None) -> str:
+    """Return the word for what is to be written to `path`; what a plan was made for comes before the usual.
+
+    >>> target_name(Path("net.onnx"), None, None), target_name(Path("folder"), None, None)
+    ('ort-cpu', 'compressed-tensors')
+
+    Raises:
+        RecipeError: a runtime that does not exist, or a path that is no name for such a file or folder.
+
+    """
+    if to is not None and runtime is not None:
+        raise RecipeError(f"to={to!r} and runtime={runtime!r} exclude each other; a runtime is for ONNX files")
+    if runtime is not None and runtime not in RUNTIME_FILES:
+        raise RecipeError(unknown(runtime, RUNTIME_FILES, what="runtime"))
+    file = path.suffix == ".onnx"
+    fits = planned is not None and (planned in RUNTIME_FILES) == file
+    name = to or runtime or (planned if fits else None) or ("ort-cpu" if file else "compressed-tensors")
+    if (name in RUNTIME_FILES) != file:
+        what = "writes a file that ends in .onnx" if name in RUNTIME_FILES else "writes a folder"
+        raise RecipeError(f"{name} {what}, and the output is {str(path)!r}; name it so, or choose another layout")
+    return name

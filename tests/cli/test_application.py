@@ -7,7 +7,6 @@ import pytest
 from fewbit.cli.application import main
 
 LATER_OPTIONS = {
-    "--target-bits": "4.5", "--runtime": "ort-cpu",
     "--memory": "8GB", "--executor": "ray", "--resume": None,
 }  # fmt: skip
 LATER_COMMANDS = ["convert a -o b", "compare a b", "verify out", "finetune model"]
@@ -82,7 +81,14 @@ MISTAKES = {
     "pattern": (["quantize", "m", "-o", "out", "--keep", "("], "match = '(' is not a regular expression"),
     "pattern to inspect": (["inspect", "m", "--match", "("], "--match '(' is not a regular expression"),
     "text": (["evaluate", "m", "--text", "no.txt"], "cannot read text no.txt: No such file"),
-    "ONNX": (["quantize", "m.onnx", "-o", "out"], "this version writes no ONNX files; fewbit.quantize gives"),
+    "ONNX into a folder": (
+        ["quantize", "m.onnx", "-o", "out"],
+        "m.onnx becomes an ONNX file: end the output in .onnx, not out",
+    ),
+    "a runtime and a folder": (
+        ["quantize", "m", "-o", "out", "--runtime", "ort-cpu"],
+        "ort-cpu writes a file that ends in .onnx, and the output is 'out'",
+    ),
     "ONNX to evaluate": (["evaluate", "m.onnx"], "m.onnx: ONNX models are measured by fewbit.quantize"),
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +15,8 @@ from fewbit.checkpoints.folder import require_free, require_room
 from fewbit.cli.console import Terminal
 from fewbit.cli.plan_table import plan_table
 from fewbit.cli.words import AsJson, Device, Model, Output, Overwrite, Quiet, SequenceLength, Sequences, Text
-from fewbit.errors import NotYetError, RecipeError
+from fewbit.errors import CheckpointError, FewbitWarning, NotYetError, RecipeError
+from fewbit.result import target_name
 
 if TYPE_CHECKING:
     from fewbit.recipe import Recipe
@@ -33,7 +36,7 @@ def quantize(  # a command's options are its arguments
     ] = None,
     algorithm: Annotated[str | None, typer.Option(help="How codes are found, with --weight: nearest, gptq.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay float; a regular expression.")] = None,
-    to: Annotated[str, typer.Option(help="Layout of the output.")] = "compressed-tensors",
+    to: Annotated[str | None, typer.Option(help="Layout of the output. Default: compressed-tensors.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of floats and scales: auto, float32, float16, bfloat16.")] = "auto",
     text: Text = None,
     sequences: Sequences = 4,
@@ -58,7 +61,10 @@ def quantize(  # a command's options are its arguments
         ),
     ] = True,
     target_bits: Annotated[float | None, typer.Option(help=_LATER)] = None,
-    runtime: Annotated[str | None, typer.Option(help=_LATER)] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Runtime that an .onnx output is for: ort-cpu (default), tensorrt, migraphx, openvino."),
+    ] = None,
     memory: Annotated[str | None, typer.Option(help=_LATER)] = None,
     executor: Annotated[str | None, typer.Option(help=_LATER)] = None,
     resume: Annotated[bool, typer.Option("--resume", help=_LATER)] = False,
@@ -67,19 +73,21 @@ def quantize(  # a command's options are its arguments
     refuse_later(
         {
             "--target-bits": target_bits,
-            "--runtime": runtime, "--memory": memory, "--executor": executor, "--resume": resume,
+            "--memory": memory, "--executor": executor, "--resume": resume,
         }
     )  # fmt: skip
     terminal = Terminal(quiet=quiet, as_json=as_json)
     chosen = choose_recipe(recipe, Schemes(weight, input_scheme, algorithm), keep or [])
+    usual = Path("out.onnx" if is_onnx(model) or runtime else "out")
+    target = target_name(output or usual, to, runtime)
     if dry_run:
-        show_plan(terminal, model, chosen, to=to, dtype=dtype)
+        show_plan(terminal, model, chosen, to=target, dtype=dtype)
         return
     if output is None:
         raise RecipeError("nowhere to write: give -o OUT, or --dry-run to see the plan only")
     run = Run(
-        model=model, recipe=chosen, output=output, to=to, dtype=dtype, text=text, sequences=sequences, length=length,
-        overwrite=overwrite, device=device, seed=seed, command=context.obj,
+        model=model, recipe=chosen, output=output, to=target, dtype=dtype, text=text, sequences=sequences,
+        length=length, overwrite=overwrite, device=device, seed=seed, command=context.obj,
         calibration=Calibration(data=calibration, samples=samples, length=calibration_length, sequential=sequential),
     )  # fmt: skip
     result = run.carry_out(terminal)
@@ -110,14 +118,15 @@ class Run:
 
     def carry_out(self, terminal: Terminal) -> Result:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
-        if self.model.endswith(".onnx"):
-            raise NotYetError(
-                f"{self.model}: this version writes no ONNX files; fewbit.quantize gives the quantized model in memory"
-            )
+        if is_onnx(self.model) and self.output.suffix != ".onnx":
+            raise RecipeError(f"{self.model} becomes an ONNX file: end the output in .onnx, not {self.output}")
         refuse_ending(self.output)
         if self.output.exists() and self.output.resolve() == Path(self.model).resolve():
             raise RecipeError(f"{self.output} is the model that is read; write to another folder")
-        require_free(self.output, overwrite=self.overwrite)
+        if self.output.suffix == ".onnx":
+            require_free_file(self.output, overwrite=self.overwrite)
+        else:
+            require_free(self.output, overwrite=self.overwrite)
         with terminal.phase("plan"):
             import fewbit as fb
             from fewbit.overflow import needs_check
@@ -149,8 +158,11 @@ class Run:
             evaluation=evaluation,
             options=options,
         )
-        with terminal.phase("write"):
+        with terminal.phase("write"), warnings.catch_warnings(record=True) as noticed:
+            warnings.simplefilter("always", FewbitWarning)
             result.save(self.output, self.to, overwrite=self.overwrite)
+        for text in dict.fromkeys(str(own.message) for own in noticed if issubclass(own.category, FewbitWarning)):
+            sys.stderr.write(f"warning: {text}\n")
         return result
 
     def _evaluation(self) -> Any:
@@ -162,6 +174,8 @@ class Run:
 
         text, name = read_text(self.text)
         tokenizer = open_source(self.model).tokenizer()
+        if tokenizer is None and self.text is None:
+            return None
         batches = token_sequences(tokenizer, text, sequences=self.sequences, length=self.length)
         if self.device != "auto":
             from fewbit.frontends.torch.frontend import TorchFrontend
@@ -228,10 +242,23 @@ def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype:
     made.require_sound()
 
 
+def is_onnx(model: str) -> bool:
+    """Whether the command line names an ONNX file."""
+    return model.endswith(".onnx")
+
+
+def require_free_file(path: Path, *, overwrite: bool) -> None:
+    """Raise `CheckpointError` unless a file can be put at `path`."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{path} exists; choose another name or pass --overwrite")
+
+
 def refuse_ending(output: Path) -> None:
     """Raise for an output whose ending asks for a layout that this version does not write."""
-    if output.suffix in (".gguf", ".onnx"):
-        raise NotYetError(f"{output}: this version writes compressed-tensors folders only; leave out {output.suffix!r}")
+    if output.suffix == ".gguf":
+        raise NotYetError(f"{output}: this version writes no GGUF files; leave out {output.suffix!r}")
 
 
 def refuse_later(options: dict[str, object]) -> None:
