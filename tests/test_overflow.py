@@ -189,7 +189,11 @@ def test_operands_of_attention_that_overflow_stay_float():
     with torch.no_grad():
         # Scores of queries and keys in fp16, the values as they were.
         torch.testing.assert_close(result.model(tokens), expected, rtol=1e-3, atol=2e-3)
-    assert becomes(fb.quantize(model(1.0), recipe, evaluation=[tokens]).plan)[1:] == ["operands fp16"] * 2
+    fine = fb.quantize(model(1.0), recipe, evaluation=[tokens])
+    assert becomes(fine.plan)[1:] == ["operands fp16"] * 2
+    assert b"levels of a 16-bit float" not in fine.report.files()["report.html"]  # no product has a weight
+    cast = fb.quantize(net(), fb.Recipe([fb.Rule(".*", weight="fp16")]))
+    assert b"levels of a 16-bit float" in cast.report.files()["report.html"]
 
 
 def test_folded_norms_are_checked_behind_the_folding():
