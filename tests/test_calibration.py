@@ -181,7 +181,7 @@ def test_a_length_beyond_the_context_is_refused(llama):
 
 
 def test_a_module_that_is_no_language_model_writes_nothing():
-    with pytest.raises(CalibrationError, match=r"^Linear writes no text of its own; give calibration batches, or a"):
+    with pytest.raises(CalibrationError, match=r"^Linear writes no text of its own; give calibration batches, a text"):
         written(nn.Linear(4, 4))
 
 

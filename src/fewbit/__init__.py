@@ -14,10 +14,13 @@ from fewbit.errors import FewbitError
 from fewbit.formats.codebook import Codebook
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import Float
-from fewbit.pipeline import Evaluation, Options, load, plan, quantize
+from fewbit.measurement import Evaluation
+from fewbit.pipeline import Options, load, plan, quantize
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe, Rule, keep
 from fewbit.result import Result
+from fewbit.samples.files import Samples
+from fewbit.samples.preprocessing import Preprocessing
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.notation import parse_scheme
 from fewbit.schemes.scheme import Scheme
@@ -39,10 +42,12 @@ __all__ = [
     "PerTensor",
     "PerTile",
     "PerToken",
+    "Preprocessing",
     "QTensor",
     "Recipe",
     "Result",
     "Rule",
+    "Samples",
     "Scheme",
     "keep",
     "load",

@@ -1,34 +1,39 @@
-"""What a model is calibrated with: batches that are given, a text file, or text that the model writes itself."""
+"""What a model is calibrated with: batches, samples in files, a text file, or text that the model writes itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fewbit.adoption import adopted, batches_given, opened
 from fewbit.errors import CalibrationError
 from fewbit.evaluation.token_ids import context_of, require_known
-from fewbit.interfaces import Progress, Silent, Source
+from fewbit.interfaces import Frontend, Progress, Silent, Source
+from fewbit.samples.files import Samples, are_samples
 
 #: Without other wishes a model writes this much: two cores manage a few hundred tokens a second.
 SELF_SAMPLES, SELF_LENGTH = 32, 256
 #: Tokens of a sequence that is cut from a text.
 TEXT_LENGTH = 512
+#: Samples of files: ranges hardly move with more.
+FILE_SAMPLES = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """Data that statistics are gathered on.
 
-    >>> Calibration(data="self").samples
-    32
+    >>> Calibration(data="self", samples=64).holds_batches
+    False
     """
 
-    #: Batches as for `Evaluation`; the path of a UTF-8 text file; or `self`.
-    data: Sequence[Any] | str | Path
-    #: Sequences to write, or to cut from a text.
-    samples: int = SELF_SAMPLES
+    #: Batches as for `Evaluation`, or what gives them: an iterable, or a reader with `get_next()`; samples in files, as
+    #: `Samples` or by their path; the path of a UTF-8 text file; or `self`.
+    data: Sequence[Any] | Samples | str | Path
+    #: Sequences to write, or to cut from a text, 32 if left out; samples to take of files, 512 if left out.
+    samples: int | None = None
     #: Tokens of each; left out: 256 when the model writes, 512 of a text, or the context where it is shorter.
     length: int | None = None
     #: Measure the layers of a block one after the other, each behind the quantized ones before it. It is also faster:
@@ -38,7 +43,7 @@ class Calibration:
     name: str = "the given batches"
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or (self.length is not None and self.length < 2):
+        if (self.samples is not None and self.samples < 1) or (self.length is not None and self.length < 2):
             raise CalibrationError(
                 f"calibration with {self.samples} samples of {self.length} tokens; "
                 "give at least one sample of two tokens"
@@ -46,45 +51,64 @@ class Calibration:
 
     @property
     def holds_batches(self) -> bool:
-        """Whether the data are batches, not text."""
-        return not isinstance(self.data, str | Path)
+        """Whether the data are batches, not files and not text."""
+        return not isinstance(self.data, str | Path | Samples)
+
+    def opened(self, model: Any, frontend: Frontend) -> Calibration:
+        """Return the calibration with batches for `model`, in arrays of its framework, where it has any.
+
+        Raises:
+            CalibrationError: files that cannot be read or do not fit the model.
+
+        """
+        given: Any = self.data
+        if given != "self" and are_samples(given):
+            batches, name = opened(given, model, frontend, self.samples or FILE_SAMPLES)
+            return replace(self, data=batches, name=name)
+        return replace(self, data=adopted(given, model, frontend)) if self.holds_batches else self
 
     def described(self, batches: Sequence[Any]) -> str:
         """What the report says that it was calibrated with."""
-        if not isinstance(self.data, str | Path):
+        if isinstance(self.data, Samples) or not isinstance(self.data, str | Path):
             return f"{self.name}: {len(batches)} batches"
         what = "text that the model wrote" if self.data == "self" else Path(self.data).name
         return f"{what}: {len(batches)} x {batches[0].shape[-1]} tokens"
 
-    def batches(self, model: Any, source: Source, *, seed: int = 0, progress: Progress | None = None) -> list[Any]:
-        """Return the batches, one at least; `model` is the live one.
+    def batches(self, model: Any, source: Source, *, seed: int = 0, progress: Progress | None = None) -> Sequence[Any]:
+        """Return the batches, one at least; `model` is the live one, for which files must be opened.
 
         Raises:
             CalibrationError: nothing to calibrate with, or tokens that the model does not know or take.
             SourceError: a text that cannot be read or is too short.
 
         """
-        found = list(self._gathered(model, source, seed, progress or Silent()))
+        found = self._gathered(model, source, seed, progress or Silent())
         if not found:
             raise CalibrationError("calibration holds no batch; give some, or leave it out")
         require_known(found, model, what="calibration")
         return found
 
-    def _gathered(self, model: Any, source: Source, seed: int, progress: Progress) -> Iterable[Any]:
+    def _gathered(self, model: Any, source: Source, seed: int, progress: Progress) -> Sequence[Any]:
         if self.data == "self":
             from fewbit.synthetic.self_text import written_by
 
             return written_by(
-                model, sequences=self.samples, length=self._length(SELF_LENGTH, model), seed=seed, progress=progress
-            )
+                model, sequences=self.samples or SELF_SAMPLES, length=self._length(SELF_LENGTH, model), seed=seed,
+                progress=progress,
+            )  # fmt: skip
         if isinstance(self.data, str | Path):
             from fewbit.evaluation.text import read_text, token_sequences
 
             tokenizer = source.tokenizer()
             if tokenizer is None:
-                raise CalibrationError(f"{source.name} has no tokenizer for {self.data}; give batches of token ids")
+                raise CalibrationError(
+                    f"{source.name} has no tokenizer for {self.data}; give batches of token ids, or samples: an .npz "
+                    "or .npy file, a folder of .npy files or images"
+                )
             text, _ = read_text(self.data)
-            return token_sequences(tokenizer, text, sequences=self.samples, length=self._length(TEXT_LENGTH, model))
+            length = self._length(TEXT_LENGTH, model)
+            return token_sequences(tokenizer, text, sequences=self.samples or SELF_SAMPLES, length=length)
+        assert not isinstance(self.data, Samples)  # they are opened
         return self.data
 
     def _length(self, usual: int, model: Any) -> int:
@@ -107,16 +131,15 @@ def first_batch(model: Any, given: Calibration | None, evaluated: Sequence[Any])
 
 
 def parse_calibration(value: Any) -> Calibration | None:
-    """Return the calibration for `None` or `none`, `self`, the path of a text, batches, or a `Calibration`."""
+    """Return the calibration for `None` or `none`, `self`, a path, `Samples`, batches, a reader, or a `Calibration`.
+
+    Raises:
+        CalibrationError: one batch instead of several, or a reader that gives no dicts.
+
+    """
     if value is None or (isinstance(value, str) and value == "none"):
         return None
-    if isinstance(value, Calibration):
-        return value
-    if isinstance(value, str | Path):
-        return Calibration(data=value)
-    if isinstance(value, Mapping) or hasattr(value, "shape") or not hasattr(value, "__iter__"):
-        raise CalibrationError(
-            f"calibration is a list of batches, a text file or 'self', not one {type(value).__name__}; "
-            "wrap it in a list"
-        )
-    return Calibration(data=list(value))
+    found = value if isinstance(value, Calibration) else Calibration(data=value)
+    if not found.holds_batches:
+        return found
+    return replace(found, data=batches_given(found.data, "calibration"))

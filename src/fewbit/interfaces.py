@@ -18,6 +18,7 @@ from fewbit.errors import NotYetError
 from fewbit.integer_bias import BiasType, IntegerBias
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
+from fewbit.samples.model_input import ModelInput
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.transforms import Applied
 
@@ -330,6 +331,12 @@ class Frontend(Protocol):
 
     def place(self, model: Any, device: str) -> Any:
         """Return the model on `device`; raises `RecipeError` for a device that is not there."""
+
+    def inputs(self, model: Any) -> Sequence[ModelInput] | None:
+        """Return what `model` takes, where it declares that."""
+
+    def adopted(self, model: Any, batch: Any) -> Any:
+        """Return `batch` with NumPy arrays in it as what `model` runs on."""
 
     def run(self, model: Any, batch: Any) -> Any:
         """Return the output of `model` for a batch (an array, a tuple of arguments or a dict of them)."""

@@ -19,31 +19,20 @@ from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
 from fewbit.hints import hints_of
 from fewbit.interfaces import Forms, Frontend, Progress, Silent, Source, Switch, frontend_of, target_of
+from fewbit.measurement import parse_evaluation
 from fewbit.overflow import needs_check, without_large_activations, without_large_weights
 from fewbit.planning import Plan, resolve
 from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe, Rule
 from fewbit.reporting import remarks_of, report_of
 from fewbit.result import Result
+from fewbit.samples.batches import Joined
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.solving import Data, needs_data, solve, statistics_of
 from fewbit.sources import open_source
 from fewbit.transforms import Applied, Transform
 
 _STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """What quality is measured on.
-
-    Batches of token ids (sequences, length) for a language model; for any other module whatever it takes: a tensor, a
-    tuple of arguments or a dict of keyword arguments.
-    """
-
-    batches: Sequence[Any]
-    #: What to call it in the report.
-    name: str = "the given batches"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +79,7 @@ def quantize(
     to: str | None = None,
     dtype: str = "auto",
     calibration: Any = None,
-    evaluation: Evaluation | Sequence[Any] | None = None,
+    evaluation: Any = None,
     options: Options | None = None,
 ) -> Result:
     """Quantize `model`; a module is changed in place and is also `Result.model`.
@@ -100,10 +89,11 @@ def quantize(
         recipe: a preset's name, the path of a TOML file, or a `Recipe`.
         to: the checkpoint format to check against and whose type of scale to round to.
         dtype: type of floats and scales in files, see `plan`; float numbers of the model are rounded to it.
-        calibration: data for algorithms that need it (`gptq`): batches as for `evaluation`, the path of a text file,
-            `self` (a language model writes its own text, what happens by default) or a `Calibration`.
-        evaluation: batches to measure quality on; without them only weights are measured. Casts are checked for
-            overflow on both.
+        calibration: data for algorithms that need it (`gptq`): batches or files as for `evaluation`, the path of a text
+            file, `self` (a language model writes its own text, what happens by default) or a `Calibration`.
+        evaluation: what to measure quality on; without it only weights are measured. Batches, a reader with
+            `get_next()`, an `Evaluation`, or files: `Samples`, or the path of an .npz or .npy file or of a folder.
+            Casts are checked for overflow on both.
         options: device, seed, progress.
 
     Raises:
@@ -120,7 +110,7 @@ def quantize(
     """
     options = options or Options()
     given = parse_calibration(calibration)
-    asked = None if evaluation is None else _with_batches(evaluation)
+    asked = parse_evaluation(evaluation)
     source, parsed = _float_source(model), parse_recipe(recipe)
     frontend = frontend_of(source.framework)
     clock = _Clock()
@@ -128,27 +118,27 @@ def quantize(
         live = source.load()
         if options.device != "auto":
             live = frontend.place(live, options.device)
-    sample = first_batch(live, given, asked.batches if asked else ()) if parsed.names_products else None
+    given = given.opened(live, frontend) if given else None
+    evaluated, name = asked.opened(live, frontend) if asked else ((), None)
+    sample = first_batch(live, given, evaluated) if parsed.names_products else None
     planned = partial(_plan, source, live, parsed, to=to, dtype=dtype, batch=sample)
     made = _checked(planned(), frontend, live)
     made.require_sound()
     kept = {tensor.name for tensor in made.manifest({}, {}).floats}
     frontend.require_finite(live, [quantized.layer for quantized in made.quantized], kept, made.storage_type)
-    if asked is not None:
-        require_known(asked.batches, live, what="evaluation")
+    require_known(evaluated, live, what="evaluation")
     data = Data()
     if needs_data(made) or (given and (parsed.transforms or needs_check(made))):
         given = given or _default_calibration(live)
         with clock.phase("calibration data"):
             batches = given.batches(live, source, seed=options.seed, progress=options.progress)
         data = Data(batches=batches, sequential=given.sequential)
-    shown = data.batches or (asked.batches if asked else ())
+    shown = data.batches or evaluated
     with _transformed(live, parsed, frontend, shown, made.target) as sentences:
         if sentences:
             made = _checked(planned(), frontend, live)
         with clock.phase("check") if needs_check(made) else nullcontext():
-            both = (*data.batches, *(asked.batches if asked else ()))
-            made, unchecked = without_large_activations(made, frontend, live, both)
+            made, unchecked = without_large_activations(made, frontend, live, Joined(data.batches, evaluated))
         kept = {tensor.name for tensor in made.manifest({}, {}).floats}
         with clock.phase("solve"):
             solved = solve(live, made, frontend, data, options.progress)
@@ -157,9 +147,9 @@ def quantize(
             beside = _between(live, made, layers, data.batches)
             changed = frontend.round_floats(live, kept, made.storage_type)
         measured = Measured()
-        if asked is not None:
+        if evaluated:
             with clock.phase("measure"):
-                measured = measure(live, forms, asked.batches, frontend, options.progress, beside=beside)
+                measured = measure(live, forms, evaluated, frontend, options.progress, beside=beside)
     for switch in (*forms, *beside):
         switch.install()
     idle = given is not None and not data.batches and not (given.holds_batches and parsed.names_products)
@@ -168,7 +158,7 @@ def quantize(
         remarks=(*sentences, *unchecked, *remarks_of(changed, solved, made, idle=idle)),
         seed=options.seed,
         command=options.command,
-        text=asked.name if asked else None,
+        text=name,
         calibration=given.described(data.batches) if given and data.batches else None,
         seconds=clock.seconds,
         peak_memory=clock.peak_memory,
@@ -245,21 +235,11 @@ def load(path: str | Path, *, into: Any = None) -> Result:
     return Result(model=source.load(), plan=made, report=None, source=source)
 
 
-def _with_batches(evaluation: Evaluation | Sequence[Any]) -> Evaluation:
-    """Return an evaluation whose batches are a list, of one at least: they are gone through twice."""
-    if not isinstance(evaluation, Evaluation):
-        evaluation = Evaluation(batches=evaluation)
-    batches = list(evaluation.batches)
-    if not batches:
-        raise RecipeError("evaluation holds no batch; leave it out, or give some")
-    return replace(evaluation, batches=batches)
-
-
 def _default_calibration(model: Any) -> Calibration:
     if not writes_text(model):
         raise PlanError(
             "this recipe needs calibration data (for gptq, or static ranges) and the model writes no text; "
-            "give calibration=[batch, ...]"
+            "give calibration=[batch, ...], or the path of samples"
         )
     return Calibration(data="self")
 

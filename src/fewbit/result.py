@@ -35,7 +35,8 @@ class Result:
 
     def run(self, batch: Any) -> Any:
         """Return what the model puts out for a batch as for `Evaluation`; of an ONNX model arrays by name."""
-        return frontend_of(self.source.framework).run(self.model, batch)
+        frontend = frontend_of(self.source.framework)
+        return frontend.run(self.model, frontend.adopted(self.model, batch))
 
     def save(
         self, path: str | Path, to: str | None = None, *, runtime: str | None = None, overwrite: bool = False

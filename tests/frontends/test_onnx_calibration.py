@@ -10,11 +10,11 @@ import pytest
 from fewbit.errors import CalibrationError, NonFiniteError
 from fewbit.frontends.onnx import calibration, stages
 from fewbit.frontends.onnx.calibration import CalibrationRun
-from fewbit.frontends.onnx.carried import Carried
 from fewbit.frontends.onnx.flow import Flow
 from fewbit.frontends.onnx.frontend import OnnxFrontend
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.qtensor import quantize
+from fewbit.samples.carried import Carried
 from fewbit.schemes.notation import parse_scheme
 
 BRANCHES = """(float[n, 8] x) => (float[n, 8] y) {
@@ -165,24 +165,6 @@ def test_values_are_measured_by_name(onnx_model):
     assert found["s"].count == x.size
     with pytest.raises(CalibrationError, match="no value 'nowhere' in the graph of test"):
         OnnxFrontend().value_statistics(model, {"nowhere": "extremes"}, batches)
-
-
-def test_arrays_that_do_not_fit_into_memory_come_back_from_the_file():
-    random = np.random.default_rng(0)
-    kept = Carried(in_memory=1000)
-    arrays = {(batch, name): random.normal(size=(3, batch + 1)) for batch in range(8) for name in "ab"}
-    for (batch, name), array in arrays.items():
-        kept.put(batch, name, array)
-    kept.drop(6, ["a"])
-    kept.put(6, "a", -arrays[6, "a"])  # takes the room that is free now
-    kept.put(0, "bool", np.asarray(True))
-    kept.put(0, "empty", np.zeros((0, 3), np.float32))
-    assert kept.get(0, "bool") == np.asarray(True)
-    assert kept.get(0, "empty").shape == (0, 3)
-    for (batch, name), array in arrays.items():
-        sign = -1 if (batch, name) == (6, "a") else 1
-        assert np.array_equal(kept.get(batch, name), sign * array)
-    kept.close()
 
 
 def test_memory_does_not_grow_with_the_number_of_batches(onnx_model, monkeypatch):

@@ -33,7 +33,7 @@ def session_for(activation, place=None, opset=17, dtype=np.float32):
     graph.input.append(onnx.helper.make_tensor_value_info("x", kind, None))
     graph.output.append(onnx.ValueInfoProto(name=result))
     imports = [onnx.helper.make_opsetid("", opset)]
-    session = Session(onnx.ModelProto(ir_version=8, graph=graph, opset_import=imports), nodes.numbers, "test")
+    session = Session.of(onnx.ModelProto(ir_version=8, graph=graph, opset_import=imports), nodes.numbers, "test")
     return lambda values: session.run({"x": values})[result]
 
 

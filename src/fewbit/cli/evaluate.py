@@ -1,17 +1,20 @@
-"""`fewbit evaluate`: perplexity, KL divergence, top-1 agreement, size and speed."""
+"""`fewbit evaluate`: of language models perplexity, KL divergence, agreement, size and speed; ONNX files elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewbit.cli.console import Terminal
-from fewbit.cli.words import AsJson, Device, Model, Quiet, SequenceLength, Sequences, Text
-from fewbit.errors import NotYetError, RecipeError
+from fewbit.cli.evaluate_onnx import evaluate_onnx, require_for_samples
+from fewbit.cli.words import AsJson, BatchSize, Data, Device, Model, Preprocess, Quiet, SequenceLength, Sequences, Text
+from fewbit.errors import RecipeError
 from fewbit.evaluation.token_ids import require_known
+from fewbit.samples.files import Samples
 
 if TYPE_CHECKING:
     from fewbit.evaluation.latency import Latency
@@ -24,19 +27,52 @@ def evaluate(
     text: Text = None,
     sequences: Sequences = 4,
     length: SequenceLength = 512,
+    data: Data = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Classes of the samples, .npy or .csv. Default: `labels` in or beside them.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples of --data at most. Default: all.")] = None,
+    batch_size: BatchSize = None,
+    preprocess: Preprocess = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure MODEL on a text, alone or beside a reference."""
+    """Measure MODEL on a text, or an ONNX model on samples, alone or beside a reference."""
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    of_samples = {
+        "--data": data, "--labels": labels, "--samples": samples, "--batch-size": batch_size, "--preprocess": preprocess
+    }  # fmt: skip
+    if model.endswith(".onnx"):
+        require_for_samples(model, reference, {"--data": data, "--text": text}, device)
+        assert data is not None
+        chosen = Samples(data, count=samples, batch_size=batch_size, preprocessing=preprocess, labels=labels)
+        evaluate_onnx(terminal, model, reference, chosen)
+        return
+    for name, value in of_samples.items():
+        if value is not None:
+            raise RecipeError(
+                f"{name} is for .onnx files, and {model} is measured on a text; use --text, or leave it out"
+            )
+    if reference is not None and reference.endswith(".onnx"):
+        raise RecipeError(f"{model} cannot be compared with {reference}: one is measured on a text, one on samples")
+    _on_text(terminal, _Pair(model, reference, device), text, sequences, length)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    model: str
+    reference: str | None
+    device: str
+
+
+def _on_text(terminal: Terminal, pair: _Pair, text: str | None, sequences: int, length: int) -> None:
     from fewbit.evaluation.latency import latencies
     from fewbit.evaluation.quality import compare
     from fewbit.evaluation.text import read_text, token_sequences
     from fewbit.sources import open_source
 
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    if model.endswith(".onnx"):
-        raise NotYetError(f"{model}: ONNX models are measured by fewbit.quantize(..., evaluation=batches)")
+    model, reference = pair.model, pair.reference
     if text == "none":
         raise RecipeError("there is nothing to measure without a text; leave out --text none")
     content, name = read_text(text)
@@ -44,9 +80,9 @@ def evaluate(
         source = open_source(model)
         measured = source.load()  # first: what is amiss with a folder shows there, not in its tokenizer
         batches = token_sequences(source.tokenizer(), content, sequences=sequences, length=length)
-        own = _logits(measured, device, batches)
+        own = _logits(measured, pair.device, batches)
         beside = open_source(reference).load() if reference else None
-        other = _logits(beside, device, batches) if reference else None
+        other = _logits(beside, pair.device, batches) if reference else None
     size = _size(source)
     tracked = terminal.track(batches, "evaluate")
     if other is None:

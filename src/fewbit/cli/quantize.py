@@ -14,9 +14,25 @@ from fewbit.calibration import Calibration
 from fewbit.checkpoints.folder import require_free, require_room
 from fewbit.cli.console import Terminal
 from fewbit.cli.plan_table import plan_table
-from fewbit.cli.words import AsJson, Device, Model, Output, Overwrite, Quiet, SequenceLength, Sequences, Text
+from fewbit.cli.samples import calibrating, measuring, require_used
+from fewbit.cli.words import (
+    AsJson,
+    BatchSize,
+    CalibrationData,
+    Data,
+    Device,
+    Model,
+    Output,
+    Overwrite,
+    Preprocess,
+    Quiet,
+    SequenceLength,
+    Sequences,
+    Text,
+)
 from fewbit.errors import CheckpointError, FewbitWarning, NotYetError, RecipeError
 from fewbit.result import target_name
+from fewbit.samples.files import Samples
 
 if TYPE_CHECKING:
     from fewbit.recipe import Recipe
@@ -47,10 +63,13 @@ def quantize(  # a command's options are its arguments
     seed: Annotated[int, typer.Option(help="Recorded in the report.", min=0)] = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
-    calibration: Annotated[
-        str, typer.Option(help="Data for gptq: a UTF-8 text file, or self: the model writes its own text.")
-    ] = "self",
-    samples: Annotated[int, typer.Option(help="Sequences to calibrate with.", min=1)] = 32,
+    calibration: CalibrationData = "self",
+    samples: Annotated[
+        int | None, typer.Option(help="What to calibrate with: 32 sequences, or 512 samples of files.", min=1)
+    ] = None,
+    data: Data = None,
+    batch_size: BatchSize = None,
+    preprocess: Preprocess = None,
     calibration_length: Annotated[
         int | None, typer.Option(help="Tokens of each; default: 256 of its own text, 512 of a file.", min=2)
     ] = None,
@@ -88,8 +107,13 @@ def quantize(  # a command's options are its arguments
     run = Run(
         model=model, recipe=chosen, output=output, to=target, dtype=dtype, text=text, sequences=sequences,
         length=length, overwrite=overwrite, device=device, seed=seed, command=context.obj,
-        calibration=Calibration(data=calibration, samples=samples, length=calibration_length, sequential=sequential),
+        calibration=calibrating(
+            Calibration(data=calibration, samples=samples, length=calibration_length, sequential=sequential),
+            batch_size, preprocess,
+        ),
+        evaluation=measuring(data, text, batch_size, preprocess),
     )  # fmt: skip
+    require_used(run.calibration, run.evaluation, {"--batch-size": batch_size, "--preprocess": preprocess})
     result = run.carry_out(terminal)
     terminal.result(
         f"{result.report}\nwritten                {output}",
@@ -115,6 +139,8 @@ class Run:
     #: The command line, for the report.
     command: str | None = None
     calibration: Calibration = field(default_factory=lambda: Calibration(data="self"))
+    #: What to measure on instead of a text.
+    evaluation: Samples | None = None
 
     def carry_out(self, terminal: Terminal) -> Result:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
@@ -166,9 +192,12 @@ class Run:
         return result
 
     def _evaluation(self) -> Any:
+        import fewbit as fb
+
+        if self.evaluation is not None:
+            return fb.Evaluation(batches=self.evaluation)
         if self.text == "none":
             return None
-        import fewbit as fb
         from fewbit.evaluation.text import read_text, token_sequences
         from fewbit.sources import open_source
 

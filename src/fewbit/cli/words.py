@@ -18,6 +18,27 @@ Text = Annotated[
 Sequences = Annotated[int, typer.Option(min=1, help="How many sequences of the text.")]
 SequenceLength = Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, ...")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Samples to measure an ONNX model on: an .npz or .npy file, a folder of .npy files or images.",
+        show_default=False,
+    ),
+]
+CalibrationData = Annotated[
+    str,
+    typer.Option(
+        help="Data for gptq and static ranges: self (the model writes its own text), a UTF-8 text file, or samples: an "
+        ".npz or .npy file, a folder of .npy files or images."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Samples of a batch. Default: what the model takes, or 32.", show_default=False),
+]
+Preprocess = Annotated[
+    Path | None, typer.Option(help="What is done to images: a .toml file with size, mean, std, layout, ...")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)]

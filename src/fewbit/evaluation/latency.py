@@ -1,4 +1,4 @@
-"""How long a language model takes, beside others: prefill is one forward of a whole sequence, decoding one of a token.
+"""How long models take, side by side; of a language model prefill, one forward of a sequence, and decoding of a token.
 
 Models take turns, so that what slows the machine slows all of them; figures are medians.
 """
@@ -15,6 +15,8 @@ from typing import Any
 
 #: Tokens that are written for a figure of decoding.
 _WRITTEN = 8
+#: Seconds that `steadily` gives each run, and rounds at least and at most.
+_SECONDS, _LEAST, _MOST = 1.0, 5, 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,12 @@ def side_by_side(runs: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
             run()
             own.append(time.perf_counter() - started)
     return [statistics.median(own) for own in found]
+
+
+def steadily(runs: Sequence[Callable[[], Any]]) -> list[float]:
+    """Return the median seconds of each run, in as many rounds as the slowest one does in about a second."""
+    slowest = max(side_by_side(runs, 1))
+    return side_by_side(runs, min(_MOST, max(_LEAST, round(_SECONDS / max(slowest, 1e-9)))))
 
 
 def _write(model: Any, tokens: Any) -> None:

@@ -22,11 +22,12 @@ OPSET = 13
 INLINE = 1 << 30
 
 
-def read_model(path: str | Path) -> ir.Model:
+def read_model(path: str | Path, oldest: int = OPSET) -> ir.Model:
     """Return the model at `path`; numbers in external files stay on disk until they are asked for.
 
     Raises:
-        SourceError: no file, no ONNX model, an invalid graph, or external data that is missing, short or elsewhere.
+        SourceError: no file, no ONNX model, an invalid graph, an opset before `oldest`, or external data that is
+            missing, short or elsewhere.
 
     """
     path = Path(path)
@@ -36,7 +37,7 @@ def read_model(path: str | Path) -> ir.Model:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
     except DecodeError as error:
         raise SourceError(f"{path} is no ONNX file, or cut short: {error}; fetch or export it again") from error
-    model = _parsed(proto, str(path))
+    model = _parsed(proto, str(path), oldest)
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
     for tensor in _external(model):
         _require_data(tensor, path)
@@ -71,7 +72,7 @@ def checked_model(model: onnx.ModelProto | ir.Model, name: str) -> ir.Model:
     return parsed
 
 
-def _parsed(proto: onnx.ModelProto, name: str) -> ir.Model:
+def _parsed(proto: onnx.ModelProto, name: str, oldest: int = OPSET) -> ir.Model:
     """Return a model that is not checked yet; raises `SourceError` for one that holds no graph that can be read."""
     if not proto.graph.node or not proto.opset_import:
         raise SourceError(f"{name} holds no graph of operators; is it an ONNX model?")
@@ -79,15 +80,15 @@ def _parsed(proto: onnx.ModelProto, name: str) -> ir.Model:
         model = ir.from_proto(proto)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:  # onnx-ir wraps them
         raise SourceError(f"{name} is not valid ONNX: {_first_line(error)}; export it again") from error
-    _require_opset(model, name)
+    _require_opset(model, name, oldest)
     return model
 
 
-def _require_opset(model: ir.Model, name: str) -> None:
+def _require_opset(model: ir.Model, name: str, oldest: int = OPSET) -> None:
     version = model.opset_imports.get("", 0)
-    if version < OPSET:
+    if version < oldest:
         raise SourceError(
-            f"{name} is of opset {version}, older than {OPSET}; raise it with onnx.version_converter.convert_version"
+            f"{name} is of opset {version}, older than {oldest}; raise it with onnx.version_converter.convert_version"
         )
 
 
@@ -129,6 +130,12 @@ def weight_bytes(model: ir.Model) -> int:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
+
+
+def bytes_on_disk(model: ir.Model, path: Path) -> int:
+    """Return the bytes of the file at `path`, which holds `model`, and of the files with its numbers."""
+    beside = {path.parent / str(tensor.location) for tensor in _external(model)}
+    return sum(file.stat().st_size for file in (path, *beside))
 
 
 def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:

@@ -33,7 +33,8 @@ def written_by(model: Any, *, sequences: int, length: int, seed: int, progress: 
     """
     if not writes_text(model):
         raise CalibrationError(
-            f"{type(model).__name__} writes no text of its own; give calibration batches, or a text file"
+            f"{type(model).__name__} writes no text of its own; give calibration batches, a text file, or samples: "
+            "an .npz or .npy file, a folder of .npy files or images"
         )
     vocabulary, context = vocabulary_of(model) or 0, context_of(model)
     if context is not None and length > context:

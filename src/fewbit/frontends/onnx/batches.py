@@ -5,7 +5,7 @@ A batch is a dict of them, a tuple in the order of the inputs, or one array for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,67 +13,69 @@ import onnx_ir as ir
 
 from fewbit.errors import CalibrationError
 from fewbit.numerics.namespace import to_numpy
+from fewbit.samples.model_input import ModelInput, listed, require_names
 
 Numbers = np.ndarray[Any, Any]
 
 
+def inputs_of(graph: ir.Graph) -> list[ModelInput]:
+    """Return the inputs of `graph` that have no value of their own."""
+    return [_declared(value) for value in graph.inputs if value.name not in graph.initializers]
+
+
 def feeds_of(graph: ir.Graph, batch: Any) -> dict[str, Numbers]:
+    """Return the arrays of `batch` by name for `graph`; raises as `feeds_for` does."""
+    return feeds_for(inputs_of(graph), batch)
+
+
+def feeds_for(inputs: Sequence[ModelInput], batch: Any, *, any_float: bool = False) -> dict[str, Numbers]:
     """Return the arrays of `batch` by name; tensors of other frameworks are taken over.
+
+    With `any_float` an input takes every type of floats and is given its own.
 
     Raises:
         CalibrationError: an input is missing or unknown, or has another type or shape than the graph declares.
 
     """
-    inputs = {value.name or "": value for value in graph.inputs if value.name not in graph.initializers}
-    given = _by_name(batch, list(inputs))
-    unknown = [name for name in given if name not in inputs]
-    missing = [name for name in inputs if name not in given]
-    if unknown or missing:
-        parts = [f"has no {_listed(missing)}"] if missing else []
-        parts += [f"holds {_listed(unknown)}, which the model does not know"] if unknown else []
-        raise CalibrationError(f"a batch {' and '.join(parts)}; the inputs of the model are {_listed(list(inputs))}")
-    return {name: _checked(inputs[name], array) for name, array in given.items()}
+    given = _by_name(batch, [own.name for own in inputs])
+    require_names(given, inputs, "a batch")
+    by_name = {own.name: own for own in inputs}
+    return {name: _checked(by_name[name], array, any_float=any_float) for name, array in given.items()}
 
 
-def _by_name(batch: Any, names: list[str]) -> dict[str, Any]:
+def _declared(value: ir.Value) -> ModelInput:
+    """Return an input as it is declared; texts have no type of NumPy that fits all of them."""
+    known = value.dtype is not None and value.dtype != ir.DataType.STRING
+    return ModelInput(
+        name=value.name or "",
+        dtype=value.dtype.numpy() if known and value.dtype is not None else None,
+        shape=None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape),
+    )
+
+
+def _by_name(batch: Any, names: Sequence[str]) -> dict[str, Any]:
     if isinstance(batch, Mapping):
         return dict(batch)
     arrays = batch if isinstance(batch, tuple) else (batch,)
     if len(arrays) != len(names):
         raise CalibrationError(
-            f"a batch of {len(arrays)} arrays does not fit a model with the inputs {_listed(names)}; "
+            f"a batch of {len(arrays)} arrays does not fit a model with the inputs {listed(names)}; "
             "give a dict of arrays by name, or a tuple in this order"
         )
     return dict(zip(names, arrays, strict=True))
 
 
-def _checked(value: ir.Value, array: Any) -> Numbers:
+def _checked(own: ModelInput, array: Any, *, any_float: bool) -> Numbers:
     """Return `array` as NumPy's, of the type and shape that the graph declares."""
     if not hasattr(array, "shape"):
         raise CalibrationError(
-            f"input {value.name!r} is given a {type(array).__name__}, which is no array; wrap it in numpy.asarray"
+            f"input {own.name!r} is given a {type(array).__name__}, which is no array; wrap it in numpy.asarray"
         )
     numbers: Numbers = to_numpy(array)
-    wanted = value.dtype.numpy() if value.dtype is not None else numbers.dtype
-    if numbers.dtype != wanted and value.dtype != ir.DataType.STRING:
-        raise CalibrationError(
-            f"input {value.name!r} takes {wanted} and is given {numbers.dtype}; "
-            f"convert it with .astype({str(wanted)!r})"
-        )
-    if value.shape is not None and not _fits(value.shape, numbers.shape):
-        sizes = [str(dim if isinstance(dim, int) else dim.value or "?") for dim in value.shape]
-        declared = f"({', '.join(sizes)})"
-        raise CalibrationError(
-            f"input {value.name!r} takes shape {declared} and is given {tuple(numbers.shape)}; reshape it"
-        )
+    if any_float and own.dtype is not None and {own.dtype.kind, numbers.dtype.kind} == {"f"}:
+        with np.errstate(over="ignore"):  # what becomes infinite shows in the outputs
+            numbers = numbers.astype(own.dtype, copy=False)
+    wrong = own.misfit(numbers.dtype, numbers.shape)
+    if wrong:
+        raise CalibrationError("; ".join(wrong))
     return np.asarray(numbers, order="C")
-
-
-def _fits(declared: ir.Shape, shape: tuple[int, ...]) -> bool:
-    return len(declared) == len(shape) and all(
-        not isinstance(dim, int) or dim == size for dim, size in zip(declared, shape, strict=True)
-    )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"

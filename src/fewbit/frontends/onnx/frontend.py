@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.errors import CalibrationError, NonFiniteError, NotYetError, PlanError, RecipeError
-from fewbit.frontends.onnx.batches import Numbers, feeds_of
+from fewbit.frontends.onnx.batches import Numbers, feeds_of, inputs_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
 from fewbit.frontends.onnx.execution import execution
 from fewbit.frontends.onnx.magnitudes import largest_activations, largest_weight
@@ -26,6 +26,7 @@ from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.live import OnnxModel, Rounded
 from fewbit.problems import several
 from fewbit.qtensor import QTensor
+from fewbit.samples.model_input import ModelInput
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.transforms import Applied
 
@@ -241,6 +242,14 @@ class OnnxFrontend:
         if device != "cpu":
             raise RecipeError(f"device {device!r} cannot be used: ONNX models run on the CPU in this version")
         return model
+
+    def inputs(self, model: OnnxModel) -> list[ModelInput]:
+        """Return the inputs of the graph, with the types and shapes that it declares."""
+        return inputs_of(model.graph.graph)
+
+    def adopted(self, model: OnnxModel, batch: Any) -> Any:  # noqa: ARG002
+        """Return `batch`."""
+        return batch
 
     def run(self, model: OnnxModel, batch: Any) -> dict[str, Numbers]:
         """Return the outputs of `model` by name for a batch: a dict of arrays, a tuple of them, or one array."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,38 +28,44 @@ _LEFT_OUT = ("ConvMulFusion", "MatMulScaleFusion", "DivMulFusion")
 class Session:
     """A model that is ready to run."""
 
-    def __init__(self, proto: onnx.ModelProto, numbers: Mapping[str, Numbers], name: str) -> None:
-        """Prepare `proto`, whose initializers are `numbers` beside its own; `name` is the model in messages.
+    def __init__(self, session: Any, name: str, held: object = None) -> None:
+        """Take a session of onnxruntime; `name` is the model in messages, `held` what the session reads in place."""
+        self._session, self._name, self._held = session, name, held
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    @classmethod
+    def of(cls, proto: onnx.ModelProto, numbers: Mapping[str, Numbers], name: str) -> Session:
+        """Return `proto` ready to run, whose initializers are `numbers` beside its own.
 
         Raises:
             SourceError: onnxruntime cannot run it.
 
         """
-        runtime = _onnxruntime()
-        self._name = name
-        self._outputs = [output.name for output in proto.graph.output]
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4  # what is amiss is raised
+        options = _options()
         # Threads that wait by spinning take the cores from those that work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         apart = {key: own for key, own in numbers.items() if own.nbytes > _SMALL}
-        #: Kept, since the session reads them in place.
-        self._held = {key: np.ascontiguousarray(own) for key, own in apart.items()}
+        held = {key: np.ascontiguousarray(own) for key, own in apart.items()}
         for key, own in numbers.items():
             proto.graph.initializer.append(_declared(key, own) if key in apart else _inside(key, own))
-        values = [runtime.OrtValue.ortvalue_from_numpy(own) for own in self._held.values()]
-        self._values = values
+        values = [_onnxruntime().OrtValue.ortvalue_from_numpy(own) for own in held.values()]
         if values:
-            options.add_external_initializers(list(self._held), values)
-        try:
-            self._session = runtime.InferenceSession(
-                proto.SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=list(_LEFT_OUT),
-            )
-        except Exception as error:  # its classes have no base of their own
-            raise SourceError(f"onnxruntime cannot run {name}: {_told(error)}") from error
+            options.add_external_initializers(list(held), values)
+        session = _made(proto.SerializeToString(), name, options, disabled_optimizers=list(_LEFT_OUT))
+        return cls(session, name, (held, values))
+
+    @classmethod
+    def of_file(cls, path: Path) -> Session:
+        """Return the model in a file ready to run as its users run it, with all optimizations of onnxruntime.
+
+        Raises:
+            SourceError: onnxruntime cannot run it.
+
+        """
+        options = _options()
+        # Between its runs it leaves the cores to the model that it takes turns with.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return cls(_made(str(path), str(path), options), str(path))
 
     def run(self, feeds: Mapping[str, Numbers], outputs: Sequence[str] | None = None) -> dict[str, Numbers]:
         """Return `outputs`, all of them if left out, by name.
@@ -73,6 +80,19 @@ class Session:
         except Exception as error:
             raise CalibrationError(f"onnxruntime fails to run {self._name} on this batch: {_told(error)}") from error
         return dict(zip(names, found, strict=True))
+
+
+def _options() -> Any:
+    options = _onnxruntime().SessionOptions()
+    options.log_severity_level = 4  # what is amiss is raised
+    return options
+
+
+def _made(model: str | bytes, name: str, options: Any, **further: Any) -> Any:
+    try:
+        return _onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"], **further)
+    except Exception as error:  # its classes have no base of their own
+        raise SourceError(f"onnxruntime cannot run {name}: {_told(error)}") from error
 
 
 @cache

@@ -93,7 +93,7 @@ class Simulation:
         imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
         functions = [ir.serde.serialize_function(function) for function in model.functions.values()]
         proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph, opset_import=imports, functions=functions)
-        return Session(proto, numbers, str(self.model.path))
+        return Session.of(proto, numbers, str(self.model.path))
 
     def _round_inputs(self, writing: _Writing, names: Iterable[str]) -> None:
         """Round what enters the graph, where that is asked for by name."""

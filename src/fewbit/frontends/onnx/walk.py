@@ -14,10 +14,10 @@ import numpy as np
 
 from fewbit.errors import CalibrationError
 from fewbit.frontends.onnx.batches import Numbers, feeds_of
-from fewbit.frontends.onnx.carried import Carried
 from fewbit.frontends.onnx.session import Session
 from fewbit.frontends.onnx.simulation import Simulation
 from fewbit.frontends.onnx.stages import Stage, stages_of
+from fewbit.samples.carried import Carried
 
 
 class Walk(AbstractContextManager["Walk"]):
@@ -36,8 +36,8 @@ class Walk(AbstractContextManager["Walk"]):
         """Run stage `number`, the next one, for every batch; `take` is given each value by name."""
         stage = self._stages[number]
         session: Session | None = None
-        for place, batch in enumerate(self._batches):
-            known = feeds_of(self._simulation.model.graph.graph, batch)
+        for place in range(len(self._batches)):
+            known = self._feeds(stage, place)
 
             def value(name: str, known: dict[str, Numbers] = known, place: int = place) -> Numbers:
                 return known[name] if name in known else self._carried.get(place, name)
@@ -52,6 +52,12 @@ class Walk(AbstractContextManager["Walk"]):
             for name in stage.watched:
                 take(name, _array(name, made.pop(name, None) if name in made else value(name)))
             self._carried.drop(place, stage.drops)
+
+    def _feeds(self, stage: Stage, place: int) -> dict[str, Numbers]:
+        """Return what a batch feeds the graph with; it is not read, perhaps decoded, where the stage needs none."""
+        graph = self._simulation.model.graph.graph
+        inputs = {value.name for value in graph.inputs}
+        return feeds_of(graph, self._batches[place]) if not inputs.isdisjoint(stage.needs) else {}
 
     def _session(self, stage: Stage, given: dict[str, Numbers]) -> Session:
         made = {value.name for place in stage.places for value in self._simulation.flow.nodes[place].outputs}

@@ -81,11 +81,12 @@ def trace_blocks(model: nn.Module, names: Sequence[str], batches: Sequence[Any])
 
 
 def _of_each_shape(batches: Sequence[Any]) -> Iterator[Any]:
-    seen = set()
-    for batch in sorted(batches, key=size, reverse=True):
-        if shapes(batch) not in seen:
-            seen.add(shapes(batch))
-            yield batch
+    """Yield the first batch of each shape, the largest first; no more than one is held."""
+    first: dict[Any, tuple[int, int]] = {}
+    for place, batch in enumerate(batches):
+        first.setdefault(shapes(batch), (size(batch), place))
+    for _, place in sorted(first.values(), key=lambda own: own[0], reverse=True):
+        yield batches[place]
 
 
 class _Trace:

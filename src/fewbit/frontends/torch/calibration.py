@@ -25,6 +25,7 @@ from fewbit.frontends.torch.convolution import Convolution, same_rows
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.resident_memory import give_back, trim
 from fewbit.interfaces import CalibratedPart, Layer
+from fewbit.samples.batches import Mapped
 from fewbit.statistics import STATISTICS
 
 
@@ -67,7 +68,7 @@ class CalibrationRun:
                 break
         outside = [layer for layer in self._partition.outside if layer.name in self._wanted]
         scores = any(layer.kind == "head" for layer in outside)
-        runs = [partial(run_batch, self._model, batch, every_score=scores) for batch in self._batches]
+        runs = Mapped(lambda batch: partial(run_batch, self._model, batch, every_score=scores), self._batches)
         yield self._parts(outside, runs)
 
     def _block_parts(self, layers: list[Layer], step: BlockInputs, held: _Held) -> Iterator[CalibratedPart]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewbit.activation import Activation
 from fewbit.errors import NonFiniteError, NotYetError, PlanError, RecipeError
 from fewbit.frontends.torch.attention import find_products
+from fewbit.frontends.torch.batches import adopted
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
@@ -231,6 +232,13 @@ class TorchFrontend:
             return model.to(device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             raise RecipeError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+    def inputs(self, model: nn.Module) -> None:
+        """Return nothing: a module declares no shapes."""
+
+    def adopted(self, model: nn.Module, batch: Any) -> Any:
+        """Return `batch` with NumPy arrays as tensors where `model` is, floats in the type of its parameters."""
+        return adopted(model, batch)
 
     @torch.no_grad()
     def run(self, model: nn.Module, batch: Any) -> Any:

@@ -1,0 +1,34 @@
+"""What the options of the command line say of samples in files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fewbit.calibration import Calibration
+from fewbit.errors import RecipeError
+from fewbit.samples.files import Samples, are_samples
+
+
+def calibrating(given: Calibration, batch_size: int | None, preprocessing: Path | None) -> Calibration:
+    """Return a calibration that reads files as --batch-size and --preprocess say; a text has none of these."""
+    if isinstance(given.data, str) and given.data != "self" and are_samples(given.data):
+        return replace(given, data=Samples(given.data, batch_size=batch_size, preprocessing=preprocessing))
+    return given
+
+
+def measuring(data: str | None, text: str | None, batch_size: int | None, preprocessing: Path | None) -> Samples | None:
+    """Return what --data says to measure on; `None`: nothing."""
+    if data is None:
+        return None
+    if text is not None:
+        raise RecipeError("--data and --text exclude each other: quality is measured on one of them")
+    return Samples(data, batch_size=batch_size, preprocessing=preprocessing)
+
+
+def require_used(calibration: Calibration, evaluation: Samples | None, options: dict[str, object]) -> None:
+    """Raise `RecipeError` for `options` about samples where there are none."""
+    if evaluation is None and not isinstance(calibration.data, Samples):
+        for name, value in options.items():
+            if value is not None:
+                raise RecipeError(f"{name} is about samples in files, and there are none; give --calibration or --data")

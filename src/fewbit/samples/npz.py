@@ -1,0 +1,89 @@
+"""`.npz` archives: an array by input name each, the first axis that of samples, read batch by batch, packed or not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+from fewbit.errors import CalibrationError
+from fewbit.samples.batches import Numbers, require_numbers, same_count
+from fewbit.samples.model_input import ModelInput, require_fit, require_names
+from fewbit.samples.stored_array import StoredArray
+
+#: The array of the classes, where no input has this name.
+LABELS = "labels"
+#: How numpy.savez calls arrays that were given without a name.
+_NAMELESS = re.compile(r"arr_(\d+)")
+#: More than any packed archive shrinks: zlib writes a byte for at most 1032.
+_MOST_PACKED = 1100
+
+
+class NpzFile:
+    """The samples of an archive; a batch is a dict, or a tuple where the arrays were saved without names."""
+
+    names: list[str] | None = None
+    sizes: list[int] | None = None
+
+    def __init__(self, path: Path, inputs: Sequence[ModelInput] | None) -> None:
+        """Open the archive at `path`; arrays that do not fit `inputs` raise `CalibrationError`."""
+        arrays = _arrays(path)
+        self._count = same_count({name: len(array) for name, array in arrays.items()}, path)
+        labels = arrays.pop(LABELS, None) if LABELS not in {own.name for own in inputs or ()} else None
+        nameless = [_NAMELESS.fullmatch(name) for name in arrays]
+        #: In the order of the inputs, where they have no names.
+        self._arrays = arrays if not all(nameless) else {
+            f"arr_{number}": arrays[f"arr_{number}"] for number in sorted(int(own[1]) for own in nameless if own)
+        }  # fmt: skip
+        self._named = not all(nameless)
+        if inputs is not None:
+            self._require_fit(path, inputs)
+        self.labels: Numbers | None = None if labels is None else labels.whole()
+
+    def _require_fit(self, path: Path, inputs: Sequence[ModelInput]) -> None:
+        if self._named or len(self._arrays) != len(inputs):
+            require_names(self._arrays, inputs, str(path))
+        by_name = {own.name: own for own in inputs}
+        pairs = zip(
+            by_name.values() if not self._named else map(by_name.__getitem__, self._arrays),
+            self._arrays.values(),
+            strict=True,
+        )
+        for own, array in pairs:
+            require_fit(own, array.number, (own.at_once or 1, *array.shape[1:]), path)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, places: Sequence[int]) -> Any:
+        """Return the samples at `places`."""
+        found = {name: array.rows(places) for name, array in self._arrays.items()}
+        for name, numbers in found.items():
+            require_numbers(numbers, self._arrays[name].what, places)
+        if self._named:
+            return found
+        return tuple(found.values()) if len(found) > 1 else next(iter(found.values()))
+
+
+def _arrays(path: Path) -> dict[str, StoredArray]:
+    try:
+        archive = ZipFile(path)
+    except (BadZipFile, OSError) as error:
+        raise CalibrationError(f"{path} is no .npz archive: {error}; save it with numpy.savez") from error
+    found = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        what = f"{path}: {name!r}"
+        if name == member.filename:
+            raise CalibrationError(f"{what} is no array; save arrays alone with numpy.savez")
+        if member.file_size > _MOST_PACKED * path.stat().st_size:
+            raise CalibrationError(
+                f"{what} claims {member.file_size} bytes, more than the file can hold; fetch it again"
+            )
+        # The archive lives as long as an array of it.
+        opened = partial(archive.open, member)
+        found[name] = StoredArray.of(opened, member.file_size, what)
+    return found
