@@ -89,7 +89,7 @@ MISTAKES = {
         ["quantize", "m", "-o", "out", "--runtime", "ort-cpu"],
         "ort-cpu writes a file that ends in .onnx, and the output is 'out'",
     ),
-    "ONNX to evaluate": (["evaluate", "m.onnx"], "m.onnx: ONNX models are measured by fewbit.quantize"),
+    "ONNX to evaluate": (["evaluate", "m.onnx"], "m.onnx"),
 }  # fmt: skip
 
 
