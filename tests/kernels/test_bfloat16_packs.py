@@ -47,9 +47,9 @@ def test_the_product_is_the_exact_one_rounded(text, rows):
 @pytest.mark.parametrize(("text", "shape", "message"), [
     # torch 2.13 ends the process for 24 columns of int8 on AVX512, and refuses 33 rows of int4.
     *(("int8 channel", (48, width), f"a multiple of 32 wide, not {width}") for width in (8, 24, 40, 1000, 100)),
-    ("int4 g64", (33, 128), "whole groups and a multiple of 16 rows, not 33 rows of 128"),
-    ("int4 g64", (48, 96), "whole groups and a multiple of 16 rows, not 48 rows of 96"),
-    ("int4 g64", (48, 32), "whole groups and a multiple of 16 rows, not 48 rows of 32"),
+    ("int4 g64", (33, 128), "multiples of 16 rows and 2 columns, not 33 x 128"),
+    ("int4 g64", (48, 96), "whole groups and multiples of 16 rows and 2 columns, not 48 x 96"),
+    ("int4 g64", (48, 32), "whole groups and multiples of 16 rows and 2 columns, not 48 x 32"),
 ])  # fmt: skip
 def test_shapes_that_the_operators_do_not_take_are_refused(text, shape, message):
     asked = request(text, shape=shape)

@@ -317,7 +317,7 @@ def test_a_model_with_its_channels_last_stays_one(norm):
 REPORTED = {
     "many products": (nn.Conv2d(64, 64, 3), "onednn"),
     "one for each input": (nn.Conv2d(64, 64, 3, groups=64),
-                           "onednn, not faster than float: under 128 products a number are too few"),
+                           "onednn, not faster than float: under 48 products a number are too few"),
     "few channels": (nn.Conv2d(64, 256, 1),
                      "onednn, not faster than float: under 128 products a number are too few "
                      "(48 are with the channels last: model.to(memory_format=torch.channels_last))"),

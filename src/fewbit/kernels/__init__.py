@@ -26,6 +26,9 @@ KERNELS = {
     "onednn": "fewbit.kernels.onednn:Onednn",
     "int8pack": "fewbit.kernels.bfloat16_packs:Int8Pack",
     "int4pack": "fewbit.kernels.bfloat16_packs:Int4Pack",
+    "scaled_mm": "fewbit.kernels.scaled_mm:ScaledMm",
+    "int_mm": "fewbit.kernels.int_mm:IntMm",
+    "int4tiles": "fewbit.kernels.int4_tiles:Int4Tiles",
     "dequantize": "fewbit.kernels.dequantize:Dequantize",
 }
 #: Kernels of weights that are cast.

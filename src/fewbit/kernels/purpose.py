@@ -25,6 +25,8 @@ class Purpose:
     #: From how many products for each number of input and output on a convolution is faster than the float one, with
     #: the channels first and with the channels last.
     products: tuple[int, int] = (0, 0)
+    #: Whether someone has measured that it is faster.
+    measured: bool = True
     #: What it asks of processor and torch.
     needs: str
 
@@ -44,19 +46,33 @@ class Purpose:
 
     def slower(self, request: Request) -> str | None:
         """Return why it is not faster than the float layer there, though than dequantizing; `None`: it is."""
+        if not self.measured:
+            return f"nobody has measured it on {self.device} yet"
         if request.window is None:
             return None
         first, last = self.products
         found, least = request.window.products(request.shape), last if request.window.channels_last else first
         if found >= least:
             return None
-        remedy = f" ({last} are with the channels last: model.to(memory_format=torch.channels_last))"
-        return f"under {least} products a number are too few{remedy if last <= found else ''}"
+        if found < last:
+            return f"under {last} products a number are too few"
+        remedy = f"{last} are with the channels last: model.to(memory_format=torch.channels_last)"
+        return f"under {least} products a number are too few ({remedy})"
 
     @property
     def layers(self) -> str:
         """What it is for, in words."""
         return layers(rounds=self.rounds, convolves=self.convolves)
+
+    @property
+    def faster(self) -> str:
+        """Where it is meant to be faster than the float layer, in words."""
+        if self.rows:
+            return f"for up to {self.rows} rows"
+        first, last = self.products
+        return (
+            f"from {first} products a number on, {last} with the channels last" if first else "for any number of rows"
+        )
 
 
 def layers(*, rounds: bool, convolves: bool) -> str:
