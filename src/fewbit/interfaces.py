@@ -177,14 +177,18 @@ class Execution:
 
     #: Name of the kernel.
     kernel: str
-    #: Whether it is there for being faster than the float layer.
+    #: Whether it is faster than the float layer.
     fast: bool
-    #: Why no faster kernel computes it.
+    #: Up to how many rows of inputs it is; `None`: however many.
+    rows: int | None = None
+    #: Why it is not, or no faster kernel computes the layer.
     why: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.fast:
+            return f"{self.kernel}, faster for up to {self.rows} rows" if self.rows else self.kernel
         why = f": {'; '.join(self.why)}" if self.why else ""
-        return self.kernel if self.fast else f"{self.kernel}, not faster than float{why}"
+        return f"{self.kernel}, not faster than float{why}"
 
 
 class Switch(Protocol):

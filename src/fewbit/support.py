@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,13 +17,28 @@ from fewbit.formats.integer import Int
 from fewbit.interfaces import CHECKPOINTS, Layer, QuantizedLayer, checkpoint_format
 from fewbit.presets import PRESETS
 from fewbit.ranges import RANGES
-from fewbit.schemes.notation import WHOLE, parse_scheme
+from fewbit.schemes.notation import WHOLE, parse_input_scheme, parse_scheme
 from fewbit.schemes.scheme import Scheme
+
+if TYPE_CHECKING:
+    from fewbit.kernels import Kernel, Request
+    from fewbit.kernels.purpose import Purpose
 
 #: Plain types of the frameworks, listed beside fewbit's formats for comparison.
 _PLAIN = ("int32", "int64", "float16", "bfloat16", "float32", "float64")
 _GRANULARITIES = ("tensor", "channel", "g64", "tile128x128", "token")
 _LAYER = Layer("layer", "linear", (128, 128), "Linear")
+#: Schemes that kernels are asked for.
+_WEIGHTS = (
+    *(f"int{bits} {granularity}" for bits in (8, 7, 4, 2) for granularity in ("channel", "tensor")),
+    *(f"int4 g{size}" for size in (32, 64, 128)), "int8 channel asym", "int8 g64", "e4m3 channel", "e4m3 tensor",
+    "e5m2 channel", "nf4 g64", "fp16", "bf16",
+)  # fmt: skip
+_INPUTS = (
+    "int8 token asym", "int8 token sym", "int8 tensor asym", "int8 tensor asym static", "int8 channel static",
+    "int8 g64", "uint8 token asym", "int16 token asym", "e4m3 token", "e4m3 tensor", "e4m3 tensor static",
+    "fp16", "bf16",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,27 @@ class SchemeRow:
     algorithms: tuple[str, ...]
     #: Names of the checkpoint formats that store it.
     files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelRow:
+    """A kernel, what it is for, and the schemes that it takes on this machine."""
+
+    name: str
+    what: str
+    #: Device, types of inputs and kind of layers; empty of a kernel that is not there for speed.
+    device: str = ""
+    dtypes: tuple[str, ...] = ()
+    layers: str = ""
+    #: Where it is meant to be faster than the float layer, whether someone has measured that, and what it needs.
+    faster: str = ""
+    measured: bool = True
+    needs: str = ""
+    #: Schemes of weights and of inputs that it takes, of those that were tried.
+    weights: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    #: What the machine at hand lacks for it.
+    missing: str | None = None
 
 
 def formats() -> list[FormatRow]:
@@ -91,6 +128,57 @@ def schemes() -> tuple[SchemeRow, ...]:
     return tuple(rows)
 
 
+@lru_cache
+def kernels() -> tuple[KernelRow, ...]:
+    """Return the kernels in the order of their tables, each asked for all of some schemes of weights and inputs."""
+    from fewbit.kernels import kernels as table
+
+    return tuple(_kernel_row(kernel) for kernel in table())
+
+
+def _kernel_row(kernel: Kernel) -> KernelRow:
+    purpose, what = kernel.purpose, str(kernel.__doc__).partition("\n")[0]
+    if purpose is None:
+        return KernelRow(name=kernel.name, what=what)
+    taken = [
+        (weight, given)
+        for weight in _WEIGHTS
+        for given in (_INPUTS if purpose.rounds else ("",))
+        if any(kernel.refusal(request) is None for request in _requests(purpose, weight, given))
+    ]
+    return KernelRow(
+        name=kernel.name,
+        what=what,
+        device=purpose.device or "cpu and cuda",
+        dtypes=purpose.dtypes,
+        layers=purpose.layers,
+        faster=purpose.faster,
+        measured=purpose.measured,
+        needs=purpose.needs,
+        weights=tuple(dict.fromkeys(weight for weight, _ in taken)),
+        inputs=tuple(dict.fromkeys(given for _, given in taken if given)),
+        missing=kernel.missing() or (None if taken else "this processor has the instructions for none of its schemes"),
+    )
+
+
+def _requests(purpose: Purpose, weight: str, given: str) -> Iterator[Request]:
+    """Yield what such a layer asks for in each type of inputs."""
+    from fewbit.kernels import Request
+    from fewbit.kernels.window import Window
+
+    pair = (1, 1)
+    window = Window(kernel=pair, stride=pair, dilation=pair, padding=((0, 0), (0, 0)), groups=1)
+    for dtype in purpose.dtypes:
+        yield Request(
+            weight=parse_scheme(weight).stored_as("bfloat16"),
+            input=parse_input_scheme(given) if given else None,
+            device=purpose.device or "cpu",
+            dtype=dtype,
+            shape=_LAYER.shape,
+            window=window if purpose.convolves else None,
+        )
+
+
 def tables() -> dict[str, Any]:
     """Return everything that `fewbit support` prints, as plain values."""
     from dataclasses import asdict
@@ -102,6 +190,7 @@ def tables() -> dict[str, Any]:
         "algorithms": list(ALGORITHMS),
         "presets": {name: f"{weight}, input {given}" if given else weight for name, (weight, given) in PRESETS.items()},
         "files": list(CHECKPOINTS),
+        "kernels": [asdict(row) for row in kernels()],
     }
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 import fewbit as fb
 from fewbit.frontends.torch.convolution import Convolution, same_rows
 from fewbit.frontends.torch.frontend import TorchFrontend
-from fewbit.frontends.torch.quantized import QuantizedConvolution
+from fewbit.frontends.torch.quantized_convolution import QuantizedConvolution
 from fewbit.qtensor import quantize
 
 CONVOLUTIONS = {

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 import fewbit as fb
 from fewbit.activation import Activation
-from fewbit.kernels import Request, fbgemm, refusals, select
+from fewbit.kernels import Request, fbgemm, refusals, select, why_not
 from fewbit.kernels.dequantize import Dequantize
 from fewbit.kernels.fbgemm import Fbgemm
 from fewbit.qtensor import quantize
@@ -40,8 +41,14 @@ def both(x, weight, bias, inputs, scheme="int7 channel narrow"):
     """The kernel's output and the reference's."""
     activation = inputs if isinstance(inputs, Activation) else Activation(scheme=parse_input_scheme(inputs))
     quantized = quantize(weight, parse_scheme(scheme))
-    reference = Dequantize().linear(x, quantized, bias, activation)
-    return Fbgemm().linear(x, Fbgemm().prepare(quantized), bias, activation), reference
+    reference = Dequantize().apply(x, quantized, bias, activation)
+    return Fbgemm().apply(x, Fbgemm().prepare(quantized), bias, activation), reference
+
+
+def asked(weight, inputs, **changes):
+    given = parse_input_scheme(inputs) if inputs else None
+    request = Request(weight=parse_scheme(weight), input=given, device="cpu", dtype="float32", shape=(16, 64))
+    return replace(request, **changes)
 
 
 def sqnr(expected, found):
@@ -101,9 +108,7 @@ def test_weights_of_eight_bits_saturate_without_vnni():
 
 
 def test_weights_of_eight_bits_are_refused_without_vnni_and_the_remedy_is_named(monkeypatch):
-    request = Request(
-        weight=parse_scheme("int8 channel"), input=parse_input_scheme("int8"), device="cpu", dtype="float32"
-    )
+    request = asked("int8 channel", "int8")
     monkeypatch.setattr(fbgemm, "vnni", lambda: True)
     assert select(request) == Fbgemm()
     monkeypatch.setattr(fbgemm, "vnni", lambda: False)
@@ -134,17 +139,15 @@ def test_nan_under_fixed_ranges_is_nan_too():
 def test_gradients_reach_inputs_and_bias_as_they_do_in_the_reference():
     quantized, bias = quantize(draw(8, 16), parse_scheme("int7 channel")), draw(8).requires_grad_()
     static = Activation(scheme=parse_input_scheme("int8 static sym"), scale=torch.tensor(0.03))
-    found = Fbgemm().linear(draw(4, 16), Fbgemm().prepare(quantized), bias, static)
+    found = Fbgemm().apply(draw(4, 16), Fbgemm().prepare(quantized), bias, static)
     found.sum().backward()
     assert torch.equal(bias.grad, torch.full((8,), 4.0))
 
 
 def test_another_engine_of_torch_is_refused_before_anything_is_packed(monkeypatch):
-    request = Request(
-        weight=parse_scheme("int7 channel"), input=parse_input_scheme("int8"), device="cpu", dtype="float32"
-    )
+    request = asked("int7 channel", "int8")
     monkeypatch.setattr(fbgemm, "_ENGINES", ("none",))
-    assert "set it to 'x86'" in Fbgemm().refusal(request)
+    assert "set it to 'x86'" in why_not(Fbgemm(), request)
     assert select(request) == Dequantize()
 
 
@@ -191,9 +194,9 @@ def test_large_jobs_are_shared_out_and_give_the_same(monkeypatch):
 
 
 REFUSED = {
-    "inputs that stay float": ("int7 channel", None, "cpu", "float32", "inputs are not rounded"),
-    "another device": ("int7 channel", "int8", "cuda", "float32", "it runs on the CPU, not on cuda"),
-    "another type": ("int7 channel", "int8", "cpu", "bfloat16", "it returns float32, not bfloat16"),
+    "inputs that stay float": ("int7 channel", None, "cpu", "float32", "it is for products with rounded inputs on cpu"),
+    "another device": ("int7 channel", "int8", "meta", "float32", "not for products with rounded inputs on meta"),
+    "another type": ("int7 channel", "int8", "cpu", "bfloat16", "take float32 on cpu, not bfloat16"),
     "asymmetric weights": ("int4 channel asym", "int8", "cpu", "float32", "its weights are symmetric integers"),
     "float weights": ("e4m3 channel", "int8", "cpu", "float32", "its weights are symmetric integers"),
     "groups": ("int4 g32", "int8", "cpu", "float32", "a scale a channel or tensor, not 'g32'"),
@@ -204,12 +207,19 @@ REFUSED = {
 }
 
 
+def test_sums_that_may_overflow_are_refused():
+    # 255 * 64 * 131,587 is the first such number beyond 2^31.
+    assert why_not(Fbgemm(), asked("int7 channel", "int8", shape=(1, 131_586))) is None
+    assert "sums of 131587 products may exceed 32 bits; 131586 do not" in why_not(
+        Fbgemm(), asked("int7 channel", "int8", shape=(1, 131_587))
+    )
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_it_cannot_compute_is_refused_with_the_reason(case):
     weight, inputs, device, dtype, message = REFUSED[case]
-    given = parse_input_scheme(inputs) if inputs else None
-    request = Request(weight=parse_scheme(weight), input=given, device=device, dtype=dtype)
-    assert message in (Fbgemm().refusal(request) or "")
+    request = asked(weight, inputs, device=device, dtype=dtype)
+    assert message in why_not(Fbgemm(), request)
     assert select(request) == Dequantize()
 
 

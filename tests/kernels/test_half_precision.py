@@ -26,7 +26,7 @@ def everywhere(monkeypatch):
 
 def request(text, **changes):
     scheme = parse_scheme(text)
-    return replace(Request(weight=scheme, input=scheme, device="cpu", dtype="float32"), **changes)
+    return replace(Request(weight=scheme, input=scheme, device="cpu", dtype="float32", shape=(48, 64)), **changes)
 
 
 def draw(*shape, seed=0):
@@ -45,7 +45,7 @@ def exact(x, weight, bias, dtype):
 def test_the_product_is_that_of_what_was_cast_rounded_to_the_type(text, with_bias, rows):
     x, weight, bias = draw(*rows, 64, seed=1), draw(48, 64), draw(48, seed=2) if with_bias else None
     kernel = HalfPrecision()
-    found = kernel.linear(x, kernel.prepare(quantize(weight, parse_scheme(text))), bias)
+    found = kernel.apply(x, kernel.prepare(quantize(weight, parse_scheme(text))), bias)
     assert (found.dtype, found.shape) == (torch.float32, (*rows, 48))
     # A sum in another order may lie across the middle of two numbers, a step of the type away; few do.
     step = torch.finfo(DTYPES[text]).eps
@@ -65,7 +65,7 @@ def test_what_overflows_saturates_and_nan_stays():
     prepared = kernel.prepare(quantize(weight, parse_scheme("fp16")))
     x = torch.zeros(4, 64)
     x[0, 0], x[1, 0], x[2], x[3, 0] = 1e30, float("-inf"), 60_000.0, float("nan")
-    found = kernel.linear(x, prepared, None)
+    found = kernel.apply(x, prepared, None)
     assert found[:3].tolist() == [[65504.0] * 2, [-65504.0] * 2, [65504.0] * 2]
     assert torch.isnan(found[3]).all()
     plain = nn.functional.linear(x.half(), weight.half())
@@ -75,7 +75,7 @@ def test_what_overflows_saturates_and_nan_stays():
 def test_gradients_reach_inputs_and_bias():
     weight, bias = draw(8, 16), draw(8).requires_grad_()
     kernel, x = HalfPrecision(), draw(4, 16).requires_grad_()
-    kernel.linear(x, kernel.prepare(quantize(weight, parse_scheme("bf16"))), bias).sum().backward()
+    kernel.apply(x, kernel.prepare(quantize(weight, parse_scheme("bf16"))), bias).sum().backward()
     assert torch.equal(bias.grad, torch.full((8,), 4.0))
     # Sums of eight in bfloat16.
     torch.testing.assert_close(x.grad, weight.bfloat16().float().sum(0).expand(4, -1), rtol=0.02, atol=0.02)

@@ -1,4 +1,4 @@
-"""`fewbit support`: number formats in figures, and what works with what."""
+"""`fewbit support`: number formats in figures, what works with what, and what runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fewbit.cli.words import AsJson, Quiet
 
 
 def support(quiet: Quiet = False, as_json: AsJson = False) -> None:
-    """Print the number formats, and which schemes, algorithms and files go together; generated from the code."""
+    """Print the number formats, which schemes, algorithms, files and kernels go together; generated from the code."""
     from fewbit.support import tables
 
     data = tables()
@@ -29,6 +29,23 @@ def _lines(data: dict[str, Any]) -> list[str]:
         asymmetric = "yes" if row["asymmetric"] else "no"
         files = ", ".join(row["files"]) or "none: in memory, state_dict"
         lines.append(f"{row['scheme']:26}{row['bits']:>8.3f}  {asymmetric:6}{', '.join(row['algorithms']):14}{files}")
+    lines += ["", "kernel      runs"]
+    for row in data["kernels"]:
+        lines += _kernel_lines(row)
     lines += ["", f"ranges      {', '.join(data['ranges'])}"]
     lines += [f"presets     {', '.join(f'{name} ({scheme})' for name, scheme in data['presets'].items())}"]
     return lines
+
+
+def _kernel_lines(row: dict[str, Any]) -> list[str]:
+    if not row["layers"]:
+        return [f"{row['name']:12}{row['what']}"]
+    own = [
+        f"{row['layers']} on {row['device']}, {', '.join(row['dtypes'])}",
+        *([f"weights {', '.join(row['weights'])}"] if row["weights"] else []),
+        *([f"inputs {', '.join(row['inputs'])}"] if row["inputs"] else []),
+        f"faster {row['faster']}" if row["measured"] else f"nobody has measured it on {row['device']} yet",
+        f"needs {row['needs']}",
+        *([f"not here: {row['missing']}"] if row["missing"] else []),
+    ]
+    return [f"{name:12}{text}" for name, text in zip([row["name"], *[""] * (len(own) - 1)], own, strict=True)]

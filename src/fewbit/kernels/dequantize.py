@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fewbit.activation import Activation
 from fewbit.kernels import Request
+from fewbit.kernels.window import Window
 from fewbit.qtensor import QTensor
 
 
@@ -21,18 +22,20 @@ class Dequantize:
     """Dequantize the weight at every call."""
 
     name: str = "dequantize"
-    rounds: bool = False
-    fast: bool = False
+    purpose: None = None
+
+    def missing(self) -> None:
+        """Return `None`."""
 
     def refusal(self, request: Request) -> str | None:  # noqa: ARG002
         """Return `None`."""
         return None
 
-    def prepare(self, qtensor: QTensor) -> QTensor:
+    def prepare(self, qtensor: QTensor, window: Window | None = None) -> QTensor:  # noqa: ARG002
         """Return the weight as it is stored."""
         return qtensor
 
-    def linear(
+    def apply(
         self, inputs: Tensor, prepared: QTensor, bias: Tensor | None, activation: Activation | None = None
     ) -> Tensor:
         """Return `inputs @ weight.T + bias` with the weight rounded to the type of `inputs`."""

@@ -1,7 +1,7 @@
 """Integer products on x86 processors by torch's FBGEMM: inputs of 8 bits, weights of 7, or of 8 where there is VNNI.
 
 x @ w.T = s t (sum(code v) - z sum(v)) for x = s (code - z), w = t v. Without VNNI two products of 8-bit codes overflow
-the 16 bits that AVX2 adds them in, and saturate: 255 * 64 * 2 < 2^15 does not.
+the 16 bits that AVX2 adds them in, and saturate.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ import torch
 from torch import Tensor
 
 from fewbit.activation import Activation
-from fewbit.formats.integer import Int
-from fewbit.kernels import Request
+from fewbit.kernels import Request, integer_products
 from fewbit.kernels.dequantize import Dequantize, wants_gradient
-from fewbit.numerics.namespace import to_numpy
-from fewbit.qtensor import QTensor, quantize
-from fewbit.ranges.absmax import AbsMax
-from fewbit.ranges.minmax import MinMax
-from fewbit.schemes.granularity import PerChannel, PerTensor, PerToken
-from fewbit.schemes.scheme import Scheme
+from fewbit.kernels.purpose import Purpose
+from fewbit.kernels.window import Window
+from fewbit.qtensor import QTensor
+from fewbit.schemes.granularity import PerToken
 
 #: Engines of torch that pack a weight for it.
 _ENGINES = ("x86", "fbgemm")
-#: The largest magnitude of a weight's code where pairs of products are added in 16 bits.
-_LARGEST = 64
+_PURPOSE = Purpose(
+    device="cpu", dtypes=("float32",), rounds=True, needs="x86; weights of 8 bits need VNNI, of 7 bits do not"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +45,21 @@ class Fbgemm:
     """Integer products of rounded inputs."""
 
     name: str = "fbgemm"
-    rounds: bool = True
-    fast: bool = True
+    purpose: Purpose = _PURPOSE
+
+    def missing(self) -> str | None:
+        """Return what the machine at hand lacks for it."""
+        if "fbgemm" not in torch.backends.quantized.supported_engines:
+            return "torch has no FBGEMM on this processor"
+        if torch.backends.quantized.engine not in _ENGINES:
+            return f"torch.backends.quantized.engine is {torch.backends.quantized.engine!r}; set it to 'x86'"
+        return None
 
     def refusal(self, request: Request) -> str | None:
         """Return what stands against it."""
-        if request.input is None:
-            return "inputs are not rounded"
-        return _missing(request) or _weight_refusal(request.weight) or _input_refusal(request.input)
+        return integer_products.refusal(request, lambda: not vnni())
 
-    def prepare(self, qtensor: QTensor) -> Prepared:
+    def prepare(self, qtensor: QTensor, window: Window | None = None) -> Prepared:  # noqa: ARG002
         """Return the weight packed, a copy."""
         scale = torch.broadcast_to(qtensor.scale_values().reshape(-1), qtensor.shape[:1])
         with warnings.catch_warnings():
@@ -69,7 +72,7 @@ class Fbgemm:
         sums = qtensor.codes.sum(dim=1, dtype=torch.float32) * scale
         return Prepared(packed, sums, torch.zeros_like(sums), qtensor)
 
-    def linear(
+    def apply(
         self, inputs: Tensor, prepared: Prepared, bias: Tensor | None, activation: Activation | None = None
     ) -> Tensor:
         """Return `rounded(inputs) @ weight.T + bias`; in float32 but for the integer sums."""
@@ -77,86 +80,34 @@ class Fbgemm:
 
         assert activation is not None  # `refusal` says so
         if wants_gradient(inputs, bias):
-            return Dequantize().linear(inputs, prepared.weight, bias, activation)
+            return Dequantize().apply(inputs, prepared.weight, bias, activation)
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).contiguous()
         if not rows.numel():
             return inputs.new_empty(*inputs.shape[:-1], len(prepared.sums))
         codes, threads = torch.empty_like(rows), torch.get_num_threads()
-        scale, zero, numbers = _codes(rows.numpy(), codes.numpy(), activation, threads)
+        scale, zero, middle = _codes(rows.numpy(), codes.numpy(), activation, threads)
         sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(codes, 1.0, 128, prepared.packed)
         added = prepared.zeros if bias is None else bias.detach()
-        parts = [sums.numpy(), scale, zero]
-        compiled.shared_out(compiled.to_outputs, threads, parts, prepared.sums.numpy(), added.numpy(), numbers)
+        parts = [sums.numpy(), scale, zero - middle]
+        compiled.shared_out(compiled.to_outputs, threads, parts, prepared.sums.numpy(), added.numpy())
         outputs: Tensor = sums.reshape(*inputs.shape[:-1], -1)
         return outputs
 
 
 def _codes(rows: Any, codes: Any, activation: Activation, threads: int) -> tuple[Any, Any, Any]:
-    """Write the codes of `rows` (rows, in) and return scale and zero point (rows,), and the numbers of the range."""
+    """Write the codes of `rows` (rows, in), less the middle; return scale and zero point (rows,), and the middle."""
     from fewbit.kernels import rows_compiled as compiled
+    from fewbit.kernels.input_range import of_extremes, scale_and_zero
 
     scheme, count = activation.scheme, len(rows)
     own = compiled.CodeRange.of(scheme.grid.integer, symmetric=scheme.symmetric)
     scale, zero = np.empty(count, np.float32), np.zeros(count, np.float32)
-    plain = activation.scale is None and isinstance(scheme.ranging, (AbsMax, MinMax))
-    if plain and isinstance(scheme.granularity, PerToken):
+    if of_extremes(activation) and isinstance(scheme.granularity, PerToken):
         compiled.shared_out(compiled.token_codes, threads, [rows, scale, zero, codes], own.numbers, own.symmetric)
-        return scale, zero, own.numbers
-    if plain:
-        compiled.shared_out(compiled.extremes, threads, [rows, scale, zero])
-        low, high = scale.min(keepdims=True), zero.max(keepdims=True)  # NaN comes through
-        one = np.empty(1, np.float32), np.empty(1, np.float32)
-        compiled.parameters(low, high, *one, own.numbers, own.symmetric)
-        scale[:], zero[:] = one
-    else:
-        # Any other range method, or numbers that calibration has fixed.
-        found = quantize(torch.from_numpy(rows), scheme) if activation.scale is None else activation
-        scale[:] = to_numpy(_values(found)).reshape(-1)
-        if found.zero_point is not None:
-            zero[:] = to_numpy(found.zero_point).reshape(-1)
+        return scale, zero, own.numbers[2]
+    scale[:], zero[:] = scale_and_zero(torch.from_numpy(rows), rows, activation, threads)
     compiled.shared_out(compiled.to_codes, threads, [rows, scale, zero, codes], own.numbers)
-    return scale, zero, own.numbers
-
-
-def _values(found: QTensor | Activation) -> Any:
-    return found.scale_values() if isinstance(found, QTensor) else found.scale
-
-
-def _missing(request: Request) -> str | None:
-    if request.device != "cpu":
-        return f"it runs on the CPU, not on {request.device}"
-    if request.dtype != "float32":
-        return f"it returns float32, not {request.dtype}"
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
-        return "torch has no FBGEMM on this processor"
-    if torch.backends.quantized.engine not in _ENGINES:
-        return f"torch.backends.quantized.engine is {torch.backends.quantized.engine!r}; set it to 'x86'"
-    return None
-
-
-def _weight_refusal(scheme: Scheme) -> str | None:
-    number_format = scheme.format
-    if not isinstance(number_format, Int) or not number_format.signed or number_format.bits > 8 or not scheme.symmetric:
-        return f"its weights are symmetric integers of 8 bits at most, not {scheme}"
-    if scheme.granularity not in (PerChannel(), PerTensor()) or scheme.scale_scheme is not None:
-        return f"its weights have a scale a channel or tensor, not '{scheme.granularity.name}'"
-    if -number_format.qmin > _LARGEST and not vnni():
-        return (
-            f"products of {number_format.bits}-bit weights saturate without VNNI, which this processor lacks; "
-            f"weight = 'int7 {scheme.granularity.name}' does not"
-        )
-    return None
-
-
-def _input_refusal(scheme: Scheme) -> str | None:
-    number_format = scheme.format
-    if not isinstance(number_format, Int) or number_format.bits > 8 or scheme.float_zero:
-        return f"its inputs are integers of 8 bits at most, not {scheme}"
-    if scheme.scale_scheme is not None or scheme.scale_type not in (None, "float32"):
-        return f"its inputs have float32 scales, not those of {scheme}"
-    if scheme.granularity not in (PerToken(), PerTensor()):
-        return f"its inputs have a scale a token or tensor, not '{scheme.granularity.name}'"
-    return None
+    return scale, zero, own.numbers[2]
 
 
 def vnni() -> bool:

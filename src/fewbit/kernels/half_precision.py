@@ -17,6 +17,8 @@ from torch.nn import functional
 from fewbit.activation import Activation
 from fewbit.formats.cast import Cast
 from fewbit.kernels import Request
+from fewbit.kernels.purpose import Purpose
+from fewbit.kernels.window import Window
 from fewbit.numerics import sixteen_bits
 from fewbit.qtensor import QTensor
 
@@ -26,6 +28,10 @@ _DEEP = 128
 _INSTRUCTIONS = {"bfloat16": ("avx512_bf16",), "float16": ("avx512_fp16", "amx_fp16")}
 #: Compute capability from which tensor cores do.
 _CAPABILITY = {"float16": (7, 0), "bfloat16": (8, 0)}
+_PURPOSE = Purpose(
+    device=None, dtypes=("float32", "bfloat16", "float16"), rounds=True,
+    needs="AVX512-BF16, AVX512-FP16 or AMX-FP16; tensor cores",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,10 @@ class HalfPrecision:
     """Weight and inputs are multiplied as what they were cast to."""
 
     name: str = "half"
-    rounds: bool = True
-    fast: bool = True
+    purpose: Purpose = _PURPOSE
+
+    def missing(self) -> None:
+        """Return `None`: what the processor lacks depends on the type."""
 
     def refusal(self, request: Request) -> str | None:
         """Return what stands against it."""
@@ -48,11 +56,11 @@ class HalfPrecision:
             return f"{where} has no instructions for products in {cast.name}"
         return None
 
-    def prepare(self, qtensor: QTensor) -> Tensor:
+    def prepare(self, qtensor: QTensor, window: Window | None = None) -> Tensor:  # noqa: ARG002
         """Return the weight as numbers of its type; shares memory."""
         return native(qtensor)
 
-    def linear(
+    def apply(
         self,
         inputs: Tensor,
         prepared: Tensor,
@@ -69,8 +77,10 @@ class OwnType:
     """Weights that are cast to the type that the model computes in: the float layer, as fast as it was."""
 
     name: str = "own-type"
-    rounds: bool = False
-    fast: bool = False
+    purpose: None = None
+
+    def missing(self) -> None:
+        """Return `None`."""
 
     def refusal(self, request: Request) -> str | None:
         """Return what stands against it."""
@@ -79,11 +89,11 @@ class OwnType:
             return None
         return "its weights are a cast to the type of the model"
 
-    def prepare(self, qtensor: QTensor) -> Tensor:
+    def prepare(self, qtensor: QTensor, window: Window | None = None) -> Tensor:  # noqa: ARG002
         """Return the weight as numbers of its type; shares memory."""
         return native(qtensor)
 
-    def linear(
+    def apply(
         self, inputs: Tensor, prepared: Tensor, bias: Tensor | None, activation: Activation | None = None
     ) -> Tensor:
         """Return `inputs @ weight.T + bias`; inputs that are cast are so already, but for infinity."""

@@ -22,11 +22,13 @@ from fewbit.formats.integer import Int
 _Pass = TypeVar("_Pass", bound=Callable[..., None])
 #: Smaller jobs are done sooner by one thread than shared out.
 _SHARED_FROM = 1 << 17
-_LEAST = np.float32(np.finfo(np.float32).smallest_normal)
-_INFINITE = np.int32(0x7F800000)
+#: The least normal float32, and the bits of infinity.
+LEAST = np.float32(np.finfo(np.float32).smallest_normal)
+INFINITE = np.int32(0x7F800000)
 
 
-def _compiled(function: _Pass) -> _Pass:
+def compiled_pass(function: _Pass) -> _Pass:
+    """Return `function` compiled; it holds no lock while it runs."""
     compiled: _Pass = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     return compiled
 
@@ -39,6 +41,7 @@ class CodeRange:
     symmetric: bool
 
     @classmethod
+    @cache
     def of(cls, integer: Int, *, symmetric: bool) -> CodeRange:
         """Return the range of `integer`; less the middle, codes are those of a signed byte."""
         steps = integer.reach if symmetric else float(integer.qmax - integer.qmin)
@@ -46,7 +49,7 @@ class CodeRange:
         return cls(np.asarray([integer.qmin, integer.qmax, middle, np.float32(1.0 / steps)], np.float32), symmetric)
 
 
-@_compiled
+@compiled_pass
 def extremes(x: Any, low: Any, high: Any) -> None:
     """Write the extremes of each row of `x`, widened to hold 0; NaN where the row holds one.
 
@@ -59,31 +62,31 @@ def extremes(x: Any, low: Any, high: Any) -> None:
             own = bits[row, column]
             ordered = own ^ ((own >> 31) & np.int32(0x7FFFFFFF))
             least, most = min(least, ordered), max(most, ordered)
-        if most > _INFINITE or least < ~_INFINITE:
+        if most > INFINITE or least < ~INFINITE:
             low[row] = high[row] = np.nan
             continue
         # Only the extremes are read as floats: the largest magnitudes of either sign.
         ends = np.empty(2, np.int32)
         ends[0], ends[1] = least ^ ((least >> 31) & np.int32(0x7FFFFFFF)), most
         values = ends.view(np.float32)
-        low[row] = values[0] if values[0] <= -_LEAST else np.float32(0.0)
-        high[row] = values[1] if values[1] >= _LEAST else np.float32(0.0)
+        low[row] = values[0] if values[0] <= -LEAST else np.float32(0.0)
+        high[row] = values[1] if values[1] >= LEAST else np.float32(0.0)
 
 
-@_compiled
+@compiled_pass
 def parameters(low: Any, high: Any, scale: Any, zero: Any, numbers: Any, symmetric: bool) -> None:
     """Write scales and zero points for bounds `low <= 0 <= high`, as `Grid.parameters` computes them."""
     for row in range(low.shape[0]):
         span = max(-low[row], high[row]) if symmetric else high[row] - low[row]
         own = span * numbers[3]
-        scale[row] = np.float32(1.0) if own < _LEAST else own
+        scale[row] = np.float32(1.0) if own < LEAST else own
         zero[row] = np.float32(0.0)
         if not symmetric:
             place = np.rint(-low[row] * (np.float32(1.0) / scale[row])) + numbers[0]
             zero[row] = min(max(place, numbers[0]), numbers[1])
 
 
-@_compiled
+@compiled_pass
 def to_codes(x: Any, scale: Any, zero: Any, codes: Any, numbers: Any) -> None:
     """Write the codes of `x` (rows, in) under a scale and a zero point a row."""
     low, high, middle = numbers[0], numbers[1], numbers[2]
@@ -94,13 +97,13 @@ def to_codes(x: Any, scale: Any, zero: Any, codes: Any, numbers: Any) -> None:
         for column in range(x.shape[1]):
             value = x[row, column]
             nan |= np.isnan(value)
-            value = value if abs(value) >= _LEAST else np.float32(0.0)  # as the reference flushes
+            value = value if abs(value) >= LEAST else np.float32(0.0)  # as the reference flushes
             codes[row, column] = min(max(np.rint(value * inverse) + own, low), high) - middle
         if nan:  # no code stands for it, so the whole row of outputs does
             scale[row] = np.nan
 
 
-@_compiled
+@compiled_pass
 def token_codes(x: Any, scale: Any, zero: Any, codes: Any, numbers: Any, symmetric: bool) -> None:
     """Write codes, scales and zero points of rows that each have their own range."""
     low, high = np.empty(1, np.float32), np.empty(1, np.float32)
@@ -111,19 +114,22 @@ def token_codes(x: Any, scale: Any, zero: Any, codes: Any, numbers: Any, symmetr
         to_codes(x[own], scale[own], zero[own], codes[own], numbers)
 
 
-@_compiled
-def to_outputs(sums: Any, scale: Any, zero: Any, weight_sum: Any, bias: Any, numbers: Any) -> None:
-    """Turn `sums` (rows, out) into outputs in place."""
+@compiled_pass
+def to_outputs(sums: Any, scale: Any, zero: Any, weight_sum: Any, bias: Any) -> None:
+    """Turn `sums` (rows, out) into outputs in place; `zero` is that of the codes that were added up."""
     for row in range(sums.shape[0]):
-        own, shift = scale[row], zero[row] - numbers[2]
+        own, shift = scale[row], zero[row]
         for column in range(sums.shape[1]):
             sums[row, column] = own * (sums[row, column] - shift * weight_sum[column]) + bias[column]
 
 
-def shared_out(work: Callable[..., None], threads: int, rows: list[Any], *rest: Any) -> None:
-    """Call `work(*rows, *rest)`, or with parts of every array of `rows` in several threads."""
+def shared_out(work: Callable[..., None], threads: int, rows: list[Any], *rest: Any, size: int | None = None) -> None:
+    """Call `work(*rows, *rest)`, or with parts of every array of `rows` in several threads.
+
+    `size` is how many numbers the work is about, if not those of the first array.
+    """
     count = rows[0].shape[0]
-    parts = min(threads, count) if rows[0].size >= _SHARED_FROM else 1
+    parts = min(threads, count) if (size or rows[0].size) >= _SHARED_FROM else 1
     if parts == 1:
         work(*rows, *rest)
         return

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewbit.frontends.torch.convolution_call import caught
+from fewbit.frontends.torch.convolution_call import caught, each
+from fewbit.frontends.torch.own_forward import own_padding
+from fewbit.kernels.window import Window
 
 _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3,
@@ -27,6 +29,8 @@ _RUN: dict[tuple[bool, int], Any] = {
     (True, 1): functional.conv_transpose1d, (True, 2): functional.conv_transpose2d,
     (True, 3): functional.conv_transpose3d,
 }  # fmt: skip
+#: Memory formats by the number of spatial axes.
+LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,8 @@ class Convolution:
     padding_mode: str
     #: What a transposed convolution adds behind each axis of its output.
     output_padding: tuple[int, ...]
+    #: Whether the weight has its channels last in memory: outputs then have them so too, whatever inputs have.
+    last_in_memory: bool = False
     #: A module of a subclass, without its numbers: its own `forward` runs, on the weight that it is given.
     own: nn.Module | None = None
 
@@ -67,6 +73,26 @@ class Convolution:
             padding=_padding(own),
             padding_mode=own.padding_mode,
             output_padding=tuple(own.output_padding),
+            last_in_memory=is_channels_last(own.weight),
+        )
+
+    def window(self, shape: tuple[int, ...], *, biased: bool, training: bool = False) -> Window:
+        """Return how inputs of `shape` are read, by a layer that has a bias or none."""
+        padding = self.padding if self.padding_mode == "zeros" else None
+        if self.own is not None and not self.transposed:
+            module: Any = copy.copy(self.in_mode(training).own)
+            weight, bias = self._without_numbers(), torch.empty(self.out_channels, device="meta") if biased else None
+            module.__dict__.update(weight=weight, bias=bias)
+            steps = (self.stride, self.dilation, self.groups)
+            padding = own_padding(module.forward, torch.empty(shape, device="meta"), weight, bias, steps)
+        return Window(
+            kernel=self.kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            padding=padding,
+            groups=self.groups,
+            transposed=self.transposed,
+            channels_last=self.last_in_memory,
         )
 
     @property
@@ -96,12 +122,14 @@ class Convolution:
         return apart.transpose(1, 2).reshape(self.out_channels, -1)
 
     def weight(self, matrix: Tensor) -> Tensor:
-        """Undo `matrix`."""
+        """Undo `matrix`, in the memory format that the module's weight had."""
         inputs = self.in_channels // self.groups
-        if not self.transposed:
-            return matrix.reshape(self.out_channels, inputs, *self.kernel)
-        apart = matrix.reshape(self.groups, self.out_channels // self.groups, inputs, *self.kernel)
-        return apart.transpose(1, 2).reshape(self.in_channels, -1, *self.kernel)
+        if self.transposed:
+            apart = matrix.reshape(self.groups, self.out_channels // self.groups, inputs, *self.kernel)
+            whole = apart.transpose(1, 2).reshape(self.in_channels, -1, *self.kernel)
+        else:
+            whole = matrix.reshape(self.out_channels, inputs, *self.kernel)
+        return whole.to(memory_format=LAST[len(self.kernel)]) if self.last_in_memory else whole
 
     def rows(self, inputs: Tensor) -> Iterator[Tensor]:
         """Yield what the weight's matrix is multiplied with, (positions, in * kernel positions), sample by sample."""
@@ -150,22 +178,25 @@ class Convolution:
 
     def _handed(self, inputs: Tensor) -> tuple[Tensor, Convolution] | None:
         """Return what the forward of a subclass convolves with its weight as it is, and how; `None`: with another."""
-        weight = torch.empty(self.out_channels, self.in_channels // self.groups, *self.kernel, device="meta")
+        weight = self._without_numbers()
         call = caught(lambda own: self.apply(own, weight, None), inputs)
         if call is None or call.weight is not weight or isinstance(call.padding, str):
             return None
         spatial = len(self.kernel)
-        padding = tuple((size, size) for size in _each(call.padding, spatial))
+        padding = tuple((size, size) for size in each(call.padding, spatial))
         plain = replace(
             self,
             own=None,
-            stride=_each(call.stride, spatial),
-            dilation=_each(call.dilation, spatial),
+            stride=each(call.stride, spatial),
+            dilation=each(call.dilation, spatial),
             groups=call.groups,
             padding=padding,
             padding_mode="zeros",
         )
         return call.inputs, plain
+
+    def _without_numbers(self) -> Tensor:
+        return torch.empty(self.out_channels, self.in_channels // self.groups, *self.kernel, device="meta")
 
     def _sizes(self) -> Iterator[tuple[int, int, int]]:
         return zip(self.dilation, self.kernel, self.stride, strict=True)
@@ -196,10 +227,6 @@ class Convolution:
         return tuple(size - smallest for size, smallest in zip(wanted, least, strict=True))
 
 
-def _each(size: Any, axes: int) -> tuple[int, ...]:
-    return (size,) * axes if isinstance(size, int) else tuple(size) * (axes if len(size) == 1 else 1)
-
-
 def _padding(module: Any) -> tuple[tuple[int, int], ...]:
     """Return the padding before and behind each spatial axis, `same` and `valid` worked out."""
     if module.padding == "valid":
@@ -225,6 +252,14 @@ def _without_numbers(module: nn.Module) -> nn.Module:
     return shell
 
 
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether `tensor` (.., channels, *spatial) is laid out so, which shapes with sizes of 1 show in strides only."""
+    if tensor.ndim - 2 not in LAST:
+        return False
+    plain = torch.empty(tensor.shape, device="meta")
+    return tensor.stride() == plain.to(memory_format=LAST[tensor.ndim - 2]).stride() != plain.stride()
+
+
 def same_rows(first: nn.Module, second: nn.Module) -> bool:
     """Whether two modules multiply the same rows when they are given the same input."""
     if first is second:
@@ -233,9 +268,9 @@ def same_rows(first: nn.Module, second: nn.Module) -> bool:
     if one is None or other is None:
         return one is other
     # What the forwards of two subclasses do before the product is not compared.
-    return one.own is other.own is None and _window(one) == _window(other)
+    return one.own is other.own is None and _reading(one) == _reading(other)
 
 
-def _window(convolution: Convolution) -> tuple[Any, ...]:
+def _reading(convolution: Convolution) -> tuple[Any, ...]:
     own = convolution
     return own.kernel, own.stride, own.dilation, own.padding, own.padding_mode, own.rows_apply

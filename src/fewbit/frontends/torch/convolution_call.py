@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+#: Torch's convolutions, and their arguments in order.
+FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ class _CaughtError(BaseException):
 class _Catch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
-        if func not in _FUNCTIONS:
+        if func not in FUNCTIONS:
             return func(*args, **named)
-        given = dict(zip(_NAMES, args, strict=False)) | named
+        given = dict(zip(ARGUMENTS, args, strict=False)) | named
         given.pop("bias", None)
         raise _CaughtError(ConvolutionCall(given.pop("input"), given.pop("weight"), **given))
 
@@ -54,3 +55,8 @@ def caught(forward: Any, inputs: Tensor) -> ConvolutionCall | None:
     except _CaughtError as error:
         return error.call
     return None
+
+
+def each(size: Any, axes: int) -> tuple[int, ...]:
+    """Return `size`, which may be given once for all, for every axis."""
+    return (size,) * axes if isinstance(size, int) else tuple(size) * (axes if len(size) == 1 else 1)

@@ -170,6 +170,7 @@ def _folded_parameters(pair: _Pair, folded: _Folded) -> tuple[nn.Parameter, nn.P
     convolution = Convolution.of(layer)
     matrix = convolution.matrix(layer.weight) if convolution else layer.weight
     weight, bias = folded(matrix, layer.bias, numbers)
+    weight = weight.contiguous()
     shaped = convolution.weight(weight) if convolution else weight
     trained = layer.weight.requires_grad
-    return nn.Parameter(shaped.contiguous(), requires_grad=trained), nn.Parameter(bias, requires_grad=trained)
+    return nn.Parameter(shaped, requires_grad=trained), nn.Parameter(bias, requires_grad=trained)

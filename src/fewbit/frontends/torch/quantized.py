@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from fewbit.activation import Activation
 from fewbit.frontends.torch.canonical import from_canonical, to_canonical
-from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.rounding import Rounding
 from fewbit.integer_bias import IntegerBias, bias_scale
 from fewbit.interfaces import Activations
 from fewbit.kernels import Kernel, Request, select
 from fewbit.kernels.dequantize import embedding
-from fewbit.kernels.half_precision import convolution_refusal, native, product
 from fewbit.kernels.packed import packed, unpacked
+from fewbit.kernels.window import Window
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
@@ -39,8 +38,8 @@ class QuantizedLayer(nn.Module):
         self.shape = qtensor.shape
         #: Type of the float weight that was replaced; `weight` has it, and so do an embedding's rows.
         self.dtype = dtype
-        #: What calls run from, by the type of the inputs: made at the first call, in no state_dict and no copy.
-        self._ready: dict[torch.dtype, tuple[Kernel, Any, Tensor | None]] = {}
+        #: What calls run from, by the type of the inputs and how they are read: made at the first call, never copied.
+        self._ready: dict[tuple[torch.dtype, Window | None], tuple[Kernel, Any, Tensor | None]] = {}
         self._held: Tensor | None = None
         self._pack(qtensor)
         #: What rounds the input and the output of the layer.
@@ -94,11 +93,24 @@ class QuantizedLayer(nn.Module):
         """How many axes follow that of the channels."""
         return 0
 
-    def request(self, dtype: torch.dtype) -> Request:
+    def request(self, dtype: torch.dtype, window: Window | None = None) -> Request:
         """Return what a kernel is asked for."""
-        rounding = self.input.scheme if self.input is not None else None
-        device = self._probe().device.type
-        return Request(weight=self.scheme, input=rounding, device=device, dtype=str(dtype).removeprefix("torch."))
+        return Request(
+            weight=self.scheme,
+            input=self.input.scheme if self.input is not None else None,
+            device=self._probe().device.type,
+            dtype=str(dtype).removeprefix("torch."),
+            shape=(self.shape[0], self.shape[1]),
+            window=window,
+        )
+
+    def kernel(self, dtype: torch.dtype, window: Window | None = None) -> tuple[Kernel, Any, Tensor | None]:
+        """Return the kernel, the weight as it wants it, and a bias in int32 dequantized."""
+        if (dtype, window) not in self._ready:
+            kernel = select(self.request(dtype, window))
+            rounded = None if self.integer_bias is None else self.bias
+            self._ready[dtype, window] = kernel, kernel.prepare(self.qtensor, window), rounded
+        return self._ready[dtype, window]
 
     def _probe(self) -> Tensor:
         """Return a tensor on the device of this layer."""
@@ -209,64 +221,15 @@ class QuantizedLinear(QuantizedLayer):
         """Return the output for `input (..., in)` as (..., out), both rounded where that is asked for."""
         if self._held is not None and self._held.dtype == input.dtype:
             return super().forward(input)
-        kernel, prepared, rounded = self._kernel(input.dtype)
+        kernel, prepared, rounded = self.kernel(input.dtype)
         activation = self.input.activation if self.input is not None else None
-        output = kernel.linear(input, prepared, self.bias if rounded is None else rounded, activation)
+        output = kernel.apply(input, prepared, self.bias if rounded is None else rounded, activation)
         return output if self.output is None else self.output(output)
 
     def compute(self, inputs: Tensor) -> Tensor:
         """Return `inputs @ weight.T + bias` by the weight that is held."""
         assert self._held is not None
         return nn.functional.linear(inputs, self._held, self.bias)
-
-    def _kernel(self, dtype: torch.dtype) -> tuple[Kernel, Any, Tensor | None]:
-        """Return the kernel, the weight as it wants it, and a bias in int32 dequantized."""
-        if dtype not in self._ready:
-            kernel, rounded = select(self.request(dtype)), None if self.integer_bias is None else self.bias
-            self._ready[dtype] = kernel, kernel.prepare(self.qtensor), rounded
-        return self._ready[dtype]
-
-
-class QuantizedConvolution(QuantizedLayer):
-    """A convolution with a quantized weight."""
-
-    def __init__(
-        self, qtensor: QTensor, convolution: Convolution, bias: nn.Parameter | None, dtype: torch.dtype
-    ) -> None:
-        super().__init__(qtensor, dtype)
-        self.convolution = convolution
-        self._parameters["bias"] = bias  # `register_parameter` refuses the name of a property
-
-    @property
-    def weight(self) -> Tensor:
-        """The dequantized weight in the shape of the float module; made anew at each access."""
-        return self.convolution.weight(super().weight)
-
-    @property
-    def spatial(self) -> int:
-        """How many axes follow that of the channels."""
-        return len(self.convolution.kernel)
-
-    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:  # noqa: A002  # as torch's own layers
-        """Return the convolution of `input`, both rounded where that is asked for."""
-        if self._held is not None or not self._in_sixteen_bits(input.dtype):
-            return super().forward(input, *([] if output_size is None else [output_size]))
-        weight = self.convolution.weight(native(self.qtensor))
-        output = product(lambda x, w: self.convolution.apply(x, w, None, output_size), input, weight)
-        if self.bias is not None:
-            output = output + self.bias.reshape(-1, *(1 for _ in range(self.spatial)))
-        return output if self.output is None else self.output(output)
-
-    def _in_sixteen_bits(self, dtype: torch.dtype) -> bool:
-        """Whether the products are those of the cast; the forward of a subclass may do anything in between."""
-        if self.scheme.scaled or self.convolution.own is not None:
-            return False
-        return convolution_refusal(self.request(dtype), self.convolution.depth) is None
-
-    def compute(self, inputs: Tensor, output_size: Any = None) -> Tensor:
-        """Return what the float convolution would with the dequantized weight."""
-        weight = self._held if self._held is not None else self.weight
-        return self.convolution.in_mode(self.training).apply(inputs, weight.to(inputs.dtype), self.bias, output_size)
 
 
 class QuantizedEmbedding(QuantizedLayer):

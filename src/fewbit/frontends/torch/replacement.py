@@ -8,12 +8,8 @@ from fewbit.activation import Activation
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import module_class
 from fewbit.frontends.torch.mode_forward import guards
-from fewbit.frontends.torch.quantized import (
-    QuantizedConvolution,
-    QuantizedEmbedding,
-    QuantizedLayer,
-    QuantizedLinear,
-)
+from fewbit.frontends.torch.quantized import QuantizedEmbedding, QuantizedLayer, QuantizedLinear
+from fewbit.frontends.torch.quantized_convolution import QuantizedConvolution
 from fewbit.frontends.torch.rounded_product import hold, let_go
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Layer
