@@ -66,7 +66,15 @@ def runner(request: pytest.FixtureRequest) -> Runner:
     return _RUNNERS[request.param]
 
 
-@pytest.fixture
-def compiles_slowly(runner: Runner, request: pytest.FixtureRequest) -> bool:
-    """Whether compiling costs the runner seconds for each scheme, and no one has asked for all of them."""
-    return runner is _torch_compiled and not request.config.getoption("--every-row")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `every_row` marks, where it names the runner; `--every-row` runs all."""
+    if not config.getoption("--every-row"):
+        left_out = [item for item in items if _is_left_out(item)]
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    runner = callspec.params.get("runner", "") if callspec else ""
+    return any(runner.split(" (")[0] in mark.args for mark in item.iter_markers("every_row"))

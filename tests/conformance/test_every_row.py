@@ -1,6 +1,7 @@
 """Every row of `fewbit support` gives the same bits on every framework, eager and compiled: `==` to NumPy.
 
-NumPy itself is held to scalar oracles in test_affine.py and test_small_floats.py.
+NumPy itself is held to scalar oracles in test_affine.py and test_small_floats.py. Compiling takes seconds a scheme:
+compilers get one of each kind, and all under `--every-row`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,22 @@ from fewbit.schemes.notation import parse_scheme
 from fewbit.support import schemes
 
 SHAPE = (4, 100)  # 64 and 32 do not divide 100: the last group is uneven
-#: Formats that torch compiles under every granularity; the others under the usual one, unless --every-row is given:
-#: compiling takes seconds a scheme, and a granularity knows nothing of the format.
-REPRESENTATIVES = ("int4", "e4m3", "nf4")
+#: What is left out where everything is compiled.
+COMPILED = pytest.mark.every_row("torch compiled", "jax", "jax jit")
+#: What is left out also where a search is a long Python loop.
+SEARCHED = pytest.mark.every_row("torch compiled", "jax", "jax jit", "array-api-strict")
+#: What is left out of range methods: a search runs outside of torch's graph, and is one compiled function to JAX.
+BEYOND_JIT = pytest.mark.every_row("torch compiled", "jax")
+#: A format of each kind: an integer with one level beside 0, others signed and not, of one byte and of two, floats with
+#: and without a negative 0, a table of levels, and one of levels without a 0.
+KINDS = ("int1", "int4", "uint8", "int16", "e4m3", "e4m3fnuz", "nf4", "binary")
+#: Formats whose range is searched without being asked for.
+SEARCHING = ("binary", "ternary")
+#: Scales that are powers of two, floats under one scale of the tensor, floats under tiles, and casts.
+WHOLE_KINDS = ("mxfp4", "nvfp4", "nf4-double", "fp16")
 FAMILIES = {form: [row for row in schemes() if row.scheme.split()[0] == form] for form in FORMATS}
-WHOLE_ROWS = [row for row in schemes() if row.scheme.split()[0] not in FORMATS]
+NEAREST = [form for form in FORMATS if FAMILIES[form] and form not in SEARCHING]
+WHOLE_ROWS = [row.scheme for row in schemes() if row.scheme.split()[0] not in FORMATS]
 
 
 def normals() -> np.ndarray:
@@ -69,10 +81,13 @@ def parts(qtensor: QTensor):
     yield qtensor.dequantize()
 
 
-def everything(texts, scale_type):
-    """Return a function from a weight to all that quantizing it by each of `texts` gives."""
-    wanted = [parse_scheme(text) for text in texts]
-    wanted = [scheme.stored_as(scale_type) if scale_type else scheme for scheme in wanted]
+def stored(text, scale_type):
+    scheme = parse_scheme(text)
+    return scheme.stored_as(scale_type) if scale_type else scheme
+
+
+def everything(wanted):
+    """Return a function from a weight to all that quantizing it by each of the schemes `wanted` gives."""
 
     def run(weight):
         found = []
@@ -83,48 +98,64 @@ def everything(texts, scale_type):
     return run
 
 
-def assert_equal_to_numpy(texts, runner, scale_type, weights):
-    function = everything(texts, scale_type)
+def assert_equal_to_numpy(wanted, runner, weights):
+    function = everything(wanted)
     compiled = runner(function)
     for case, weight in weights.items():
         expected, found = function(weight), compiled(weight)
         assert len(found) == len(expected)
         for position, (want, got) in enumerate(zip(expected, found, strict=True)):
-            np.testing.assert_array_equal(got, want, err_msg=f"{texts}: {case}, array {position}", strict=True)
+            np.testing.assert_array_equal(got, want, err_msg=f"{wanted}: {case}, array {position}", strict=True)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if FAMILIES[form]])
-def test_every_format_under_every_granularity(form, runner, compiles_slowly):
-    rows = FAMILIES[form]
-    if compiles_slowly and form not in REPRESENTATIVES:
-        rows = [row for row in rows if row.scheme.endswith("g64")]
-    symmetries = [("", True), (" asym", any(row.asymmetric for row in rows))]
+def assert_family_equals_numpy(form, rows, runner):
     weights = cases(parse_scheme(f"{form} tensor asym" if form in ("int1", "uint1") else f"{form} tensor").format)
-    for number, (words, there) in enumerate(symmetries):
-        texts = [row.scheme + words for row in rows if there and (words or form != "int1")]
-        if texts:
-            assert_equal_to_numpy(texts, runner, ("float16", None)[number], weights)
+    wanted = [stored(row.scheme, "float16") for row in rows if form != "int1"]
+    wanted += [stored(f"{row.scheme} asym", None) for row in rows if row.asymmetric]
+    assert_equal_to_numpy(wanted, runner, weights)
 
 
-@pytest.mark.parametrize("row", WHOLE_ROWS, ids=lambda row: row.scheme)
-def test_every_whole_scheme(row, runner):
-    assert_equal_to_numpy([row.scheme], runner, None, cases(parse_scheme(row.scheme).format))
+def marked(values, kinds, mark=COMPILED):
+    return [pytest.param(value, marks=[] if value in kinds else mark) for value in values]
+
+
+@pytest.mark.parametrize("form", [*marked(NEAREST, KINDS), *marked(SEARCHING, KINDS, SEARCHED)])
+def test_every_format_in_groups(form, runner):
+    assert_family_equals_numpy(form, [row for row in FAMILIES[form] if row.scheme.endswith("g64")], runner)
+
+
+@pytest.mark.parametrize("form", [*marked(NEAREST, ["int4"]), *marked(SEARCHING, [], SEARCHED)])
+def test_every_format_under_every_other_granularity(form, runner):
+    # A granularity knows nothing of the format.
+    assert_family_equals_numpy(form, [row for row in FAMILIES[form] if not row.scheme.endswith("g64")], runner)
+
+
+@pytest.mark.parametrize("scheme", marked(WHOLE_ROWS, WHOLE_KINDS))
+def test_every_whole_scheme(scheme, runner):
+    wanted = parse_scheme(scheme)
+    assert_equal_to_numpy([wanted], runner, cases(wanted.format))
+
+
+GRIDS = ("int3 channel asym", "int4 g64", "e4m3 tensor", "int4 g64 float-zero")
 
 
 @pytest.mark.parametrize("method", RANGES)
-def test_every_range_method(method, runner):
-    texts = [f"int4 g64 {method}", f"int3 channel asym {method}", f"e4m3 tensor {method}"]
-    texts += [f"int4 g64 float-zero {method}"] * (method not in ("absmax", "percentile"))
-    assert_equal_to_numpy(texts, runner, "bfloat16", {"normals": normals(), "extremes": extremes()})
+@pytest.mark.parametrize("words", marked(GRIDS, ["int3 channel asym"], BEYOND_JIT))
+def test_every_range_method(words, method, runner):
+    weights = {"normals": normals(), "extremes": extremes()}
+    assert_equal_to_numpy([stored(f"{words} {method}", "bfloat16")], runner, weights)
+
+
+FAKE = ("int4 g64", "int8 channel asym", "int4 g64 float-zero", "e4m3 channel", "nf4 g64", "nvfp4")
 
 
 @pytest.mark.parametrize("seed", [None, 7], ids=["nearest", "stochastic"])
-def test_fake_quantization_also_from_a_seed(runner, seed):
-    texts = ("int4 g64", "int8 channel asym", "int4 g64 float-zero", "e4m3 channel", "nf4 g64", "nvfp4")
-    wanted = [parse_scheme(text) for text in texts]
+@pytest.mark.parametrize("text", marked(FAKE, ["int8 channel asym", "nf4 g64"]))
+def test_fake_quantization_also_from_a_seed(runner, text, seed):
+    scheme = parse_scheme(text)
 
     def run(weight):
-        return tuple(fake_quantize(weight, scheme, seed=seed) for scheme in wanted)
+        return (fake_quantize(weight, scheme, seed=seed),)
 
     for want, got in zip(run(normals()), runner(run)(normals()), strict=True):
         np.testing.assert_array_equal(got, want, strict=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.loop import repeat
+from fewbit.numerics.loop import repeat, whole
 from fewbit.numerics.namespace import Array, array_namespace, device
 from fewbit.numerics.summation import tree_sum
 from fewbit.ranges.bins import even
@@ -40,6 +40,7 @@ class Entropy:
         """The word for it in notation."""
         return "entropy"
 
+    @whole
     def __call__(
         self,
         boxes: Array,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewbit.errors import SchemeError
-from fewbit.numerics.loop import repeat
+from fewbit.numerics.loop import repeat, whole
 from fewbit.numerics.namespace import Array, array_namespace, constants_like, settled
 from fewbit.numerics.summation import tree_sum
 from fewbit.ranges.absmax import AbsMax
@@ -40,6 +40,7 @@ class LeastSquares:
         """The word for it in notation."""
         return "lsq"
 
+    @whole
     def __call__(
         self, boxes: Array, axes: tuple[int, ...], grid: Grid, weights: Array | None = None
     ) -> tuple[Array, Array]:

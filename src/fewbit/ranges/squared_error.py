@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewbit.errors import SchemeError
+from fewbit.numerics.loop import whole
 from fewbit.numerics.namespace import Array
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.bins import searched
@@ -36,6 +37,7 @@ class SquaredError:
         """The word for it in notation."""
         return "mse"
 
+    @whole
     def __call__(
         self, boxes: Array, axes: tuple[int, ...], grid: Grid, weights: Array | None = None
     ) -> tuple[Array, Array]:
