@@ -207,6 +207,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(("text", "taken"), [("int8 static", True), ("int8 tensor", False)])
+def test_the_type_of_a_scale_matters_only_where_the_kernel_finds_it(text, taken):
+    given = replace(parse_input_scheme(text), scale_type="bfloat16")
+    assert (why_not(Fbgemm(), asked("int7 channel", None, input=given)) is None) == taken
+
+
 def test_sums_that_may_overflow_are_refused():
     # 255 * 64 * 131,587 is the first such number beyond 2^31.
     assert why_not(Fbgemm(), asked("int7 channel", "int8", shape=(1, 131_586))) is None

@@ -40,7 +40,8 @@ def _input_refusal(scheme: Scheme) -> str | None:
     number_format = scheme.format
     if not isinstance(number_format, Int) or number_format.bits > 8 or scheme.float_zero:
         return f"its inputs are integers of 8 bits at most, not {scheme}"
-    if scheme.scale_scheme is not None or scheme.scale_type not in (None, "float32"):
+    # A static scale is there already, exact in float32 whatever its type.
+    if scheme.scale_scheme is not None or (not scheme.static and scheme.scale_type not in (None, "float32")):
         return f"its inputs have float32 scales, not those of {scheme}"
     if scheme.granularity not in (PerToken(), PerTensor()):
         return f"its inputs have a scale a token or tensor, not '{scheme.granularity.name}'"
