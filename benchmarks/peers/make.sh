@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment of a peer that the benchmarks compare with: benchmarks/peers/NAME, with NAME.txt's versions.
-# Run: benchmarks/peers/make.sh llmcompressor    or hqq; again after a change of NAME.txt, else it does nothing.
+# Run: benchmarks/peers/make.sh llmcompressor    or hqq, nncf; again after a change of NAME.txt, else it does nothing.
 # PYTHON names another python3. PIP_ARGS="--index-url URL --extra-index-url URL" names an index with a CPU torch:
 # on Linux the torch of PyPI brings several gigabytes of CUDA libraries.
 set -euo pipefail
@@ -30,7 +30,11 @@ rm -rf "$environment"
 "$python" -m venv "$environment"
 read -r -a extra <<<"${PIP_ARGS:-}"
 install=("$environment/bin/python" -m pip install --quiet --disable-pip-version-check ${extra[@]+"${extra[@]}"})
-"${install[@]}" -c "$versions" pip setuptools torch # torch first: it must not be chosen by what others ask for
+first=(pip setuptools)
+if grep --quiet '^torch==' "$versions"; then
+    first+=(torch) # it must not be chosen by what others ask for
+fi
+"${install[@]}" -c "$versions" "${first[@]}"
 # DISABLE_CUDA: the setup.py of hqq compiles CUDA kernels otherwise. Built with the pinned setuptools, not with any.
 DISABLE_CUDA=1 "${install[@]}" --no-build-isolation -r "$versions"
 "$environment/bin/python" -m pip check

@@ -62,11 +62,12 @@ class Result:
         named += [f"{own.name}: {text}" for own, scheme in products if (text := target.product_problem(own, scheme))]
         if named:
             raise PlanError("\n".join(named))
-        files = {**self.source.companions(), **(self.report.files() if self.report else {})}
+        # The report of an ONNX file says what the runtime made of it: it is written beside the file, after it.
+        report = self.report.files() if self.report and path.suffix != ".onnx" else {}
         content = Content(
             model=self.model,
             frontend=frontend_of(self.source.framework),
-            manifest=self.plan.manifest(self.source.configuration(), files),
+            manifest=self.plan.manifest(self.source.configuration(), {**self.source.companions(), **report}),
             batches=self.batches,
             report=self.report,
         )
