@@ -72,7 +72,7 @@ def test_the_file_is_left_as_it_is_and_the_report_says_what_was_done(cnn):
     assert "1 BatchNorm was folded into the layer before it" in result.report.remarks
     assert result.report.calibration == "the given batches: 3 batches"
     text = str(result.plan)
-    assert "int8 narrow channel, input int8 tensor asym static" in text
+    assert "int8 channel, input int8 tensor asym static" in text
     assert "hint" not in text  # nothing is slow for lack of a kernel
     assert result.report.layers[0].kernel.startswith("simulated in float; the file that is saved runs")
 

@@ -86,7 +86,7 @@ def fitted_to(drafts: list[Draft], target: Target | None, storage_type: ScaleTyp
                     draft.layer.name
                 )
         if fitted.scheme != asked.scheme:
-            text = f"weight '{asked.scheme}' -> '{fitted.scheme}', the nearest that {target.name} has"
+            text = f"weight '{asked.scheme}' -> '{fitted.scheme}', which loses less in files for {target.name}"
             alike.setdefault(text, []).append(draft.layer.name)
         draft.scheme, draft.fitted = fitted.scheme, fitted
     return [f"{several(names)}: {text}" for text, names in alike.items()]

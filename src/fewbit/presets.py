@@ -25,7 +25,7 @@ PRESETS: dict[str, tuple[str, str | None]] = {
     "w2a16": ("int2 g128", None),
     "fp8a16": ("e4m3 channel", None),
     "w8a8": ("int8 channel", "int8 token asym"),
-    "w8a8-static": ("int8 narrow channel", "int8 tensor asym static"),
+    "w8a8-static": ("int8 channel", "int8 tensor asym static"),
     "w4a8": ("int4 g128", "int8 token asym"),
     "fp8": ("e4m3 channel", "e4m3 token"),
     "fp8-static": ("e4m3 tensor", "e4m3 tensor static"),

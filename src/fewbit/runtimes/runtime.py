@@ -88,6 +88,8 @@ class Runtime:
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return a layer with the nearest inputs that there is a form for: by tensor, and symmetric where it must be.
 
+        8-bit weights beside fixed ranges leave out the code -128.
+
         >>> from fewbit.runtimes.tensorrt import TENSORRT
         >>> from fewbit.schemes.notation import parse_input_scheme, parse_scheme
         >>> layer = Layer("fc", "linear", (8, 64), "MatMul")
@@ -98,6 +100,10 @@ class Runtime:
         given = quantized.input
         if given is None or given.format not in (INT8, UINT8):
             return quantized
+        weight = quantized.scheme
+        if given.static and weight.symmetric and weight.format == INT8 and weight.scale_scheme is None:
+            # The largest weight of a channel then has a code of its own: depthwise filters have few others.
+            quantized = replace(quantized, scheme=replace(weight, format=Int(8, narrow=True)))
         if not given.static:
             fits = not self.dynamic or (given.granularity == PerTensor() and not given.symmetric)
             usual = Scheme(format=INT8, symmetric=False, scale_type=given.scale_type)
