@@ -26,7 +26,7 @@ def batches_given(value: Any, what: str) -> Sequence[Any]:
         return batches_of_reader(value)
     if isinstance(value, (str, bytes, Mapping)) or hasattr(value, "shape") or not isinstance(value, Iterable):
         raise CalibrationError(
-            f"{what} is a list of batches, a reader, files, a text file or 'self', not one {type(value).__name__}; "
+            f"{what} takes several batches, a reader or the path of files, not one {type(value).__name__}; "
             "wrap it in a list"
         )
     return value if isinstance(value, Sequence) else Recorded(value)

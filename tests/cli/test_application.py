@@ -89,7 +89,7 @@ MISTAKES = {
         ["quantize", "m", "-o", "out", "--runtime", "ort-cpu"],
         "ort-cpu writes a file that ends in .onnx, and the output is 'out'",
     ),
-    "ONNX to evaluate": (["evaluate", "m.onnx"], "m.onnx"),
+    "ONNX to evaluate": (["evaluate", "m.onnx"], "m.onnx is measured on samples; give --data: an .npz"),
 }  # fmt: skip
 
 

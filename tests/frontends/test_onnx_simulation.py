@@ -199,7 +199,7 @@ def test_embeddings_are_looked_up_in_their_rounded_rows(onnx_model):
 
 def test_no_operator_of_a_simulation_computes_with_integers(onnx_model, monkeypatch):
     seen = []
-    monkeypatch.setattr("fewbit.frontends.onnx.simulation.Session", lambda proto, numbers, name: seen.append(proto))
+    monkeypatch.setattr("fewbit.frontends.onnx.simulation.Session.of", lambda proto, numbers, name: seen.append(proto))
     model = live(onnx_model(MLP, SHAPES))
     install(model, input=dynamic("int8"), output=static("int8 static", 0.1, 0))
     Simulation(model).whole()

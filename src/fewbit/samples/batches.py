@@ -126,7 +126,7 @@ def require_numbers(numbers: Numbers, what: str, places: Sequence[int]) -> None:
     """Raise `NonFiniteError` for NaN in the samples at `places`; infinity is no error, since it masks attention."""
     if numbers.dtype.kind != "f":
         return
-    bad = np.isnan(numbers).reshape(len(numbers), -1).any(axis=1)
+    bad = np.isnan(numbers).any(axis=tuple(range(1, numbers.ndim)))
     if bad.any():
         raise NonFiniteError(f"{what} holds NaN in sample {places[int(np.argmax(bad))]}; repair it, or leave it out")
 

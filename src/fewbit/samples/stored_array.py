@@ -129,7 +129,10 @@ class StoredArray:
 def _header(stream: IO[bytes], what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
-        raise CalibrationError(f"{what} has fields with names; save one array of numbers for each input")
+        number = ".".join(map(str, version))
+        raise CalibrationError(
+            f"{what} is of version {number}, which is for fields with names; save one array of numbers for each input"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of files that Python 2 wrote
         shape, fortran, dtype = _HEADERS[version](stream)
