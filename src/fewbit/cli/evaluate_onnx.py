@@ -132,11 +132,15 @@ def _rows(
     )
     for time in times:
         number = "1 sample" if time.samples == 1 else f"{time.samples} samples"
-        text = f"{time.seconds * 1e3:.2f} ms"
+        text = _milliseconds(time.seconds)
         if time.reference_seconds is not None:
             faster = time.reference_seconds / time.seconds
-            text += f", {faster:.2f} times as fast as the reference's {time.reference_seconds * 1e3:.2f} ms"
+            text += f", {faster:.2f} times as fast as the reference's {_milliseconds(time.reference_seconds)}"
         yield f"latency, {number}", text
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 0.1 else f"{seconds * 1e3:,.0f} ms"
 
 
 def _described(own: OutputError) -> str:
