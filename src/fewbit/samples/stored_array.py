@@ -6,13 +6,11 @@ The header is held against the bytes that are there before anything of its size 
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import IO, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -21,8 +19,6 @@ from fewbit.samples.batches import Numbers
 
 #: Kinds of numbers that a model takes: booleans, integers, floats.
 _KINDS = "biuf"
-#: What a damaged archive raises while it is read.
-_DAMAGED = (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 _HEADERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -54,9 +50,9 @@ class StoredArray:
             with open_stream() as stream:
                 shape, fortran, dtype = _header(stream, what)
                 start = stream.tell()
-        except (*_DAMAGED, ValueError, OSError) as error:
-            if isinstance(error, CalibrationError):
-                raise
+        except CalibrationError:
+            raise
+        except Exception as error:  # zipfile, zlib, ast and tokenize have errors of their own
             raise CalibrationError(f"{what} is no array that can be read: {error}; save it with numpy.save") from error
         if dtype.kind not in _KINDS:
             raise CalibrationError(f"{what} holds {dtype}, and models take numbers; convert it with .astype")
@@ -120,7 +116,7 @@ class StoredArray:
             self._stream = self._stream or self._open()
             self._stream.seek(start)
             got = self._stream.readinto(into)  # type: ignore[attr-defined]
-        except (*_DAMAGED, OSError) as error:
+        except Exception as error:  # as above
             raise CalibrationError(f"{self.what} cannot be read: {error}; fetch or save it again") from error
         if got != len(into):
             raise CalibrationError(f"{self.what} ends too early; fetch or save it again")
