@@ -9,7 +9,9 @@ import typer
 
 Model = Annotated[
     str,
-    typer.Argument(help="A Hugging Face folder, a .gguf or .onnx file, smollm2 or smollm2-rotated.", show_default=False),
+    typer.Argument(
+        help="A Hugging Face folder, a .gguf or .onnx file, smollm2 or smollm2-rotated.", show_default=False
+    ),
 ]
 Text = Annotated[
     str | None,

@@ -88,7 +88,7 @@ class CheckpointFolder:
         """Return the model with its quantized layers in place."""
         import torch
 
-        from fewbit.frontends.torch.frontend import from_stored
+        from fewbit.frontends.torch.stored import from_stored
 
         model = self.skeleton()
         frontend = frontend_of(self.framework)

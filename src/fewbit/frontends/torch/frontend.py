@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from fewbit.frontends.torch.product_statistics import product_statistics
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.frontends.torch.rounded_product import RoundedProduct
+from fewbit.frontends.torch.stored import to_stored
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
 from fewbit.interfaces import QuantizedLayer as Quantized
@@ -278,27 +278,6 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
 def quantized_prefixes(model: nn.Module) -> tuple[str, ...]:
     """Return what the names of tensors that stand for quantized layers begin with in a state_dict."""
     return tuple(f"{name}.{part}" for name, layer in quantized_layers(model) for part in layer.PREFIXES)
-
-
-def to_stored(tensor: Tensor, storage_type: ScaleType) -> np.ndarray[Any, Any]:
-    """Return `tensor` as a NumPy array, floats as `storage_type` (bfloat16 through ml_dtypes)."""
-    import ml_dtypes
-
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype.is_floating_point:
-        tensor = tensor.to(getattr(torch, storage_type))
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
-
-
-def from_stored(array: np.ndarray[Any, Any]) -> Tensor:
-    """Return a NumPy array, possibly of an ml_dtypes type, as a tensor of its own memory."""
-    array = np.array(array)  # a copy: files are mapped read-only
-    if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        raw = torch.from_numpy(array.view(f"u{array.dtype.itemsize}"))
-        return raw.view(getattr(torch, array.dtype.name))
-    return torch.from_numpy(array)
 
 
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:
