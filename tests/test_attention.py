@@ -1,5 +1,7 @@
 """Rules for the products inside attention: what a plan says of them, what a run measures, and what is refused."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -168,16 +170,25 @@ def test_fixed_ranges_need_data_that_reach_the_product():
     assert fb.quantize(Sometimes().eval(), rules, calibration=calibration).plan.problems == ()
     model = Sometimes().eval()
     with pytest.raises(CalibrationError, match=r"first\.query_key: no calibration input reached it"):
-        fb.quantize(model, rules, calibration=fb.Calibration(data=Changing([X, X[:2]])))
+        fb.quantize(model, rules, calibration=fb.Calibration(data=Changing()))
     assert not any(isinstance(part, RoundedProduct) for part in model.modules())
     assert torch.equal(model(X), net()(X))
 
 
-class Changing(list):
-    """Batches of which the first is not there when all are gone through."""
+class Changing(Sequence):
+    """Batches of which the first is another one once it was opened and the model was planned on it."""
 
-    def __iter__(self):
-        return iter(self[1:])
+    def __init__(self):
+        self.asked = 0
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, place):
+        if place not in (0, 1):
+            raise IndexError(place)
+        self.asked += 1
+        return X if self.asked <= 2 else X[:2]
 
 
 def test_a_file_that_has_no_place_for_them_is_refused_by_plan_and_save(tmp_path):
