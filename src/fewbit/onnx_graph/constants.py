@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import IdentityEliminationPass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 Fold = Callable[[ir.Node, ir.TensorProtocol], ir.TensorProtocol]
 
@@ -18,7 +18,12 @@ Fold = Callable[[ir.Node, ir.TensorProtocol], ir.TensorProtocol]
 def fold_constants(model: ir.Model) -> None:
     """Compute what depends on nothing but initializers, by the operators of `FOLDS`, in place."""
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    IdentityEliminationPass()(model)
+    for node in [node for node in model.graph.all_nodes() if _is_idle(node)]:
+        value, source = node.outputs[0], node.inputs[0]
+        assert source is not None
+        assert node.graph is not None
+        value.replace_all_uses_with(source)
+        node.graph.remove(node, safe=True)
     for graph in model.graphs():
         for node in list(graph):
             source = node.inputs[0] if node.op_type in FOLDS and node.domain in ("", "ai.onnx") else None
@@ -31,6 +36,12 @@ def fold_constants(model: ir.Model) -> None:
             graph.remove(node, safe=True)
             graph.register_initializer(value)
     RemoveUnusedNodesPass()(model)
+
+
+def _is_idle(node: ir.Node) -> bool:
+    """Whether nothing would be lost with an Identity: an output of a graph has a name of its own."""
+    known = node.op_type == "Identity" and node.domain in ("", "ai.onnx") and node.inputs[0] is not None
+    return known and not node.outputs[0].is_graph_output()
 
 
 def origin(value: ir.Value) -> ir.TensorProtocol:

@@ -20,7 +20,7 @@ from fewbit.onnx_graph.constants import is_constant, origin
 #: Types of weights that are quantized.
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 #: What torch's exporter notes at a node: the modules around it, outermost first, as a Python list.
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +233,7 @@ def _offers(own: _Found) -> Iterator[str]:
     weight = origin(own.weight).name or ""
     if weight.endswith(".weight"):
         yield weight.removesuffix(".weight")
-    scopes = own.node.metadata_props.get(_SCOPES)
+    scopes = own.node.metadata_props.get(SCOPES)
     if scopes:
         # The innermost scope is the operation itself.
         modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
