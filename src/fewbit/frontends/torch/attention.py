@@ -82,19 +82,17 @@ def _run(model: nn.Module, batch: Any) -> None:
     if batch is not None:
         run_batch(model, batch)
         return
-    made_up: Any = getattr(model, "dummy_inputs", None)
-    if getattr(model, "main_input_name", None) != "input_ids" or made_up is None:
+    call = Call.made_up(model)
+    if call is None:
         raise PlanError(
             f"{type(model).__name__}: the products inside attention show in a run of the model only; "
             "give a batch to run it on: `batch` of plan, `calibration` or `evaluation` of quantize"
         )
-    device = next(model.parameters()).device
-    call = Call((), {name: tensor.to(device) for name, tensor in made_up.items()})
     try:
         # As it is: without a cache transformers looks into positions, which may have no numbers.
         call.run(model)
     except (RuntimeError, NotImplementedError) as error:
-        if device.type != "meta":
+        if not next(model.parameters()).is_meta:
             raise
         raise PlanError(
             f"{type(model).__name__}: the products inside attention show in a run of the model only, and it does not "

@@ -6,7 +6,7 @@ Two tensors are the same when |a - b| <= tolerance * eps * (|a| + mean |a|) ever
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,22 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, batch: Any) -> Call:
+        """Return the call for a batch: a tensor, a tuple of arguments or a dict of keyword arguments."""
+        if isinstance(batch, Mapping):
+            return cls((), dict(batch))
+        return cls(batch if isinstance(batch, tuple) else (batch,), {})
+
+    @classmethod
+    def made_up(cls, model: nn.Module) -> Call | None:
+        """Return a call that `model` makes up for itself, as language models of transformers do, where it is."""
+        batch: Any = getattr(model, "dummy_inputs", None)
+        if getattr(model, "main_input_name", None) != "input_ids" or batch is None:
+            return None
+        device = next(model.parameters()).device
+        return cls((), {name: tensor.to(device) for name, tensor in batch.items()})
+
     def arguments(self) -> dict[Slot, Any]:
         """Return every argument by position or name."""
         arguments: dict[Slot, Any] = dict(enumerate(self.args))
@@ -47,9 +63,13 @@ class Call:
         """Return the call on tensors of its own, for modules that write into what they are given."""
         return Call(copied(self.args), copied(dict(self.kwargs)))
 
+    def caches(self) -> list[Slot]:
+        """Return where key-value caches are handed over."""
+        return [slot for slot, value in self.arguments().items() if _is_cache(value)]
+
     def without_caches(self) -> Call:
         """Return the call with `None` for every key-value cache: a cache would grow with every repetition."""
-        return self.replaced({slot: None for slot, value in self.arguments().items() if _is_cache(value)})
+        return self.replaced(dict.fromkeys(self.caches()))
 
     @torch.no_grad()
     def run(self, module: nn.Module) -> Any:
@@ -64,13 +84,13 @@ def run_batch(model: nn.Module, batch: Any, *, every_score: bool = False) -> Any
     Without key-value caches, and of a language model that can do so with the scores of the last position only, unless
     `every_score` is wanted.
     """
-    call = Call((), dict(batch)) if isinstance(batch, Mapping) else Call(_as_tuple(batch), {})
+    call = Call.of(batch)
     signature = inspect.signature(model.forward)
     free = signature.parameters.keys() - signature.bind_partial(*call.args).arguments
     if every_score or "labels" in call.kwargs:  # their loss takes the scores of all positions
         free -= {"logits_to_keep"}
     sparing = {name: value for name, value in _SPARING.items() if name in free}
-    with _configured_without_cache(model):
+    with configured_without_cache(model):
         return Call(call.args, {**call.kwargs, **sparing}).run(model)
 
 
@@ -118,11 +138,16 @@ def size(value: Any) -> int:
 
 def copied(value: Any) -> Any:
     """Return `value` with every tensor in it cloned; containers are rebuilt as plain ones."""
+    return mapped(value, lambda tensor: tensor.detach().clone())
+
+
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return `value` with `function` of every tensor in it; containers are rebuilt as plain ones."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return function(value)
     if type(value) is dict:
-        return {key: copied(part) for key, part in value.items()}
-    return type(value)(copied(part) for part in value) if type(value) in (tuple, list) else value
+        return {key: mapped(part, function) for key, part in value.items()}
+    return type(value)(mapped(part, function) for part in value) if type(value) in (tuple, list) else value
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -161,7 +186,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _configured_without_cache(model: nn.Module) -> Iterator[None]:
+def configured_without_cache(model: nn.Module) -> Iterator[None]:
     """Let no configuration inside `model` ask for a key-value cache; a wrapper's forward need not know of one."""
     configs = {id(config): config for part in model.modules() if (config := getattr(part, "config", None)) is not None}
     asking = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
@@ -172,7 +197,3 @@ def _configured_without_cache(model: nn.Module) -> Iterator[None]:
     finally:
         for config in asking:
             config.use_cache = True
-
-
-def _as_tuple(batch: Any) -> tuple[Any, ...]:
-    return batch if isinstance(batch, tuple) else (batch,)

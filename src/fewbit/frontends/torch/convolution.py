@@ -24,6 +24,7 @@ _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3,
     nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
 }  # fmt: skip
+_MODULES: dict[tuple[bool, int], Any] = {("Transpose" in kind.__name__, n): kind for kind, n in _DIMENSIONS.items()}
 _RUN: dict[tuple[bool, int], Any] = {
     (False, 1): functional.conv1d, (False, 2): functional.conv2d, (False, 3): functional.conv3d,
     (True, 1): functional.conv_transpose1d, (True, 2): functional.conv_transpose2d,
@@ -175,6 +176,26 @@ class Convolution:
         behind = self._behind(inputs, output_size)
         output = run(inputs, weight, bias, self.stride, padding, behind, self.groups, self.dilation)
         return output  # noqa: RET504  # mypy sees a tensor
+
+    def module(self) -> nn.Module:
+        """Return a module that computes it and has no weight and bias yet."""
+        if self.own is not None:
+            return _without_numbers(self.own)
+        even = all(before == behind for before, behind in self.padding)
+        further = {"output_padding": self.output_padding} if self.transposed else {}
+        made: nn.Module = _MODULES[self.transposed, len(self.kernel)](
+            self.in_channels,
+            self.out_channels,
+            self.kernel,
+            stride=self.stride,
+            padding=tuple(before for before, _ in self.padding) if even else "same",
+            dilation=self.dilation,
+            groups=self.groups,
+            padding_mode=self.padding_mode,
+            device="meta",
+            **further,
+        )
+        return made
 
     def _handed(self, inputs: Tensor) -> tuple[Tensor, Convolution] | None:
         """Return what the forward of a subclass convolves with its weight as it is, and how; `None`: with another."""

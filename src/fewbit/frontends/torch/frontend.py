@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activation import Activation
-from fewbit.errors import NonFiniteError, NotYetError, PlanError, RecipeError
+from fewbit.errors import MissingExtraError, NonFiniteError, PlanError, RecipeError
 from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.batches import adopted
 from fewbit.frontends.torch.calibration import CalibrationRun
@@ -215,11 +215,19 @@ class TorchFrontend:
         """Return the rounded forms of those `products` that have `activations`, by operand; none is installed yet."""
         return product_forms(model, products, activations)
 
-    def graph(self, model: nn.Module, batch: Any) -> Any:  # noqa: ARG002
-        """Raise `NotYetError`."""
-        raise NotYetError(
-            "ONNX files of torch modules are not in this version; export the module, and quantize the file"
-        )
+    def graph(self, model: nn.Module, batch: Any) -> Any:
+        """Return a quantized module as an `OnnxModel` with the same scales and codes, exported on `batch`.
+
+        Raises:
+            MissingExtraError: what exports is not installed.
+            CheckpointError: torch cannot export the module, or a graph cannot hold what is quantized in it.
+
+        """
+        try:
+            from fewbit.frontends.torch.quantized_graph import quantized_graph
+        except ImportError as error:
+            raise MissingExtraError(f"torch exports to ONNX by {error.name}; pip install 'fewbit[export]'") from error
+        return quantized_graph(model, batch)
 
     def place(self, model: Any, device: str) -> Any:
         """Return a module or tensor on `device`.
