@@ -68,7 +68,7 @@ class Repeated(nn.Module):
 class Case(NamedTuple):
     model: nn.Module
     plan: Any
-    #: What the graph is exported on, and what it is run on.
+    #: What the graph is exported on (`None`: what the model makes up), and what it is run on.
     example: Any
     batch: Any
     #: What the float module put out for that, and the quantized one before anything was exported.
@@ -135,7 +135,7 @@ def encoder():
         fb.Rule(r".*intermediate.*", weight="int4 g32"),
         fb.Rule(r".*output.dense|.*word_embeddings", weight="int8"),
     ]
-    return _case(model, [batch], rules, {name: own[:1, :5] for name, own in batch.items()})
+    return _case(model, [batch], rules, None)
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +321,18 @@ def test_products_inside_attention_and_key_value_caches_are_refused(decoder):
     fb.quantize(model, fb.Recipe(rules), evaluation=[tokens])
     with pytest.raises(CheckpointError, match=r"query_key and 1 more: .* no rounded products .* leave out the rules"):
         TorchFrontend().graph(model, tokens)
+
+
+def test_without_a_batch_a_language_model_is_traced_on_token_ids_and_a_mask(encoder, graphs):
+    assert encoder.example is None
+    assert [value.name for value in graphs("encoder").graph.graph.inputs] == ["input_ids", "attention_mask"]
+
+
+def test_without_a_batch_another_module_is_an_error():
+    with pytest.raises(
+        CheckpointError, match=r"no batch to trace Linear on; quantize it with `calibration`, or export"
+    ):
+        TorchFrontend().graph(nn.Linear(2, 2), None)
 
 
 def test_without_an_exporter_the_error_names_what_to_install(monkeypatch):

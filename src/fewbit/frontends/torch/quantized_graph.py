@@ -5,10 +5,12 @@ A layer is found by its weight, which no other layer of the copy has: what multi
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from fewbit.errors import CheckpointError
@@ -35,11 +37,7 @@ def quantized_graph(model: nn.Module, batch: Any) -> OnnxModel:
         CheckpointError: no batch, torch cannot export the module, or the graph cannot hold what is quantized in it.
 
     """
-    call = Call.made_up(model) if batch is None else Call.of(batch)
-    if call is None:
-        raise CheckpointError(
-            f"{type(model).__name__} is traced on an example, and there is no batch; give `calibration` to quantize"
-        )
+    call = _made_up(model) if batch is None else Call.of(batch)
     _require_holdable(model, call)
     made = OnnxModel.of(export(float_copy(model), call), Path(type(model).__name__))
     forms = _forms(model)
@@ -52,6 +50,20 @@ def quantized_graph(model: nn.Module, batch: Any) -> OnnxModel:
     rounded = {name: own for form in forms for name, own in form.rounded()}
     made.layers.update({name: rounded[name] for name in made.found if name in rounded})
     return made
+
+
+def _made_up(model: nn.Module) -> Call:
+    """Return token ids for a language model of transformers, and what says which of them count where it takes that."""
+    call = Call.made_up(model)
+    if call is None:
+        raise CheckpointError(
+            f"there is no batch to trace {type(model).__name__} on; quantize it with `calibration`, or export the "
+            "float model yourself and quantize the .onnx file"
+        )
+    named = dict(call.kwargs)
+    if "attention_mask" in inspect.signature(model.forward).parameters:
+        named.setdefault("attention_mask", torch.ones_like(named["input_ids"]))
+    return Call((), named)
 
 
 def _forms(model: nn.Module) -> list[GraphForm]:
