@@ -53,6 +53,8 @@ class Layer:
     stored: tuple[int, ...] | None = None
     #: Whether its output is its input, taken apart into rows, times the weight: what statistics of rows are about.
     multiplies_rows: bool = True
+    #: Groups of a convolution: how many parts of its input have outputs of their own, one after the other.
+    groups: int = 1
     #: Names of the other layers that own the very same weight.
     tied: tuple[str, ...] = ()
     #: Whether a number is added to each output.

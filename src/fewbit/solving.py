@@ -18,6 +18,7 @@ from fewbit.interfaces import Activations, Frontend, Layer, Progress, Replacemen
 from fewbit.numerics.namespace import Array
 from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
+from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.second_moment import SecondMoment
 
 #: Why a range cannot be fixed.
@@ -137,7 +138,7 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
         raise type(error)(f"{row.layer.name}: {error}") from error
     values = solution.qtensor.dequantize()
     nearest = best = None
-    seen = next((own for own in statistics.values() if isinstance(own, SecondMoment)), None)
+    seen = next((own for own in statistics.values() if isinstance(own, SecondMoment | GroupedMoment)), None)
     if seen is not None:
         moment = seen.result()
         signal = output_power(weight, moment)

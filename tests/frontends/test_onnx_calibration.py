@@ -144,8 +144,13 @@ def test_convolutions_have_patches_for_moments_and_channels_for_extremes(onnx_mo
     assert statistics["b"]["second_moment"].count == 3 * 2 * 49  # it pads nothing, so it has patches of its own
     assert statistics["a"]["extremes"] is statistics["b"]["extremes"] is statistics["t"]["extremes"]
     assert statistics["a"]["extremes"].width == 4
-    # Of groups, and of a transposed one, no single matrix is multiplied.
-    assert list(statistics["c"]) == list(statistics["t"]) == ["extremes"]
+    assert list(statistics["t"]) == ["extremes"]  # no row of its input makes an output
+    groups = statistics["c"]["second_moment"]
+    assert (groups.groups, groups.width, groups.count) == (4, 9, 3 * 2 * 49)
+    # The channels of b's patches, without what one has to do with another.
+    whole = statistics["b"]["second_moment"].result().reshape(4, 9, 4, 9)
+    for channel, found in enumerate(groups.result()):
+        assert np.allclose(found, whole[channel, :, channel], rtol=0, atol=1e-5)
 
 
 def test_what_is_not_finite_names_its_layer(onnx_model):

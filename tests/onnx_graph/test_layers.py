@@ -34,7 +34,7 @@ def test_every_operator_with_a_constant_weight_is_a_layer(onnx_model):
     told = {name: (own.layer.kind, own.layer.shape, own.layer.stored, own.layer.multiplies_rows)
             for name, own in found.items()}  # fmt: skip
     assert told == {
-        "conv": ("conv", (4, 36), (4, 4, 3, 3), False),
+        "conv": ("conv", (4, 36), (4, 4, 3, 3), True),
         "up": ("conv", (8, 32), (8, 8, 2, 2), False),
         "fc1": ("linear", (6, 4), None, True),
         "fc2": ("linear", (7, 6), (6, 7), True),

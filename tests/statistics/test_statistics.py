@@ -164,4 +164,6 @@ def test_what_is_not_finite_or_overflows_is_refused(bad, place):
 
 
 def test_the_catalogue_knows_all():
-    assert set(STATISTICS) == {"second_moment", "relative_second_moment", "extremes", "histogram", "moving_average"}
+    assert set(STATISTICS) == {
+        "second_moment", "relative_second_moment", "mean", "extremes", "histogram", "moving_average",
+    }  # fmt: skip

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from fewbit.algorithms import column_scales, columns
-from fewbit.algorithms.column_order import ORDERS
+from fewbit.algorithms.column_order import ORDERS, Order
 from fewbit.algorithms.column_scales import ColumnScales, own_scales, spans_of
 from fewbit.algorithms.hessian import Hessian, factor
 from fewbit.algorithms.scale_fit import fitted_scales
-from fewbit.algorithms.solution import Solution
 from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import round_scale
-from fewbit.numerics.namespace import Array, array_namespace, is_torch, to_numpy
+from fewbit.numerics.namespace import Array, is_torch, to_numpy
 from fewbit.qtensor import QTensor, scale_shape
 from fewbit.schemes.scheme import Scheme
 from fewbit.statistics.second_moment import SecondMoment
@@ -33,32 +32,31 @@ if TYPE_CHECKING:
 _PANEL = 128
 
 
-def rounded(weight: Array, moment: SecondMoment, scheme: Scheme, options: Gptq) -> Solution:
-    """Return `weight` (out, in), an array of any framework, rounded under its input's second moment."""
-    values = _as_torch(weight).to(torch.float32)
-    loop = _ColumnLoop(values, _hessian(moment, values.device, scheme, options), scheme, options)
-    qtensor = loop.run()
-    if not is_torch(weight):
-        xp = array_namespace(weight)
-        qtensor = qtensor.map(lambda array: xp.asarray(array.numpy()))
-    asked, used = options.damping, loop.hessian.damping
-    remarks = () if used == asked else (f"damping raised from {asked:g} to {used:g}: its inputs are dependent",)
-    return Solution(qtensor, used, remarks)
+def rounded(weight: Tensor, moment: SecondMoment, scheme: Scheme, options: Gptq) -> tuple[QTensor, float]:
+    """Return float32 `weight` (out, in) rounded under its input's second moment, and the damping that was used."""
+    loop = _ColumnLoop(weight, _hessian(moment, weight.device, scheme, options), scheme, options)
+    return loop.run(), loop.hessian.damping
 
 
-def _as_torch(array: Array) -> Tensor:
+def order_of(options: Gptq, scheme: Scheme) -> Order:
+    """Return the order of the columns, `auto` resolved."""
+    if options.order != "auto":
+        return options.order
+    return "group-aware" if isinstance(scheme.format, Int) and scheme.format.bits <= 4 else "none"
+
+
+def as_torch(array: Array) -> Tensor:
+    """Return an array of any framework as a tensor."""
     tensor: Tensor = array.detach() if is_torch(array) else torch.from_numpy(to_numpy(array).copy())
     return tensor
 
 
 def _hessian(moment: SecondMoment, device: torch.device, scheme: Scheme, options: Gptq) -> Hessian:
     """Return the factored second moment; layers that share an input and a scheme share it too."""
-    order, spans = options.order, spans_of(moment.width, scheme)
-    if order == "auto":
-        order = "group-aware" if isinstance(scheme.format, Int) and scheme.format.bits <= 4 else "none"
+    order, spans = order_of(options, scheme), spans_of(moment.width, scheme)
 
     def make(result: Array) -> Hessian:
-        matrix = _as_torch(result).to(device)
+        matrix = as_torch(result).to(device)
         return factor(matrix, ORDERS[order](matrix.diagonal(), spans), options.damping)
 
     return moment.derive((order, spans[0], options.damping, device), make)
@@ -89,10 +87,11 @@ class _ColumnLoop:
         if self.dynamic:
             scales = ColumnScales.open(self.weight, self.spans)
         else:
-            stored = column_scales.fixed(self.weight, self.hessian, self.scheme, search=self.options.search)
+            importance = column_scales.importances(self.hessian)
+            stored = column_scales.fixed(self.weight, importance, self.scheme, search=self.options.search)
             scales = ColumnScales.of(stored)
         units = self._rounded(scales)
-        return self._qtensor(units, self._improved(units, scales), stored)
+        return assembled(units, self._improved(units, scales), stored, self.scheme)
 
     def _rounded(self, scales: ColumnScales) -> Tensor:
         """Return the units (out, in) that the loop over the columns finds."""
@@ -156,15 +155,16 @@ class _ColumnLoop:
         fitted = fitted_scales(gradient, units, moment, size, own.scale)
         return replace(own, scale=round_scale(fitted, self.scheme.scale_type))
 
-    def _qtensor(self, units: Tensor, scales: ColumnScales, stored: QTensor | None) -> QTensor:
-        """Return codes and parameters in the shapes in which they are stored."""
-        scheme, form = self.scheme, self.scheme.format
-        shifted = units if scheme.symmetric else (units + scales.by_column(scales.zero)).round()
-        codes = form.to_codes(shifted) if isinstance(form, Int) else form.encode(units)
-        if stored is not None and not own_scales(scheme):
-            return QTensor(codes=codes, scale=stored.scale, zero_point=stored.zero_point, scheme=scheme)
-        own = scales.by_span(self.spans)
-        shape = scale_shape(tuple(units.shape), scheme)
-        zeros = own.zero.reshape(shape)
-        kept = None if scheme.symmetric else zeros if scheme.float_zero else scheme.grid.integer.to_codes(zeros)
-        return QTensor(codes=codes, scale=own.scale.reshape(shape), zero_point=kept, scheme=scheme)
+
+def assembled(units: Tensor, scales: ColumnScales, stored: QTensor | None, scheme: Scheme) -> QTensor:
+    """Return codes and parameters in the shapes in which they are stored; those of `stored` if rows have none."""
+    form = scheme.format
+    shifted = units if scheme.symmetric else (units + scales.by_column(scales.zero)).round()
+    codes = form.to_codes(shifted) if isinstance(form, Int) else form.encode(units)
+    if stored is not None and not own_scales(scheme):
+        return QTensor(codes=codes, scale=stored.scale, zero_point=stored.zero_point, scheme=scheme)
+    own = scales.by_span(spans_of(units.shape[1], scheme))
+    shape = scale_shape(tuple(units.shape), scheme)
+    zeros = own.zero.reshape(shape)
+    kept = None if scheme.symmetric else zeros if scheme.float_zero else scheme.grid.integer.to_codes(zeros)
+    return QTensor(codes=codes, scale=own.scale.reshape(shape), zero_point=kept, scheme=scheme)

@@ -84,13 +84,21 @@ def spans_of(width: int, scheme: Scheme) -> list[Span]:
     return [(start, min(start + size, width)) for start in range(0, width, size)]
 
 
-def fixed(weight: Tensor, hessian: Hessian, scheme: Scheme, *, search: bool) -> QTensor:
-    """Return `weight` (out, in) rounded to nearest under scales chosen before the first column."""
-    importance = torch.empty_like(hessian.upper[0], dtype=torch.float64)
-    importance[hessian.order] = hessian.upper.diagonal().double().pow(-2)
+def fixed(weight: Tensor, importance: Tensor, scheme: Scheme, *, search: bool) -> QTensor:
+    """Return `weight` (out, in) rounded to nearest under scales chosen before the first column.
+
+    `importance` (in,) or (out, in) weights the errors of the columns as they come; see `importances`.
+    """
     if search and isinstance(scheme.ranging, AbsMax | MinMax):
         scheme = replace(scheme, range_method=SquaredError())
-    return quantize(weight, scheme, (importance / importance.mean()).float())
+    return quantize(weight, scheme, (importance / importance.mean(-1, keepdim=True)).float())
+
+
+def importances(hessian: Hessian) -> Tensor:
+    """Return what rounding a column costs, float64 (in,), the columns as they come."""
+    found = torch.empty_like(hessian.upper[0], dtype=torch.float64)
+    found[hessian.order] = hessian.upper.diagonal().double().pow(-2)
+    return found
 
 
 def chosen(group: Tensor, importance: Tensor, scheme: Scheme, *, search: bool) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """GPTQ's inner loops on any torch device: one column at a time, all rows at once. Contract: that of columns_compiled.
 
-What the CPU does row by row in compiled code runs here as operations on (out,) and (out, span) tensors.
+What the CPU does row by row in compiled code runs here as operations on (out,) and (out, span) tensors. Axes before
+those of the last two loops are for matrices side by side: (groups, out, span) under (groups, 1, span, span).
 """
 
 from __future__ import annotations
@@ -104,22 +105,22 @@ def _best(values: Tensor, weights: Tensor, trials: list[Tensor], low: Any, high:
 
 
 def round_columns(weight: Tensor, upper: Tensor, scales: Scales, grid: Grid, units: Tensor, errors: Tensor) -> None:
-    """Round the columns of `weight` (out, span) one by one, each error spread over those that follow."""
-    scale, zero = (part[:, scales[2]] for part in scales[:2])
-    for j in range(weight.shape[1]):
-        value, own = weight[:, j], scale[:, j]
-        unit = _unit(value / own, zero[:, j], grid)
-        error = (value - unit * own) / upper[j, j]
-        units[:, j], errors[:, j] = unit, error
-        weight[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
+    """Round the columns of `weight` (..., out, span) one by one, each error spread over those that follow."""
+    scale, zero = (part[..., scales[2]] for part in scales[:2])
+    for j in range(weight.shape[-1]):
+        value, own = weight[..., j], scale[..., j]
+        unit = _unit(value / own, zero[..., j], grid)
+        error = (value - unit * own) / upper[..., j, j]
+        units[..., j], errors[..., j] = unit, error
+        weight[..., j + 1 :] -= error[..., None] * upper[..., j, j + 1 :]
 
 
 def descend(units: Tensor, gradient: Tensor, moment: Tensor, scales: Scales, grid: Grid, sweeps: int) -> None:
     """Move each code to the best value for the others as they are, `sweeps` times over all columns."""
-    scale, zero = (part[:, scales[2]] for part in scales[:2])
+    scale, zero = (part[..., scales[2]] for part in scales[:2])
     for _ in range(sweeps):
-        for j in range(units.shape[1]):
-            own, old = scale[:, j], units[:, j].clone()
-            unit = _unit(old + gradient[:, j] / (moment[j, j] * own), zero[:, j], grid)
-            units[:, j] = unit
-            gradient -= ((unit - old) * own)[:, None] * moment[j]
+        for j in range(units.shape[-1]):
+            own, old = scale[..., j], units[..., j].clone()
+            unit = _unit(old + gradient[..., j] / (moment[..., j, j] * own), zero[..., j], grid)
+            units[..., j] = unit
+            gradient -= ((unit - old) * own)[..., None] * moment[..., j, :]

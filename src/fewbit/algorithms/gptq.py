@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fewbit.algorithms.column_order import ORDERS
 from fewbit.algorithms.solution import Solution
 from fewbit.errors import MissingExtraError, RecipeError
-from fewbit.numerics.namespace import Array
+from fewbit.numerics.namespace import Array, array_namespace, is_torch
 from fewbit.qtensor import quantize
 from fewbit.schemes.scheme import Scheme
 
@@ -70,10 +70,23 @@ class Gptq:
             why = "no calibration input reached it" if moment is not None else "there is no statistic of its input"
             return Solution(quantize(weight, scheme), remarks=(f"{why}: rounded to nearest",))
         try:
-            from fewbit.algorithms.column_loop import rounded
+            import torch
+
+            from fewbit.algorithms.column_groups import rounded_groups
+            from fewbit.algorithms.column_loop import as_torch, rounded
         except ImportError as error:
             raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
 
-        if not bool((moment.result() != 0.0).any()):
+        seen = moment.result()
+        if not bool((seen != 0.0).any()):
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
-        return rounded(weight, moment, scheme, self)
+        values = as_torch(weight).to(torch.float32)
+        if seen.ndim == 3:
+            qtensor, used = rounded_groups(values, as_torch(seen).to(values.device), scheme, self)
+        else:
+            qtensor, used = rounded(values, moment, scheme, self)
+        if not is_torch(weight):
+            xp = array_namespace(weight)
+            qtensor = qtensor.map(lambda array: xp.asarray(array.numpy()))
+        raised = f"damping raised from {self.damping:g} to {used:g}: its inputs are dependent"
+        return Solution(qtensor, used, remarks=(raised,) if used != self.damping else ())

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 #: The damping grows by this while the factorization fails, up to the limit.
 _GROWTH, _LIMIT = 3.0, 100.0
+_HOPELESS = (
+    f"the second moment of its inputs cannot be factored, even with {_LIMIT:g} times its mean diagonal added; "
+    "look for inputs of extreme size, or use nearest rounding"
+)
 #: Columns that are inverted at once: LAPACK's own inverse of a triangle does thrice the work of blocks.
 _BLOCK = 192
 
@@ -57,10 +61,37 @@ def factor(moment: Tensor, order: Tensor, damping: float) -> Hessian:
             if bool(torch.isfinite(torch.stack(torch.aminmax(lower))).all()):
                 return Hessian(order, damped, lower.flip(0, 1), damping)
         damping *= _GROWTH
-    raise NonFiniteError(
-        f"the second moment of its inputs cannot be factored, even with {_LIMIT:g} times its mean "
-        "diagonal added; look for inputs of extreme size, or use nearest rounding"
-    )
+    raise NonFiniteError(_HOPELESS)
+
+
+def factor_each(moment: Tensor, order: Tensor, damping: float) -> Hessian:
+    """Return the damped moments (groups, n, n), each factored in its `order` (groups, n); `damping` is the most needed.
+
+    A group that no input reached is rounded to nearest: its moment becomes the identity.
+
+    Raises:
+        NonFiniteError: no damping helps.
+
+    """
+    import torch
+
+    moment = moment.to(torch.float32)
+    identity = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
+    mean = moment.diagonal(dim1=1, dim2=2).double().mean(1).float()[:, None, None]
+    moment, mean = torch.where(mean > 0, moment, identity), torch.where(mean > 0, mean, torch.ones_like(mean))
+    backwards = order.flip(1)
+    rows, columns = backwards[:, :, None].expand(moment.shape), backwards[:, None, :].expand(moment.shape)
+    own = torch.full_like(mean, damping)
+    while damping <= _LIMIT:
+        damped = moment + own * mean * identity
+        lower, failed = torch.linalg.cholesky_ex(damped.gather(1, rows).gather(2, columns))
+        inverse = torch.linalg.solve_triangular(lower, identity.expand(moment.shape), upper=False)
+        failed = (failed > 0) | ~torch.isfinite(inverse).all(2).all(1)
+        if not bool(failed.any()):
+            return Hessian(order, damped, inverse.flip(1, 2), damping)
+        damping *= _GROWTH
+        own = torch.where(failed[:, None, None], torch.full_like(own, damping), own)
+    raise NonFiniteError(_HOPELESS)
 
 
 def _invert(lower: Tensor) -> None:

@@ -68,8 +68,11 @@ def _spread(signal: Any, noise: Any) -> tuple[float, float] | None:
 def output_power(weight: Array, moment: Array) -> float:
     """Return the mean of |x @ weight.T|^2 over inputs x of this second moment (in, in): tr(W H W^T).
 
-    For a difference of weights it is the noise that the difference makes: no input is needed again.
+    For a difference of weights it is the noise that the difference makes: no input is needed again. Moments
+    (groups, in, in) are those of the groups of rows of `weight`, one after the other.
     """
     xp = array_namespace(weight)
     weight = xp.astype(weight, xp.float32, copy=False)
+    if moment.ndim == 3:
+        weight = xp.reshape(weight, (moment.shape[0], -1, moment.shape[1]))
     return float(xp.sum(xp.vecdot(xp.matmul(weight, moment), weight), dtype=xp.float64))

@@ -88,7 +88,7 @@ class _Found:
     kind: LayerKind
     arrangement: Arrangement
     weight_index: int
-    #: Whether each output is a row of the input times the weight.
+    #: Whether each output is a row of the input, of a grouped convolution a part of it, times the weight.
     multiplies_rows: bool
 
     @property
@@ -125,6 +125,7 @@ def _layer(own: _Found, name: str, kind: LayerKind, owners: tuple[str, ...]) -> 
         module_class=own.node.op_type,
         stored=stored if stored != rows else None,
         multiplies_rows=own.multiplies_rows,
+        groups=own.arrangement.groups if isinstance(own.arrangement, Kernel) else 1,
         tied=tuple(other for other in owners if other != name),
     )
     made = GraphLayer(
@@ -193,7 +194,7 @@ def _convolution(node: ir.Node) -> _Found | None:
     assert value is not None
     transposed = node.op_type == "ConvTranspose"
     kernel = Kernel(shape=_shape(value), groups=groups, transposed=transposed)
-    return _Found(node, "conv", kernel, 1, groups == 1 and not transposed)
+    return _Found(node, "conv", kernel, 1, not transposed)
 
 
 _LOOK: dict[str, Callable[[ir.Node], _Found | None]] = {

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, TypeVar
 
 from fewbit.errors import NonFiniteError
 from fewbit.numerics.namespace import Array, array_namespace, device, is_torch
+from fewbit.statistics.grouped_moment import GroupedMoment
+from fewbit.statistics.row_power import of_equal_power
 
 _T = TypeVar("_T")
 
@@ -38,6 +40,11 @@ class SecondMoment:
         """Return the statistic of no rows of `width` numbers, in the framework and on the device of `like`."""
         xp = array_namespace(like)
         return cls(xp.zeros((width, width), dtype=xp.float32, device=device(like)))
+
+    @classmethod
+    def of_groups(cls, width: int, groups: int, like: Array) -> GroupedMoment:
+        """Return the statistic of rows with `groups` parts of `width` numbers that are multiplied apart."""
+        return GroupedMoment.init(width, groups, like)
 
     @property
     def width(self) -> int:
@@ -107,6 +114,11 @@ class RelativeSecondMoment(SecondMoment):
     add to the residual stream is divided by its size again. Unscaled they decide alone where errors may go.
     """
 
+    @classmethod
+    def of_groups(cls, width: int, groups: int, like: Array) -> GroupedMoment:
+        """Return the statistic of such rows with `groups` parts of `width` numbers that are multiplied apart."""
+        return GroupedMoment.init(width, groups, like, relative=True)
+
     def update(self, rows: Array) -> None:
         """Add the rows of an array (..., width), each divided by its root mean square.
 
@@ -117,8 +129,4 @@ class RelativeSecondMoment(SecondMoment):
 
         """
         xp = array_namespace(rows)
-        rows = xp.astype(xp.reshape(rows, (-1, self.width)), xp.float32, copy=False)
-        power = xp.vecdot(rows, rows)[:, None] / self.width
-        # What overflows becomes NaN here, and is refused, instead of a row of zeros.
-        power = xp.where(power > 0, power, xp.ones_like(power)) + (power - power)
-        SecondMoment.update(self, rows / xp.sqrt(power))
+        SecondMoment.update(self, of_equal_power(xp.astype(xp.reshape(rows, (-1, self.width)), xp.float32, copy=False)))

@@ -88,7 +88,7 @@ class CalibrationRun:
         for name, readers in self._readers.items():
             moments = any(_class(own).of_rows for reader in readers for own in self._wanted[reader.layer.name])
             if name in sizes and moments:
-                sizes[name] += 4 * readers[0].layer.shape[1] ** 2
+                sizes[name] += 4 * readers[0].layer.groups * readers[0].layer.shape[1] ** 2
         return sizes
 
 
@@ -109,7 +109,7 @@ class _Seen:
         for (name, window), own in self._first.items():
             statistic = self._kept.get((name, window))
             if statistic is None:
-                statistic = self._kept[name, window] = _class(name).init(_width(own, name), numbers)
+                statistic = self._kept[name, window] = _statistic(own, name, numbers)
             try:
                 for rows in _rows(own, window, numbers):
                     statistic.update(rows)
@@ -160,8 +160,15 @@ def _possible(layer: Layer, names: Sequence[str]) -> tuple[str, ...]:
 
 def _key(own: GraphLayer, name: str) -> tuple[str, Window | None]:
     if isinstance(own.arrangement, Kernel) and _class(name).of_rows:
-        return name, Window.of(own.node, own.arrangement.shape[2:])
+        return name, Window.of(own.node, own.arrangement.shape[2:], own.arrangement.groups)
     return name, None
+
+
+def _statistic(own: GraphLayer, name: str, like: Numbers) -> Any:
+    kind = _class(name)
+    if own.layer.groups > 1 and kind.of_rows:
+        return kind.of_groups(own.layer.shape[1], own.layer.groups, like)
+    return kind.init(_width(own, name), like)
 
 
 def _width(own: GraphLayer, name: str) -> int:

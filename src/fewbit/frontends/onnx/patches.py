@@ -1,6 +1,7 @@
-"""The rows that a convolution of one group multiplies: `patches(input) @ weight.T`, one sample after the other.
+"""The rows that a convolution multiplies: `patches(input) @ weight.T`, one sample after the other.
 
-Columns are the input channels, each with its kernel positions in order. Source: onnx, Conv, version 11.
+Columns are the input channels, each with its kernel positions in order; those of several groups lie side by side.
+Source: onnx, Conv, version 11.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ class Window:
     #: Zeros before each spatial axis and behind it; `None`: by `auto_pad`.
     pads: tuple[tuple[int, int], ...] | None
     auto_pad: str
+    #: Parts of a patch that are multiplied apart.
+    groups: int = 1
 
     @classmethod
-    def of(cls, node: ir.Node, kernel: tuple[int, ...]) -> Window:
+    def of(cls, node: ir.Node, kernel: tuple[int, ...], groups: int = 1) -> Window:
         """Return the window of a Conv node."""
 
         def numbers(name: str, usual: tuple[int, ...]) -> tuple[int, ...]:
@@ -43,6 +46,7 @@ class Window:
             dilations=numbers("dilations", ones),
             pads=tuple(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True)) if auto_pad == "NOTSET" else None,
             auto_pad=auto_pad,
+            groups=groups,
         )
 
     def rows(self, inputs: Numbers) -> Iterator[Numbers]:

@@ -234,9 +234,12 @@ class _Watch:
         return [name for name in self.wanted[layer.name] if layer.multiplies_rows or not _class(name).of_rows]
 
     def _statistic(self, name: str, layer: Layer, rows: Tensor) -> Any:
-        convolution = Convolution.of(self._module(layer.name))
-        width = convolution.in_channels if convolution and not _class(name).of_rows else layer.shape[1]
-        return _class(name).init(width, rows)
+        kind, convolution = _class(name), Convolution.of(self._module(layer.name))
+        if convolution and not kind.of_rows:
+            return kind.init(convolution.in_channels, rows)
+        if layer.groups > 1:
+            return kind.of_groups(layer.shape[1], layer.groups, rows)
+        return kind.init(layer.shape[1], rows)
 
     def _module(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)

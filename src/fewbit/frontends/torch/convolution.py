@@ -1,7 +1,8 @@
 """Convolutions as matrix products: what distinguishes one from another, its weight as (out, in), its input as rows.
 
 A convolution of one group is `patches(input) @ weight.T`; the columns are the input channels, each with its kernel
-positions in order. A transposed convolution with the weight (in, out / groups, *kernel) is put into the same order.
+positions in order, those of several groups side by side. The weight (in, out / groups, *kernel) of a transposed one is
+put into the same order.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ class Convolution:
 
     @property
     def rows_apply(self) -> bool:
-        """Whether each output is one row of `rows` times the weight."""
-        if self.transposed or self.groups > 1:
+        """Whether each output is one row of `rows`, of several groups a part of it, times the weight."""
+        if self.transposed:
             return False
         if self.own is None:
             return True
@@ -201,7 +202,7 @@ class Convolution:
         """Return what the forward of a subclass convolves with its weight as it is, and how; `None`: with another."""
         weight = self._without_numbers()
         call = caught(lambda own: self.apply(own, weight, None), inputs)
-        if call is None or call.weight is not weight or isinstance(call.padding, str):
+        if call is None or call.weight is not weight or isinstance(call.padding, str) or call.groups != self.groups:
             return None
         spatial = len(self.kernel)
         padding = tuple((size, size) for size in each(call.padding, spatial))
@@ -294,4 +295,4 @@ def same_rows(first: nn.Module, second: nn.Module) -> bool:
 
 def _reading(convolution: Convolution) -> tuple[Any, ...]:
     own = convolution
-    return own.kernel, own.stride, own.dilation, own.padding, own.padding_mode, own.rows_apply
+    return own.kernel, own.stride, own.dilation, own.padding, own.padding_mode, own.groups, own.rows_apply

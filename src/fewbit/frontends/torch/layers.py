@@ -48,6 +48,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
                 module_class=kind,
                 stored=tuple(weight.shape) if convolution or kind == "Conv1D" else None,
                 multiplies_rows=convolution.rows_apply if convolution else kind != "Embedding",
+                groups=convolution.groups if convolution else 1,
                 tied=tuple(other for other in owners[id(weight)] if other != name),
                 bias=getattr(module, "bias", None) is not None,
             )
