@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewbit.interfaces import Frontend
+from fewbit.interfaces import Frontend, target_of
 from fewbit.planning import Plan
 from fewbit.problems import several
 
@@ -12,6 +12,8 @@ from fewbit.problems import several
 def hints_of(made: Plan, frontend: Frontend, model: Any) -> tuple[str, ...]:
     """Return a sentence for each; layers are those whose inputs are rounded."""
     slow: dict[str, list[str]] = {}
+    if made.target is not None and target_of(made.target).holds_graph:
+        return ()  # its runtime has kernels of its own
     for row in made.rows:
         if row.input:
             found = frontend.execution(model, row.layer, row.scheme, row.input)

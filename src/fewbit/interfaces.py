@@ -61,6 +61,13 @@ class Layer:
     bias: bool = False
     #: Of a product inside attention the names of what it multiplies.
     operands: tuple[str, ...] = ()
+    #: The ONNX operator that it becomes in a graph; `None`: its class is one.
+    exported_as: str | None = None
+
+    @property
+    def operator(self) -> str:
+        """The ONNX operator that it is in a graph."""
+        return self.exported_as or self.module_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +155,10 @@ class Source(Protocol):
     @property
     def storage_type(self) -> ScaleType:
         """The type that the float numbers of its files have, or would have."""
+
+    @property
+    def computes_in(self) -> ScaleType:
+        """The type that the float numbers of the loaded model have."""
 
     def skeleton(self) -> Any:
         """Return the model with shapes but, where that saves time, without numbers."""
@@ -335,6 +346,9 @@ class Frontend(Protocol):
     def graph(self, model: Any, batch: Any) -> Any:
         """Return the model as an `OnnxModel` with its quantized forms; others than graphs are run on `batch`."""
 
+    def fed(self, batch: Any) -> Any:
+        """Return a batch as that graph takes it: what is no array is part of the graph."""
+
     def place(self, model: Any, device: str) -> Any:
         """Return the model on `device`; raises `RecipeError` for a device that is not there."""
 
@@ -391,6 +405,8 @@ class Content:
     manifest: Manifest
     #: What it was calibrated on, if anything.
     batches: Sequence[Any] = ()
+    #: A batch to trace a module on; `None`: what it makes up.
+    example: Any = None
     #: The report, or `None`.
     report: Any = None
 
@@ -405,6 +421,10 @@ class Target(Protocol):
     @property
     def keeps_layers(self) -> bool:
         """Whether its files hold every layer of the model as it was, so that none can be folded into another."""
+
+    @property
+    def holds_graph(self) -> bool:
+        """Whether its files hold how the model computes: in which type, and a runtime instead of kernels runs it."""
 
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return what a preset gives a layer here instead: the nearest schemes that the target has a form for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,8 @@ from typing import Any
 
 from fewbit.attention import installed, round_products
 from fewbit.calibration import Calibration, first_batch, parse_calibration
+from fewbit.clock import Clock
 from fewbit.errors import CheckpointError, PlanError, RecipeError
-from fewbit.evaluation.peak_memory import peak_memory
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
 from fewbit.hints import hints_of
@@ -113,7 +112,7 @@ def quantize(
     asked = parse_evaluation(evaluation)
     source, parsed = _float_source(model), parse_recipe(recipe)
     frontend = frontend_of(source.framework)
-    clock = _Clock()
+    clock = Clock()
     with clock.phase("load"), options.progress.phase("load"):
         live = source.load()
         if options.device != "auto":
@@ -163,7 +162,8 @@ def quantize(
         seconds=clock.seconds,
         peak_memory=clock.peak_memory,
     )
-    return Result(model=live, plan=made, report=report, source=source, batches=data.batches)
+    example = data.batches[0] if data.batches else first_batch(live, given, evaluated)
+    return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=example)
 
 
 def _between(model: Any, made: Plan, layers: Sequence[Forms], batches: Sequence[Any]) -> list[Switch]:
@@ -258,7 +258,9 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
     target = target_of(to) if to is not None else None
     frontend = frontend_of(source.framework)
-    storage_type: ScaleType = source.storage_type if dtype == "auto" else dtype  # type: ignore[assignment]
+    graph = target is not None and target.holds_graph
+    own = source.computes_in if graph else source.storage_type if dtype == "auto" else None
+    storage_type: ScaleType = own if dtype == "auto" else dtype  # type: ignore[assignment]
     layers = frontend.layers(model)
     if recipe.names_products:
         layers += frontend.products(model, batch)
@@ -272,28 +274,15 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     )
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
-    return replace(made, problems=(*made.problems, *frontend.problems(model, wanted, storage_type)))
+    found = [*frontend.problems(model, wanted, storage_type)]
+    if graph and source.framework == "torch" and storage_type != own:
+        found.append(
+            f"dtype {storage_type}: a graph has the types of the module that is exported, here {own}; leave out dtype"
+        )
+    return replace(made, problems=(*made.problems, *found))
 
 
 def _checked(made: Plan, frontend: Frontend, model: Any) -> Plan:
     """Return the plan with what the numbers of `model` and the machine at hand have to say to it."""
     made = without_large_weights(made, frontend, model)
     return replace(made, hints=(*made.hints, *hints_of(made, frontend, model)))
-
-
-class _Clock:
-    """Wall-clock seconds by phase, and the memory that was held by the end of each."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.peak_memory: dict[str, int] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Record what the block takes as `name`."""
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
-        most = peak_memory()
-        if most is not None:
-            self.peak_memory[name] = most

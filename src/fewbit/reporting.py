@@ -7,7 +7,7 @@ from typing import Any
 
 from fewbit.evaluation.side_by_side import Measured
 from fewbit.formats.scale_type import scale_fits
-from fewbit.interfaces import Execution, Frontend
+from fewbit.interfaces import Execution, Frontend, target_of
 from fewbit.planning import Plan, PlanRow
 from fewbit.report.data import LayerReport, Report
 from fewbit.solving import Solved
@@ -15,10 +15,7 @@ from fewbit.solving import Solved
 
 def report_of(made: Plan, solved: Mapping[str, Solved], measured: Measured, frontend: Frontend, model: Any) -> Report:
     """Return the report without what only the caller knows: time, memory, texts, seed and command."""
-    runs = [
-        frontend.execution(model, row.layer, row.scheme, row.input) if row.scheme or row.input else None
-        for row in made.rows
-    ]
+    runs = [_runs(row, made.target, frontend, model) for row in made.rows]
     layers = tuple(
         _layer_report(row, solved.get(row.layer.name), measured, own) for row, own in zip(made.rows, runs, strict=True)
     )
@@ -35,6 +32,14 @@ def report_of(made: Plan, solved: Mapping[str, Solved], measured: Measured, fron
         after=measured.after,
         output_sqnr=measured.output_sqnr,
     )
+
+
+def _runs(row: PlanRow, target: str | None, frontend: Frontend, model: Any) -> Execution | None:
+    if not (row.scheme or row.input):
+        return None
+    if target is not None and target_of(target).holds_graph:
+        return Execution(kernel=f"{target}; the report beside the file says on what", fast=True)
+    return frontend.execution(model, row.layer, row.scheme, row.input)
 
 
 def _layer_report(row: PlanRow, done: Solved | None, measured: Measured, runs: Execution | None) -> LayerReport:

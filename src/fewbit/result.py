@@ -27,6 +27,8 @@ class Result:
     source: Source
     #: What it was calibrated on, if anything: ranges that only a runtime needs are taken when its file is written.
     batches: Sequence[Any] = field(default=(), repr=False)
+    #: A batch to trace a module on, if there was any.
+    example: Any = field(default=None, repr=False)
 
     @property
     def recipe(self) -> Recipe:
@@ -61,6 +63,8 @@ class Result:
         products = [(row.layer, row.input) for row in self.plan.rounded_products if row.input]
         named += [f"{own.name}: {text}" for own, scheme in products if (text := target.product_problem(own, scheme))]
         if named:
+            if self.recipe.adapts and target.name != self.plan.target:
+                named.append(f"give to={target.name!r} when quantizing: a preset then fits itself to it")
             raise PlanError("\n".join(named))
         # The report of an ONNX file says what the runtime made of it: it is written beside the file, after it.
         report = self.report.files() if self.report and path.suffix != ".onnx" else {}
@@ -69,6 +73,7 @@ class Result:
             frontend=frontend_of(self.source.framework),
             manifest=self.plan.manifest(self.source.configuration(), {**self.source.companions(), **report}),
             batches=self.batches,
+            example=self.example,
             report=self.report,
         )
         return target.write(content, path, overwrite=overwrite)

@@ -23,6 +23,11 @@ class Streamed(ABC):
         """The architecture stands elsewhere, and every tensor has its name there."""
         return True
 
+    @property
+    def holds_graph(self) -> bool:
+        """Tensors are stored, and whoever loads them computes as they like."""
+        return False
+
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return the layer as it is: what cannot be held is a problem."""
         return quantized

@@ -37,7 +37,7 @@ def form_of(quantized: QuantizedLayer, runtime: Runtime) -> Form:
     """
     if quantized.input is not None:
         return "QDQ" if quantized.input.static else "dynamic"
-    packed = _PACKED.get(quantized.layer.module_class)
+    packed = _PACKED.get(quantized.layer.operator)
     return packed if packed and packing_of(quantized, runtime) else "DequantizeLinear"
 
 

@@ -82,7 +82,7 @@ class Runtime:
             and given.format in (INT8, UINT8)
             and isinstance(weight.format, Int)
             and not isinstance(weight.granularity, PerGroup)
-            and quantized.layer.module_class in self.products
+            and quantized.layer.operator in self.products
         )
 
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
@@ -158,8 +158,8 @@ class Runtime:
             yield f"{self.name} takes no ranges of the moment, and the input is '{text}'; use 'int8 static'"
         if scheme.format not in (INT8, UINT8) or scheme.granularity != PerTensor() or scheme.symmetric:
             yield f"ONNX has one dynamic rounding, 'int8 tensor asym', and the input is '{text}'; use that or static"
-        if layer.module_class not in self.products:
-            yield f"there is no integer {layer.module_class} with a range of the moment; use 'int8 static'"
+        if layer.operator not in self.products:
+            yield f"there is no integer {layer.operator} with a range of the moment; use 'int8 static'"
         if not isinstance(weight.format, Int) or weight.granularity not in (PerTensor(), PerChannel()):
             yield f"a dynamic input needs integer weights by tensor or channel, not '{weight}'; use 'int8 channel'"
 
@@ -185,4 +185,4 @@ class Runtime:
 
 def _shares_channels(layer: Layer) -> bool:
     """Whether a transposed convolution has groups: (in, out / groups, ...) is how it stands in the graph."""
-    return layer.module_class == "ConvTranspose" and layer.stored is not None and layer.stored[1] != layer.shape[0]
+    return layer.operator == "ConvTranspose" and layer.stored is not None and layer.stored[1] != layer.shape[0]

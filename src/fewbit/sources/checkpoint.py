@@ -16,6 +16,7 @@ from fewbit.errors import CheckpointError
 from fewbit.interfaces import CHECKPOINTS, Activations, Checkpoint, Replacement, checkpoint_format, frontend_of
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType
+from fewbit.sources.memory import Memory
 from fewbit.sources.model_folder import CONFIGURATION, companion_files
 from fewbit.sources.weights import Weights, require_plausible, require_small_buffers
 
@@ -48,6 +49,11 @@ class CheckpointFolder:
             if tensor.name.removesuffix(".weight") not in schemes and tensor.dtype in get_args(ScaleType):
                 counts[tensor.dtype] += prod(tensor.shape)
         return next(iter((*scales, *(dtype for dtype, _ in counts.most_common()))), "float32")
+
+    @property
+    def computes_in(self) -> ScaleType:
+        """Float32, or what the module that it was loaded into has."""
+        return "float32" if self.into is None else Memory(self.into).storage_type
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

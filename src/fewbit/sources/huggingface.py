@@ -60,6 +60,11 @@ class TransformersModel:
             raise NotYetError(f"{self.name} is stored as {dtype}, which this version does not read")
         return dtype  # type: ignore[return-value]
 
+    @property
+    def computes_in(self) -> ScaleType:
+        """Float32, whatever the files hold."""
+        return "float32"
+
     def skeleton(self) -> Any:
         """Return the model on the meta device; only the configuration and the headers of the weights are read."""
         model = outline(self._config, self.name)

@@ -50,6 +50,11 @@ class Memory:
             raise SourceError(f"{self.name} has {common} parameters; say dtype='float32' to store them so")
         return common  # type: ignore[return-value]
 
+    @property
+    def computes_in(self) -> ScaleType:
+        """The same: nothing is converted."""
+        return self.storage_type
+
     def skeleton(self) -> Any:
         """Return the module itself."""
         return self.module

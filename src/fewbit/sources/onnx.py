@@ -45,6 +45,11 @@ class OnnxSource:
 
         return storage_type_of(self.load())
 
+    @property
+    def computes_in(self) -> ScaleType:
+        """The same: the types of a graph stay as they are."""
+        return self.storage_type
+
     def skeleton(self) -> Any:
         """Return the model; numbers in external files are not read."""
         return self.load()

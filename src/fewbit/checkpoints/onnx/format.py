@@ -24,8 +24,12 @@ from fewbit.runtimes.ort_cpu import on_processor
 from fewbit.runtimes.processor import processor_flags
 from fewbit.runtimes.runtime import Runtime
 from fewbit.runtimes.tensorrt import TENSORRT
+from fewbit.samples.batches import Mapped
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.whole_file import write_whole
+
+#: What a report has to say whose figures come from a module.
+_UNSEEN = ("values between layers are rounded in the file only, not in the module that was measured",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,11 @@ class OnnxFile:
     def keeps_layers(self) -> bool:
         """A graph says itself which layers there are."""
         return False
+
+    @property
+    def holds_graph(self) -> bool:
+        """A graph for a runtime."""
+        return True
 
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return the nearest schemes that the runtime has a form for."""
@@ -77,14 +86,16 @@ class OnnxFile:
             CheckpointError: the file exists, cannot be written, or the runtime does not load it.
 
         """
-        batches = content.batches
-        graph: OnnxModel = content.frontend.graph(content.model, batches[0] if batches else None)
+        batches = Mapped(content.frontend.fed, content.batches)
+        graph: OnnxModel = content.frontend.graph(content.model, content.example)
         layers, values = dict(graph.layers), dict(graph.values)
         added = None if values else self.between(graph, batches)
         if added is not None:
             added.install()
         try:
             written = write(graph, self.runtime, path, overwrite=overwrite)
+            if added is not None and graph is not content.model:
+                written = replace(written, notes=(*_UNSEEN, *written.notes))
             found = fusion(graph, self.runtime, path) if self.runtime.name == "ort-cpu" else None
         finally:
             graph.layers, graph.values = layers, values

@@ -119,7 +119,8 @@ def _counted(graph: onnx.GraphProto) -> tuple[dict[str, int], dict[str, int]]:
                 reads = not codes.isdisjoint(node.input) or node.op_type == "DynamicQuantizeLinear"
                 (integers if reads else floats)[node.op_type] += 1
                 if reads and _gives_codes(node):
-                    codes.update(node.output)
+                    # Beside the codes of a rounding stand its scale and its zero point.
+                    codes.update(node.output[:1] if node.op_type == "DynamicQuantizeLinear" else node.output)
     return dict(integers), dict(floats)
 
 

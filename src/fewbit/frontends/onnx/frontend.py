@@ -232,6 +232,10 @@ class OnnxFrontend:
         """Return `model`."""
         return model
 
+    def fed(self, batch: Any) -> Any:
+        """Return `batch`."""
+        return batch
+
     def place(self, model: Any, device: str) -> Any:
         """Return the model, on the CPU.
 

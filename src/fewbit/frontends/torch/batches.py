@@ -1,4 +1,4 @@
-"""Batches of NumPy arrays as tensors: where the model is, floats in the type of its parameters."""
+"""Batches of NumPy arrays as tensors: where the model is, floats in the type of its parameters; and as a graph is fed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from fewbit.frontends.torch.calls import Call, tensors_in
 
 
 def adopted(model: nn.Module, batch: Any) -> Any:
@@ -19,6 +21,13 @@ def adopted(model: nn.Module, batch: Any) -> Any:
     if type(batch) is tuple and any(isinstance(value, np.ndarray) for value in batch):
         return tuple(adopted(model, value) for value in batch)
     return batch
+
+
+def fed(batch: Any) -> Any:
+    """Return the tensors of a batch, by name or in order: whatever else a module is given is part of its graph."""
+    call = Call.of(batch)
+    named = {name: value for name, value in call.kwargs.items() if isinstance(value, Tensor)}
+    return named or tuple(tensors_in((call.args, call.kwargs)))
 
 
 def _tensor(numbers: np.ndarray[Any, Any], parameter: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewbit.activation import Activation
 from fewbit.errors import MissingExtraError, NonFiniteError, PlanError, RecipeError
 from fewbit.frontends.torch.attention import find_products
-from fewbit.frontends.torch.batches import adopted
+from fewbit.frontends.torch.batches import adopted, fed
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
@@ -25,7 +25,7 @@ from fewbit.frontends.torch.product_statistics import product_statistics
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.frontends.torch.rounded_product import RoundedProduct
-from fewbit.frontends.torch.stored import to_stored
+from fewbit.frontends.torch.stored import floats_called, pieces, to_stored
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
 from fewbit.interfaces import QuantizedLayer as Quantized
@@ -160,8 +160,8 @@ class TorchFrontend:
             if layer.bias:
                 self.bias(model, layer)
         target = getattr(torch, storage_type)
-        for name, tensor in _floats_called(model, names):
-            bad = sum(int((~torch.isfinite(piece.to(target))).sum()) for piece in _pieces(tensor))
+        for name, tensor in floats_called(model, names):
+            bad = sum(int((~torch.isfinite(piece.to(target))).sum()) for piece in pieces(tensor))
             if bad:
                 raise NonFiniteError(
                     f"{name}: {bad} of its numbers are not finite in {storage_type}; repair them, "
@@ -172,8 +172,8 @@ class TorchFrontend:
         """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed."""
         target = getattr(torch, storage_type)
         changed = 0
-        for _, tensor in _floats_called(model, names):
-            for piece in _pieces(tensor):
+        for _, tensor in floats_called(model, names):
+            for piece in pieces(tensor):
                 nearest = piece.to(target).to(piece.dtype)
                 differ = int((nearest != piece).sum())
                 if differ:  # a write would copy pages that are mapped from a file
@@ -229,6 +229,10 @@ class TorchFrontend:
             raise MissingExtraError(f"torch exports to ONNX by {error.name}; pip install 'fewbit[export]'") from error
         return quantized_graph(model, batch)
 
+    def fed(self, batch: Any) -> Any:
+        """Return the tensors of a batch, by name or in order."""
+        return fed(batch)
+
     def place(self, model: Any, device: str) -> Any:
         """Return a module or tensor on `device`.
 
@@ -269,13 +273,6 @@ class TorchFrontend:
         return probe(replacements)
 
 
-def _floats_called(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the stored float tensors of `model` that are called in `names`."""
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in names and tensor.dtype.is_floating_point:
-            yield name, tensor.detach()
-
-
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     """Yield the quantized layers of `model` under every name that they have."""
     for name, module in model.named_modules(remove_duplicate=False):
@@ -286,11 +283,6 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
 def quantized_prefixes(model: nn.Module) -> tuple[str, ...]:
     """Return what the names of tensors that stand for quantized layers begin with in a state_dict."""
     return tuple(f"{name}.{part}" for name, layer in quantized_layers(model) for part in layer.PREFIXES)
-
-
-def _pieces(tensor: Tensor) -> Sequence[Tensor]:
-    """Return views of a few million numbers that make up `tensor`."""
-    return torch.split(tensor.view(-1), 1 << 22) if tensor.is_contiguous() else [tensor]
 
 
 def _type_name(dtype: torch.dtype) -> str:

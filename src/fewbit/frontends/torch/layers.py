@@ -51,6 +51,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
                 groups=convolution.groups if convolution else 1,
                 tied=tuple(other for other in owners[id(weight)] if other != name),
                 bias=getattr(module, "bias", None) is not None,
+                exported_as=_operator(kind, convolution),
             )
         )
     return layers
@@ -63,6 +64,13 @@ def canonical_weight(module: nn.Module) -> Tensor:
     if convolution := Convolution.of(module):
         return convolution.matrix(weight.detach())
     return weight.detach().T if module_class(module) == "Conv1D" else weight.detach()
+
+
+def _operator(kind: str, convolution: Convolution | None) -> str:
+    """Return the ONNX operator that torch's exporter writes; of matrices MatMul, though it may be a Gemm."""
+    if convolution is None:
+        return "Gather" if kind == "Embedding" else "MatMul"
+    return "ConvTranspose" if convolution.transposed else "Conv"
 
 
 def _kind(kind: str, is_head: bool) -> LayerKind:

@@ -1,14 +1,27 @@
-"""Tensors as what files hold: NumPy arrays, of ml_dtypes where NumPy has no such type."""
+"""Tensors as what files hold: the float ones by name, and NumPy arrays, of ml_dtypes where NumPy has no such type."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewbit.schemes.scheme import ScaleType
+
+
+def floats_called(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the stored float tensors of `model` that are called in `names`."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in names and tensor.dtype.is_floating_point:
+            yield name, tensor.detach()
+
+
+def pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """Return views of a few million numbers that make up `tensor`."""
+    return torch.split(tensor.view(-1), 1 << 22) if tensor.is_contiguous() else [tensor]
 
 
 def to_stored(tensor: Tensor, storage_type: ScaleType) -> np.ndarray[Any, Any]:
