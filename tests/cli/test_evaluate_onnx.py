@@ -1,6 +1,7 @@
 """`fewbit evaluate` of ONNX files and `fewbit quantize` on samples: what is printed is what can be computed by hand."""
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -253,6 +254,23 @@ def test_quantize_calibrates_and_measures_on_files(run, folder, tmp_path):
     assert report["text"] == "50 samples of data.npz"
     assert report["output_sqnr"] > 25
     assert (tmp_path / "out.onnx").is_file()
+
+
+def test_without_other_data_quantize_measures_on_what_calibrates_and_says_so(run, folder, tmp_path):
+    command = ("quantize", folder / "model.onnx", "--calibration", folder / "data.npz", "--samples", 40)
+    code, out, _ = run(*command, "-o", tmp_path / "static.onnx", "--recipe", "w8a8-static")
+    assert code == 0
+    [found] = re.findall(r"^output SQNR +(\S+) dB$", out, re.MULTILINE)
+    assert 25 < float(found) < 60
+    assert "measured on            the samples of data.npz that calibrated it too\n" in out
+    told = json.loads((tmp_path / "static.report.json").read_text())
+    assert told["output_sqnr"] == pytest.approx(float(found), abs=0.005)
+    code, out, _ = run(*command, "-o", tmp_path / "alone.onnx", "--recipe", "w8a16")
+    assert code == 0
+    assert "measured on            the samples of data.npz given with --calibration\n" in out
+    code, out, _ = run(*command, "-o", tmp_path / "none.onnx", "--recipe", "w8a16", "--text", "none")
+    assert code == 0
+    assert "SQNR" not in out
 
 
 def test_options_about_samples_need_some(mistake, folder, made, tmp_path):

@@ -14,7 +14,7 @@ from fewbit.calibration import Calibration
 from fewbit.checkpoints.folder import require_free, require_room
 from fewbit.cli.console import Terminal
 from fewbit.cli.plan_table import plan_table
-from fewbit.cli.samples import calibrating, measuring, require_used
+from fewbit.cli.samples import calibrating, measuring, measuring_on, require_used
 from fewbit.cli.words import (
     AsJson,
     BatchSize,
@@ -167,7 +167,8 @@ class Run:
         for hint in made.hints:
             terminal.say(f"hint: {hint}")
         terminal.say("")
-        evaluation = self._evaluation()
+        calibrates = needs_data(made)
+        evaluation = self._evaluation(calibrates=calibrates)
         own_data = self.calibration.data != "self"
         options = fb.Options(
             device=self.device,
@@ -180,7 +181,7 @@ class Run:
             self.recipe,
             to=self.to,
             dtype=self.dtype,
-            calibration=self.calibration if needs_data(made) or (own_data and needs_check(made)) else None,
+            calibration=self.calibration if calibrates or (own_data and needs_check(made)) else None,
             evaluation=evaluation,
             options=options,
         )
@@ -191,7 +192,7 @@ class Run:
             sys.stderr.write(f"warning: {text}\n")
         return result
 
-    def _evaluation(self) -> Any:
+    def _evaluation(self, *, calibrates: bool) -> Any:
         import fewbit as fb
 
         if self.evaluation is not None:
@@ -204,7 +205,7 @@ class Run:
         text, name = read_text(self.text)
         tokenizer = open_source(self.model).tokenizer()
         if tokenizer is None and self.text is None:
-            return None
+            return measuring_on(self.calibration, calibrates=calibrates)
         batches = token_sequences(tokenizer, text, sequences=self.sequences, length=self.length)
         if self.device != "auto":
             from fewbit.frontends.torch.frontend import TorchFrontend

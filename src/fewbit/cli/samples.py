@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fewbit.calibration import Calibration
+from fewbit.calibration import FILE_SAMPLES, Calibration
 from fewbit.errors import RecipeError
+from fewbit.measurement import Evaluation
 from fewbit.samples.files import Samples, are_samples
 
 
@@ -24,6 +25,16 @@ def measuring(data: str | None, text: str | None, batch_size: int | None, prepro
     if text is not None:
         raise RecipeError("--data and --text exclude each other: quality is measured on one of them")
     return Samples(data, batch_size=batch_size, preprocessing=preprocessing)
+
+
+def measuring_on(calibration: Calibration, *, calibrates: bool) -> Evaluation | None:
+    """Return the calibration samples as what to measure on, where there is nothing else; `None`: they are no files."""
+    samples = calibration.data
+    if not isinstance(samples, Samples):
+        return None
+    said = "that calibrated it too" if calibrates else "given with --calibration"
+    chosen = replace(samples, count=calibration.samples or FILE_SAMPLES)
+    return Evaluation(batches=chosen, name=f"the samples of {Path(samples.path).name} {said}")
 
 
 def require_used(calibration: Calibration, evaluation: Samples | None, options: dict[str, object]) -> None:

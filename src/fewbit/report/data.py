@@ -201,6 +201,7 @@ class Report:
             ]
         if self.output_sqnr is not None:
             rows.append(("output SQNR", f"{self.output_sqnr:.2f} dB"))
+            rows += [("measured on", self.text)] if self.text else []
         if over := [layer for layer in self.layers if layer.overflow]:
             more = f", and {len(over) - 1} more" if len(over) > 1 else ""
             rows.append(("kept float", f"{over[0].name}: {over[0].overflow}{more}"))

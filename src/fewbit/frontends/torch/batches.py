@@ -1,4 +1,4 @@
-"""Batches of NumPy arrays as tensors: where the model is, floats in the type of its parameters; and as a graph is fed."""
+"""Batches of NumPy arrays as tensors: where the model is, floats in the type of its parameters; and what a graph takes."""
 
 from __future__ import annotations
 
