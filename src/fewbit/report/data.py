@@ -7,7 +7,7 @@ import math
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class Report:
 
         `levels` lists each set of levels once; histograms hold its place there.
         """
-        data = plain(asdict(self))
+        data = plain(self)
         levels: list[list[float]] = []
         for layer in data["layers"]:
             if layer["histogram"]:
@@ -223,7 +223,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
+        if {*map(type, value)} <= {int, float} and math.isfinite(sum(value)):
+            return list(value)  # as it is: histograms are long
         return [plain(item) for item in value]
+    if is_dataclass(value):
+        return {own.name: plain(getattr(value, own.name)) for own in fields(value)}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

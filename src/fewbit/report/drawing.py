@@ -114,8 +114,10 @@ def _top(histogram: LevelHistogram) -> float:
 
 
 def _code_densities(histogram: LevelHistogram) -> list[float]:
+    if histogram.codes is None:
+        return []
     widths = [right - left for left, right in pairwise(_borders(histogram.levels))]
-    return [count / width for count, width in zip(histogram.codes or (), widths, strict=False)]
+    return [count / width for count, width in zip(histogram.codes, widths, strict=True)]
 
 
 def _borders(levels: tuple[float, ...]) -> list[float]:

@@ -115,7 +115,8 @@ def scheme_to_text(scheme: Scheme) -> str:
     >>> scheme_to_text(parse_scheme("int4"))
     'int4 g128'
     """
-    for name in WHOLE:
+    # Only casts and scales that are quantized have a name as a whole.
+    for name in WHOLE if scheme.scale_scheme is not None or not scheme.scaled else ():
         if scheme == lookup(WHOLE, name, what="scheme"):
             return name
     words = [scheme.format.name]

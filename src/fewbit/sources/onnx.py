@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class OnnxSource:
         """The front end for it."""
         return "onnx"
 
-    @property
+    @cached_property
     def storage_type(self) -> ScaleType:
         """The float type that most of the constants have, counted by numbers; float32 for double."""
         from fewbit.frontends.onnx.stored import storage_type_of
@@ -65,11 +66,16 @@ class OnnxSource:
             from fewbit.onnx_graph.live import OnnxModel
         except ImportError as error:
             raise MissingExtraError(f"ONNX models need {error.name}; pip install 'fewbit[onnx]'") from error
-        if isinstance(self.model, Path):
-            return OnnxModel.read(self.model)
+        from fewbit.frontends.onnx.stored import storage_type_of
         from fewbit.onnx_graph.file import checked_model
 
-        return OnnxModel.of(checked_model(self.model, self.name), Path(self.name))
+        if isinstance(self.model, Path):
+            made = OnnxModel.read(self.model)
+        else:
+            made = OnnxModel.of(checked_model(self.model, self.name), Path(self.name))
+        # Known from now on: to load a model for its type alone takes as long as this.
+        self.__dict__.setdefault("storage_type", storage_type_of(made))
+        return made
 
     def configuration(self) -> Mapping[str, Any]:
         """A graph says all there is."""

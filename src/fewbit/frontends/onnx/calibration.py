@@ -25,8 +25,9 @@ from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.statistics import STATISTICS
 
-#: Bytes of values, with those of their second moments, that one run of a stage shows, and values at most.
-ALIVE, AT_ONCE = 1 << 26, 256
+#: Bytes of values, with those of their second moments, that one run of a stage shows, and values at most: onnxruntime
+#: plans in time quadratic in them.
+ALIVE, AT_ONCE = 1 << 26, 16
 
 
 class CalibrationRun:

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from fewbit.activation import Activation
+from fewbit.frontends.onnx.alike import Alike, Sessions
 from fewbit.frontends.onnx.flow import Flow, inner_graphs
 from fewbit.frontends.onnx.nodes import Nodes, Numbers
 from fewbit.frontends.onnx.rounding import Place, round_value
@@ -44,6 +45,7 @@ class Simulation:
         self._adds = {id(own.bias_add): own for own in model.found.values() if own.bias_add is not None}
         self._results = {id(own.result): own for own in model.found.values()}
         self._opset = model.graph.opset_imports[""]
+        self._sessions = Sessions()
 
     def session(
         self,
@@ -51,7 +53,7 @@ class Simulation:
         given: Mapping[str, Numbers],
         outputs: Sequence[str],
         beside: Sequence[tuple[GraphLayer, Rounded]] = (),
-    ) -> Session:
+    ) -> Session | Alike:
         """Return the nodes at `places`, in order, ready to run from values like `given` to `outputs`.
 
         Of layers `beside` the quantized form is compared with the float one: two further outputs each, see `_compare`.
@@ -59,7 +61,8 @@ class Simulation:
         writing = self._written(places, given)
         inputs = [_declared(name, own) for name, own in given.items()]
         compared = [name for own, rounded in beside for name in self._compare(writing, own, rounded)]
-        return self._finished(writing, inputs, [*outputs, *compared])
+        proto, numbers = self._finished(writing, inputs, [*outputs, *compared])
+        return self._sessions.session(proto, numbers, str(self.model.path), given.values())
 
     def whole(self) -> Session:
         """Return the whole model ready to run."""
@@ -67,7 +70,8 @@ class Simulation:
         given = [value for value in graph.inputs if value.name not in graph.initializers]
         writing = self._written(range(len(self.flow.nodes)), [value.name or "" for value in given])
         inputs = [ir.serde.serialize_value(value) for value in given]
-        return self._finished(writing, inputs, [value.name or "" for value in graph.outputs])
+        proto, numbers = self._finished(writing, inputs, [value.name or "" for value in graph.outputs])
+        return Session.of(proto, numbers, str(self.model.path))
 
     def _written(self, places: Iterable[int], inputs: Iterable[str]) -> _Writing:
         writing = _Writing(Nodes(self._opset), {})
@@ -76,7 +80,10 @@ class Simulation:
             self._write(writing, self.flow.nodes[place])
         return writing
 
-    def _finished(self, writing: _Writing, inputs: list[onnx.ValueInfoProto], outputs: Sequence[str]) -> Session:
+    def _finished(
+        self, writing: _Writing, inputs: list[onnx.ValueInfoProto], outputs: Sequence[str]
+    ) -> tuple[onnx.ModelProto, dict[str, Numbers]]:
+        """Return a model, and the constants that it reads beside its own."""
         model, nodes = self.model.graph, writing.nodes
         graph = onnx.GraphProto(name=model.graph.name or "graph", node=nodes.protos, input=inputs)
         # onnxruntime finds the types itself.
@@ -86,14 +93,14 @@ class Simulation:
             value = model.graph.initializers.get(name)
             if value is not None and value.const_value is not None:
                 own = value.const_value.numpy() if value.const_value.dtype != ir.DataType.STRING else None
-                if own is not None and own.dtype.isbuiltin == 1:
+                if own is not None and own.dtype.isbuiltin != 2:  # 2: of ml_dtypes
                     numbers[name] = own
                 else:
                     graph.initializer.append(_serialized(name, value.const_value))
         imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
         functions = [ir.serde.serialize_function(function) for function in model.functions.values()]
         proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph, opset_import=imports, functions=functions)
-        return Session.of(proto, numbers, str(self.model.path))
+        return proto, numbers
 
     def _round_inputs(self, writing: _Writing, names: Iterable[str]) -> None:
         """Round what enters the graph, where that is asked for by name."""

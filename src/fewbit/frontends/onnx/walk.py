@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.errors import CalibrationError
+from fewbit.frontends.onnx.alike import Alike
 from fewbit.frontends.onnx.batches import Numbers, feeds_of
 from fewbit.frontends.onnx.session import Session
 from fewbit.frontends.onnx.simulation import Simulation
@@ -35,7 +36,7 @@ class Walk(AbstractContextManager["Walk"]):
     def run(self, number: int, take: Callable[[str, Numbers], None]) -> None:
         """Run stage `number`, the next one, for every batch; `take` is given each value by name."""
         stage = self._stages[number]
-        session: Session | None = None
+        session: Session | Alike | None = None
         for place in range(len(self._batches)):
             known = self._feeds(stage, place)
 
@@ -59,7 +60,7 @@ class Walk(AbstractContextManager["Walk"]):
         inputs = {value.name for value in graph.inputs}
         return feeds_of(graph, self._batches[place]) if not inputs.isdisjoint(stage.needs) else {}
 
-    def _session(self, stage: Stage, given: dict[str, Numbers]) -> Session:
+    def _session(self, stage: Stage, given: dict[str, Numbers]) -> Session | Alike:
         made = {value.name for place in stage.places for value in self._simulation.flow.nodes[place].outputs}
         outputs = dict.fromkeys((*stage.leaves, *(name for name in stage.watched if name in made)))
         return self._simulation.session(stage.places, given, list(outputs))
