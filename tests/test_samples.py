@@ -10,7 +10,6 @@ from torch import nn
 
 import fewbit as fb
 from fewbit.errors import CalibrationError, NonFiniteError, RecipeError
-from fewbit.samples.carried import Carried
 
 MLP = """(float[n, 16] x) => (float[n, 4] y) {
     g = Gemm<transB=1>(x, "up.weight")
@@ -139,7 +138,7 @@ def test_later_stages_of_a_calibration_do_not_read_the_data_again(mlp):
 
 @pytest.mark.parametrize("framework", ["onnx", "torch"])
 def test_memory_does_not_grow_with_the_number_of_samples(onnx_model, tmp_path, framework, monkeypatch):
-    monkeypatch.setattr("fewbit.frontends.onnx.walk.Carried", lambda: Carried(in_memory=1 << 16))
+    monkeypatch.setattr("fewbit.frontends.onnx.walk._IN_MEMORY", 1 << 16)
 
     def model():
         if framework == "onnx":

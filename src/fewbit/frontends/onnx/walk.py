@@ -20,6 +20,9 @@ from fewbit.frontends.onnx.simulation import Simulation
 from fewbit.frontends.onnx.stages import Stage, stages_of
 from fewbit.samples.carried import Carried
 
+#: Bytes of what is carried that stay in memory: what a few batches leave, however many there are.
+_IN_MEMORY = 1 << 22
+
 
 class Walk(AbstractContextManager["Walk"]):
     """The way of some batches through a model; it begins at the first stage."""
@@ -28,7 +31,7 @@ class Walk(AbstractContextManager["Walk"]):
         """Prepare a stage for each of `groups`, which name the values to look at."""
         self._simulation, self._batches = simulation, batches
         self._stages = stages_of(simulation.flow, groups)
-        self._carried = Carried()
+        self._carried = Carried(_IN_MEMORY)
 
     def __exit__(self, *_: object) -> None:
         self._carried.close()
