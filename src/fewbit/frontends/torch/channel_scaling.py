@@ -1,0 +1,89 @@
+"""Weights and biases under which a module puts out divided channels, or takes multiplied ones for what they were.
+
+Rows: W / f, b / f. Columns: W diag(f). A norm's gain: g / f, or (1 + g) / f - 1 where it adds 1 to what it stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.frontends.torch.convolution import Convolution
+from fewbit.frontends.torch.layers import canonical_weight, module_class
+
+#: New parameters by name, of each module that has some.
+Changes: TypeAlias = list[tuple[nn.Module, Mapping[str, nn.Parameter]]]
+
+
+class Form(Enum):
+    """How the parameters of a module scale its output channels."""
+
+    ROWS = "rows of a matrix"
+    GAIN = "a gain"
+    GAIN_BESIDE_ONE = "a gain to which 1 is added"
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it may multiply channels by a vector that it stores: a norm of any class, or a bare scale."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim == 1 and module_class(module) is None
+
+
+def forms(module: nn.Module) -> tuple[Form, ...]:
+    """Return the forms that its output channels may have; which one it is shows when it is tried."""
+    return (Form.GAIN, Form.GAIN_BESIDE_ONE) if is_norm(module) else (Form.ROWS,)
+
+
+@torch.no_grad()
+def with_divided_outputs(module: Any, factors: Tensor, form: Form) -> dict[str, nn.Parameter]:
+    """Return the parameters with which output channel c is divided by `factors[c]`, float64 (outputs,)."""
+    changed = {}
+    if form is Form.ROWS:
+        changed["weight"] = _stored(module, canonical_weight(module).double() / factors[:, None])
+    else:
+        own = 1.0 if form is Form.GAIN_BESIDE_ONE else 0.0
+        changed["weight"] = _parameter(module.weight, (module.weight.double() + own) / factors - own)
+    if getattr(module, "bias", None) is not None:
+        changed["bias"] = _parameter(module.bias, module.bias.double() / factors)
+    return changed
+
+
+@torch.no_grad()
+def with_multiplied_inputs(module: Any, factors: Tensor) -> dict[str, nn.Parameter]:
+    """Return the weight of a layer whose input channel j is multiplied by `factors[j]`, float64 (inputs,)."""
+    matrix = canonical_weight(module).double()
+    convolution = Convolution.of(module)
+    if convolution is None:
+        return {"weight": _stored(module, matrix * factors)}
+    # Rows of a group read the input channels of that group, each at every kernel position.
+    inputs = convolution.in_channels // convolution.groups
+    apart = matrix.reshape(convolution.groups, -1, inputs, matrix.shape[1] // inputs)
+    scaled = apart * factors.reshape(convolution.groups, 1, inputs, 1)
+    return {"weight": _stored(module, scaled.reshape(matrix.shape))}
+
+
+def exchange(changes: Iterable[tuple[nn.Module, Mapping[str, nn.Parameter]]]) -> Changes:
+    """Give modules these parameters, and return those that they had."""
+    before: Changes = []
+    for module, parameters in changes:
+        before.append((module, {name: module._parameters[name] for name in parameters}))  # type: ignore[misc]
+        for name, parameter in parameters.items():
+            module._parameters[name] = parameter
+    return before[::-1]
+
+
+def _stored(module: Any, matrix: Tensor) -> nn.Parameter:
+    """Return (out, in) as the module stores it."""
+    convolution = Convolution.of(module)
+    weight = convolution.weight(matrix) if convolution else matrix
+    return _parameter(module.weight, weight.T if module_class(module) == "Conv1D" else weight)
+
+
+def _parameter(like: Tensor, values: Tensor) -> nn.Parameter:
+    layout = torch.preserve_format if values.is_contiguous() or values.ndim > 3 else torch.contiguous_format
+    made = values.to(like.dtype).clone(memory_format=layout)
+    return nn.Parameter(made, requires_grad=like.requires_grad)

@@ -1,0 +1,140 @@
+"""The links of a part of a model: candidates from marked runs, each accepted by an exact fold of random factors.
+
+With powers of two f: W_producer / f and W_consumers diag(f) must leave the output as it was, and with the factors of
+the columns moved on by one channel they must not. No table of architectures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fewbit.frontends.torch.channel_marks import MarkedRuns
+from fewbit.frontends.torch.channel_scaling import (
+    Changes,
+    Form,
+    exchange,
+    forms,
+    is_norm,
+    with_divided_outputs,
+    with_multiplied_inputs,
+)
+from fewbit.frontends.torch.layers import canonical_weight
+from fewbit.interfaces import Layer
+from fewbit.transforms.link import Factors, Link
+
+#: Powers of two that the random factors are, in both directions: far enough to meet a bend such as that of ReLU6; of a
+#: gain beside 1 near enough to leave it its precision.
+_POWERS = {Form.ROWS: (4, 5, 6), Form.GAIN: (4, 5, 6), Form.GAIN_BESIDE_ONE: (1, 2, 3)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fold:
+    """A link of a live model, and how numbers move along it."""
+
+    model: nn.Module
+    link: Link
+    form: Form
+
+    def fold(self, factors: Factors, columns: Factors | None = None) -> Changes:
+        """Divide the producer's channels by `factors`, multiply the columns that read them; return what was there.
+
+        `columns` are others for the columns.
+        """
+        producer = self.model.get_submodule(self.link.producer)
+        changes = [(producer, with_divided_outputs(producer, _like(producer, factors), self.form))]
+        spread = self.link.spread(factors if columns is None else columns)
+        for name in self.link.consumers:
+            consumer = self.model.get_submodule(name)
+            changes.append((consumer, with_multiplied_inputs(consumer, _like(consumer, spread))))
+        return exchange(changes)
+
+
+@dataclass(slots=True)
+class LinkSearch:
+    """A part of a model that can be run again and again."""
+
+    model: nn.Module
+    #: Dotted path of the part; empty: all of it.
+    part: str
+    #: The quantizable layers in it.
+    layers: Sequence[Layer]
+    #: Each runs the part and returns its output.
+    runs: Sequence[Callable[[], Any]]
+    _marked: MarkedRuns = field(init=False)
+    _owners: Counter[int] = field(init=False)
+
+    def folds(self) -> tuple[Fold, ...]:
+        """Return the links in the order of the tree of modules."""
+        self._owners = Counter(id(own) for module in self.model.modules() for own in module._parameters.values())
+        readers = [layer.name for layer in self.layers if layer.kind != "embedding" and self._own_weight(layer.name)]
+        producers = dict(self._producers())
+        self._marked = MarkedRuns(self.model, readers, list(producers.values()), self.runs)
+        self._marked.record()
+        return tuple(fold for name in producers for fold in self._folds_of(name))
+
+    def _producers(self) -> Iterator[tuple[str, nn.Module]]:
+        layers = {layer.name for layer in self.layers if layer.kind != "embedding"}
+        part = self.model.get_submodule(self.part)
+        for name, module in part.named_modules(prefix=self.part):
+            if (name in layers or is_norm(module)) and self._own_weight(name):
+                yield name, module
+
+    def _own_weight(self, name: str) -> bool:
+        """Whether the weight of a module is a parameter of its own: none made at each call, none that others share."""
+        weight = self.model.get_submodule(name)._parameters.get("weight")
+        return weight is not None and self._owners[id(weight)] == 1
+
+    def _folds_of(self, name: str) -> Iterator[Fold]:
+        """Yield the link from the module called `name`, if there is one."""
+        producer = self.model.get_submodule(name)
+        read = self._marked.channels(producer)
+        channels = next(iter(read.values()), None)
+        if channels is None or channels.max() < 0 or not all(np.array_equal(own, channels) for own in read.values()):
+            return
+        outputs = self._outputs(producer)
+        if self._missed(outputs):
+            return
+        link = Link(name, tuple(read), channels, outputs)
+        for form in forms(producer):
+            fold = Fold(self.model, link, form)
+            if self._is_exact(fold):
+                yield fold
+                return
+
+    def _missed(self, outputs: int) -> bool:
+        """Whether a layer that no run has reached could read that many channels too: an expert without tokens."""
+        return any(
+            layer.name not in self._marked.rows and layer.kind != "embedding" and layer.shape[1] == outputs
+            for layer in self.layers
+        )
+
+    def _is_exact(self, fold: Fold) -> bool:
+        draw, outputs = np.random.RandomState(0), fold.link.outputs
+        powers = draw.choice(_POWERS[fold.form], outputs) * draw.choice((-1, 1), outputs)
+        used = np.isin(np.arange(outputs), fold.link.channels)
+        factors = np.where(used, np.exp2(powers), 1.0)
+        exact = self._stays(fold, factors, factors) and self._stays(fold, 1.0 / factors, 1.0 / factors)
+        return exact and not self._stays(fold, factors, np.roll(factors, 1) * 2.0)
+
+    def _stays(self, fold: Fold, factors: Factors, columns: Factors) -> bool:
+        """Whether the output is what it was with these factors, which are taken back."""
+        before = fold.fold(factors, columns)
+        try:
+            return self._marked.same_outputs()
+        finally:
+            exchange(before)
+
+    @staticmethod
+    def _outputs(producer: nn.Module) -> int:
+        return len(producer.weight) if is_norm(producer) else canonical_weight(producer).shape[0]  # type: ignore[arg-type]
+
+
+def _like(module: Any, factors: Factors) -> torch.Tensor:
+    return torch.from_numpy(factors).to(module.weight.device)

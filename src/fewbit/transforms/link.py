@@ -1,0 +1,57 @@
+"""A link: channels that one module puts out and others read, so that numbers can move from one weight to the others.
+
+consumer(producer(x)) stays the same with the producer's channel c divided by f_c and every column that reads it
+multiplied by f_c. Sources of the idea: SmoothQuant, arXiv 2211.10438; AWQ, 2306.00978; equalization, 1906.04721.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+#: Float64 numbers by channel.
+Factors: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Channels: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """Where the output channels of a module go; that nothing else reads them is proven before there is one.
+
+    >>> link = Link("value", ("output",), np.asarray([0, 1, 0, 1, -1]), 2)
+    >>> link.gathered(np.asarray([1.0, 2.0, 3.0, 1.0, 9.0]), np.maximum.reduce)
+    array([3., 2.])
+    >>> link.spread(np.asarray([3.0, 2.0]))
+    array([3., 2., 3., 2., 1.])
+    """
+
+    #: Dotted path of what divides: a norm, or a linear layer or convolution with its rows.
+    producer: str
+    #: Of the layers that multiply.
+    consumers: tuple[str, ...]
+    #: int64 (inputs,): the output channel that each input channel of the consumers is; -1: none. Under grouped-query
+    #: attention a channel of the values is several channels of the output projection's input.
+    channels: Channels
+    #: Output channels of the producer.
+    outputs: int
+
+    def spread(self, factors: Factors) -> Factors:
+        """Return (inputs,) from (outputs,): the factor of each input channel of the consumers, 1 where none is."""
+        return np.where(self.channels >= 0, factors[self.channels], 1.0)
+
+    def gathered(self, values: Factors, reduce: Callable[[Factors], Any]) -> Factors:
+        """Return (outputs,) from (inputs,): `reduce` of the values of all that a channel goes to; 1 where that is none.
+
+        `reduce` takes (several, channels); one with fewer readers has its last value repeated.
+        """
+        found = np.ones(self.outputs)
+        used = np.flatnonzero(self.channels >= 0)
+        order = used[np.argsort(self.channels[used], kind="stable")]
+        channels, starts, counts = np.unique(self.channels[order], return_index=True, return_counts=True)
+        if len(channels):
+            places = starts + np.minimum(np.arange(counts.max())[:, None], counts - 1)
+            found[channels] = reduce(values[order[places]])
+        return found
