@@ -52,7 +52,7 @@ def main() -> None:
 def quantize(model: Any, given: argparse.Namespace) -> fb.Result:
     rule = fb.Rule(kind="linear", weight=given.scheme, algorithm=given.algorithm)
     calibration = None
-    if given.algorithm["name"] != "nearest":
+    if rule.algorithm.statistics:
         batches = [torch.from_numpy(row)[None] for row in np.load(given.tokens)]
         calibration = fb.Calibration(data=batches, sequential=given.sequential)
     return fb.quantize(model, fb.Recipe([rule]), calibration=calibration, dtype="float16")

@@ -69,6 +69,9 @@ def rows() -> list[Row]:
         table.append(Row("llm-compressor", scheme, (), "GPTQ"))
         if "asym" in scheme:
             table.append(Row("HQQ", scheme, (), "data-free"))
+            free = scheme.replace("asym", "float-zero")
+            table.append(fewbit(free, "hqq", name="hqq"))
+            table.append(fewbit(f"{free} lsq", "least squares", name="nearest"))
         table.append(fewbit(scheme, "gptq"))
     table.append(fewbit("int4 g64", "gptq, order none", order="none"))
     table.append(fewbit("int4 g64", "gptq, order activation", order="activation"))

@@ -55,7 +55,8 @@ def test_asymmetry_is_for_integers_only():
     for row in support.schemes():
         format_word = row.scheme.split()[0]
         assert row.asymmetric == ("int" in format_word)
-        assert row.algorithms == tuple(ALGORITHMS)
+        # What moves zero points takes integers only.
+        assert row.algorithms == tuple(name for name in ALGORITHMS if name != "hqq" or "int" in format_word)
         if format_word in FORMATS and not format_word.startswith("int1"):
             assert parse_scheme(row.scheme).format == lookup(FORMATS, format_word, what="number format")
 

@@ -8,6 +8,7 @@ result.save("out/")
 """
 
 from fewbit.algorithms.gptq import Gptq
+from fewbit.algorithms.hqq import Hqq
 from fewbit.algorithms.nearest import Nearest
 from fewbit.calibration import Calibration
 from fewbit.errors import FewbitError
@@ -34,6 +35,7 @@ __all__ = [
     "FewbitError",
     "Float",
     "Gptq",
+    "Hqq",
     "Int",
     "Nearest",
     "Options",

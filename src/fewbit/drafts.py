@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fewbit.adaptation import adapt
+from fewbit.algorithms import problem_of
 from fewbit.interfaces import Layer, QuantizedLayer, Target
 from fewbit.problems import layer_problems, product_problems, several
 from fewbit.recipe import Recipe, Rule
@@ -43,8 +44,11 @@ class Draft:
         """Return why the layer cannot have its schemes."""
         if self.product is not None:
             return product_problems(self.layer, self.product, target)
-        asked = self.rule.bias if self.rule else "float"
-        return layer_problems(self.quantized(storage_type), asked, target) if self.scheme else []
+        if self.scheme is None or self.rule is None:
+            return []
+        own = problem_of(self.rule.algorithm, self.scheme)
+        found = layer_problems(self.quantized(storage_type), self.rule.bias, target)
+        return [own, *found] if own else found
 
 
 def draft_of(layer: Layer, recipe: Recipe) -> Draft:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewbit.algorithms import ALGORITHMS
+from fewbit.algorithms import ALGORITHMS, problem_of
 from fewbit.catalogue import lookup
 from fewbit.errors import SchemeError
 from fewbit.formats import FORMATS
@@ -66,7 +66,7 @@ class SchemeRow:
     bits: float
     #: Whether the zero point may be asymmetric.
     asymmetric: bool
-    #: Names of the algorithms that quantize to it.
+    #: Names of the algorithms that quantize to it, whatever the zero point: none, a code or a float.
     algorithms: tuple[str, ...]
     #: Names of the checkpoint formats that store it.
     files: tuple[str, ...]
@@ -121,7 +121,7 @@ def schemes() -> tuple[SchemeRow, ...]:
                 scheme=text,
                 bits=scheme.bits_per_weight(_LAYER.shape),
                 asymmetric=_parsed(f"{text} asym") is not None,
-                algorithms=tuple(name for name in ALGORITHMS if _solves(name, scheme)),
+                algorithms=tuple(name for name in ALGORITHMS if _solves(name, text)),
                 files=tuple(files),
             )
         )
@@ -213,7 +213,12 @@ def _parsed(text: str) -> Scheme | None:
         return None
 
 
-def _solves(name: str, scheme: Scheme) -> bool:
+def _solves(name: str, text: str) -> bool:
+    """Whether the algorithm quantizes to the scheme under one of its zero points; tried on a weight."""
+    algorithm = lookup(ALGORITHMS, name, what="algorithm")()
+    schemes = [_parsed(f"{text}{zero}") for zero in ("", " asym", " float-zero")]
+    taken = next((own for own in schemes if own and problem_of(algorithm, own) is None), None)
+    if taken is None:
+        return False
     weight = np.linspace(-1.0, 1.0, 128 * 128, dtype=np.float32).reshape(128, 128)
-    result = lookup(ALGORITHMS, name, what="algorithm")()(weight, None, scheme)
-    return bool(np.isfinite(result.qtensor.dequantize()).all())
+    return bool(np.isfinite(algorithm(weight, None, taken).qtensor.dequantize()).all())

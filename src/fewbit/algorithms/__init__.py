@@ -6,7 +6,7 @@ never sees a model.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fewbit.algorithms.solution import Solution
 from fewbit.catalogue import lookup
@@ -19,9 +19,10 @@ from fewbit.schemes.scheme import Scheme
 ALGORITHMS = {
     "nearest": "fewbit.algorithms.nearest:Nearest",
     "gptq": "fewbit.algorithms.gptq:Gptq",
+    "hqq": "fewbit.algorithms.hqq:Hqq",
 }
 #: Algorithms of the design that this version does not have.
-LATER = ("adaround", "autoround", "awq", "hqq")
+LATER = ("adaround", "autoround", "awq")
 
 
 class Algorithm(Protocol):
@@ -37,6 +38,19 @@ class Algorithm(Protocol):
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
         """Return the quantized `weight` (out, in); `statistics` are by name, as `self.statistics` asks for them."""
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """An algorithm that does not quantize to every scheme."""
+
+    def problem(self, scheme: Scheme) -> str | None:
+        """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
+
+
+def problem_of(algorithm: Algorithm, scheme: Scheme) -> str | None:
+    """Return why `algorithm` cannot quantize to `scheme`, with the remedy, or `None`."""
+    return algorithm.problem(scheme) if isinstance(algorithm, Selective) else None
 
 
 def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:

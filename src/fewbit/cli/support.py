@@ -24,11 +24,14 @@ def _lines(data: dict[str, Any]) -> list[str]:
             f"{row['name']:14}{row['bits']:>5}{levels:>9}{row['smallest']:>14.6g}{row['largest']:>14.6g}"
             f"  {row['accumulator']}"
         )
-    lines += ["", f"{'scheme':26}{'bits':>8}  {'asym':6}{'algorithms':14}files"]
+    wide = 1 + max(len(", ".join(row["algorithms"])) for row in data["schemes"])
+    lines += ["", f"{'scheme':26}{'bits':>8}  {'asym':6}{'algorithms':{wide}}files"]
     for row in data["schemes"]:
         asymmetric = "yes" if row["asymmetric"] else "no"
         files = ", ".join(row["files"]) or "none: in memory, state_dict"
-        lines.append(f"{row['scheme']:26}{row['bits']:>8.3f}  {asymmetric:6}{', '.join(row['algorithms']):14}{files}")
+        lines.append(
+            f"{row['scheme']:26}{row['bits']:>8.3f}  {asymmetric:6}{', '.join(row['algorithms']):{wide}}{files}"
+        )
     lines += ["", "kernel      runs"]
     for row in data["kernels"]:
         lines += _kernel_lines(row)
