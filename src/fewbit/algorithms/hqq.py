@@ -36,7 +36,7 @@ class Hqq:
         for name, least, most in (("norm", 0.0, 1.0), ("beta", 0.0, float("inf")), ("growth", 1.0, float("inf"))):
             given = getattr(self, name)
             number = isinstance(given, int | float) and not isinstance(given, bool)
-            if not (number and 0.0 < given and least <= given <= most and given < float("inf")):
+            if not (number and given > 0.0 and least <= given <= most and given < float("inf")):
                 usual = {"norm": "0.7", "beta": "10", "growth": "1.01"}[name]
                 raise RecipeError(f"hqq: {name} {given!r:.80} is out of range; {usual} is usual")
         if type(self.iterations) is not int or self.iterations < 1:
