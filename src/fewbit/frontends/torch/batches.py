@@ -1,4 +1,4 @@
-"""Batches of NumPy arrays as tensors: where the model is, floats in the type of its parameters; and what a graph takes."""
+"""Batches of NumPy arrays as tensors: where the model is, floats in the type of its parameters; what graphs take."""
 
 from __future__ import annotations
 
