@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fewbit.adaptation import adapt
 from fewbit.algorithms import problem_of
+from fewbit.corrections import Correction
 from fewbit.interfaces import Layer, QuantizedLayer, Target
 from fewbit.problems import layer_problems, product_problems, several
 from fewbit.recipe import Recipe, Rule
@@ -21,6 +22,8 @@ class Draft:
     rule: Rule | None
     scheme: Scheme | None
     notes: list[str] = field(default_factory=list)
+    #: The corrections of the recipe.
+    asked: tuple[Correction, ...] = ()
     #: Schemes of input and output, where they are others than those of the rule.
     fitted: QuantizedLayer | None = None
 
@@ -29,6 +32,12 @@ class Draft:
         """The scheme of both operands, if this is a product inside attention that is rounded."""
         own = self.rule.input if self.rule and self.layer.kind == "attention" else None
         return own and own.stored_as("float32")
+
+    @property
+    def corrections(self) -> tuple[Correction, ...]:
+        """What repairs the layer: nothing where it has no bias or its output is not rows of its input times codes."""
+        apt = self.scheme is not None and self.scheme.scaled and self.layer.bias and self.layer.multiplies_rows
+        return self.asked if apt else ()
 
     def quantized(self, storage_type: ScaleType) -> QuantizedLayer:
         """Return the layer with its schemes, the types of static scales settled."""
@@ -59,7 +68,10 @@ def draft_of(layer: Layer, recipe: Recipe) -> Draft:
     rule = recipe.rules[place]
     notes = [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else []
     notes += ["it has no bias to round"] if rule.bias != "float" and not layer.bias else []
-    return Draft(layer, rule, rule.weight, notes)
+    draft = Draft(layer, rule, rule.weight, notes, recipe.corrections)
+    if recipe.corrections and rule.weight is not None and not draft.corrections:
+        notes.append("it has no bias to correct" if not layer.bias else "no correction applies to it")
+    return draft
 
 
 def without_convolutions(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:

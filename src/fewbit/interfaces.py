@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from fewbit.activation import Activation
 from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError
+from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import BiasType, IntegerBias
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
@@ -288,7 +289,7 @@ class Frontend(Protocol):
         layer: Layer,
         qtensor: QTensor,
         activations: Activations | None = None,
-        bias: IntegerBias | None = None,
+        bias: IntegerBias | FloatBias | None = None,
     ) -> Replacement:
         """Return the quantized form of `layer`, not yet installed; without `bias` it keeps the one that it has."""
 
@@ -331,7 +332,7 @@ class Frontend(Protocol):
         """Return a run of `batches` through `model`; `wanted` names the statistics of each layer to be quantized."""
 
     def output_statistics(self, model: Any, wanted: Mapping[str, str], batches: Sequence[Any]) -> Mapping[str, Any]:
-        """Return the statistic that is `wanted` of the output of each installed quantized layer."""
+        """Return the statistic that is `wanted` of the output of each layer, in the form that is installed."""
 
     def product_statistics(
         self, model: Any, products: Sequence[Layer], wanted: Mapping[str, str], batches: Sequence[Any]

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from fewbit.algorithms import Algorithm
+from fewbit.corrections import Correction
 from fewbit.drafts import Draft, adapted, draft_of, fitted_to, without_convolutions
 from fewbit.errors import PlanError
 from fewbit.footprint import quantized_tensors
@@ -25,7 +26,7 @@ from fewbit.interfaces import (
     StoredTensor,
     Target,
 )
-from fewbit.problems import idle_rules, nothing_quantized, several
+from fewbit.problems import idle_rules, nothing_quantized, several, uncorrected
 from fewbit.recipe import Recipe
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -54,6 +55,8 @@ class PlanRow:
     output: Scheme | None = None
     #: What its bias becomes; `float` where there is none.
     bias: BiasType = "float"
+    #: What repairs it once its weight is rounded.
+    corrections: tuple[Correction, ...] = ()
     #: Why it is kept, what it is tied to.
     notes: tuple[str, ...] = ()
     #: What would overflow the cast that its rule names, for which it is kept; `None`: nothing that is known.
@@ -210,6 +213,7 @@ def resolve(
         for text in draft.problems(storage_type, target):
             alike.setdefault(text, []).append(draft.layer.name)
     problems += [f"{several(names)}: {text}" for text, names in alike.items()]
+    problems += uncorrected(recipe, [draft.layer for draft in drafts if draft.corrections])
     rows = _rows(drafts, storage_type, target)
     own = {f"{layer.name}.weight" for layer in layers}
     own |= {f"{row.layer.name}.bias" for row in rows if row.bias != "float"}
@@ -258,6 +262,7 @@ def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -
                 input=quantized.input if quantized else draft.product,
                 output=quantized.output if quantized else None,
                 bias=quantized.bias if quantized else "float",
+                corrections=draft.corrections,
                 algorithm=draft.rule.algorithm if draft.rule and scheme else None,
                 bytes_before=before,
                 bytes_after=after,

@@ -44,6 +44,14 @@ def nothing_quantized(layers: Sequence[Layer]) -> str:
     return f"the recipe quantizes none of the {len(layers)} layers (kinds: {kinds}); add a rule that matches some"
 
 
+def uncorrected(recipe: Recipe, corrected: Sequence[Layer]) -> list[str]:
+    """Return a sentence if the corrections of a recipe apply to no layer."""
+    if not recipe.corrections or corrected:
+        return []
+    names = ", ".join(own.name for own in recipe.corrections)
+    return [f"correction {names} has no effect: no layer that is quantized has a bias; leave it out"]
+
+
 def layer_problems(quantized: QuantizedLayer, bias: BiasType, target: Target | None) -> list[str]:
     """Return why a layer cannot be quantized so, by itself or in the checkpoint format.
 

@@ -15,6 +15,7 @@ from typing import Any
 from fewbit.algorithms import Algorithm, parse_algorithm
 from fewbit.algorithms.nearest import Nearest
 from fewbit.catalogue import unknown
+from fewbit.corrections import Correction, parse_correction
 from fewbit.errors import FewbitError, RecipeError
 from fewbit.integer_bias import BIAS_TYPES, BiasType
 from fewbit.interfaces import LAYER_KINDS, Layer, LayerKind
@@ -146,6 +147,8 @@ class Recipe:
     name: str = "custom"
     #: Rewrites of the float model before rounding, in order.
     transforms: tuple[Transform, ...] = ()
+    #: Repairs of the layers that are quantized, in order.
+    corrections: tuple[Correction, ...] = ()
     #: Group sizes adapt to the widths of the model, as those of presets do.
     adapts: bool = False
 
@@ -154,11 +157,13 @@ class Recipe:
         rules: Sequence[Rule],
         *,
         transforms: Sequence[str | Transform] = (),
+        corrections: Sequence[str | Correction] = (),
         name: str = "custom",
         adapts: bool = False,
     ) -> None:
-        if not isinstance(transforms, (list, tuple)):
-            raise RecipeError(f"transforms = {transforms!r:.80} is not a list of names")
+        for key, given in {"transforms": transforms, "corrections": corrections}.items():
+            if not isinstance(given, (list, tuple)):
+                raise RecipeError(f"{key} = {given!r:.80} is not a list of names")
         if not isinstance(rules, (list, tuple)):
             raise RecipeError(f"a recipe takes a list of rules, not a {type(rules).__name__}; write Recipe([rule])")
         for rule in rules:
@@ -166,8 +171,14 @@ class Recipe:
                 raise RecipeError(f"a recipe holds rules, not {type(rule).__name__}; use fewbit.Rule or fewbit.keep")
         if not any(not rule.keep for rule in rules):
             raise RecipeError("the recipe quantizes nothing: no rule names a weight scheme; add one")
-        parsed = tuple(parse_transform(transform) for transform in transforms)
-        for key, value in {"rules": tuple(rules), "name": name, "transforms": parsed, "adapts": adapts}.items():
+        values = {
+            "rules": tuple(rules),
+            "name": name,
+            "transforms": tuple(parse_transform(transform) for transform in transforms),
+            "corrections": tuple(parse_correction(correction) for correction in corrections),
+            "adapts": adapts,
+        }
+        for key, value in values.items():
             object.__setattr__(self, key, value)
 
     @property
@@ -205,13 +216,14 @@ class Recipe:
 
         """
         table = parse_table(text, f"recipe {name}")
-        _check_keys(table, ["rules", "transforms"], f"recipe {name}")
+        _check_keys(table, ["rules", "transforms", "corrections"], f"recipe {name}")
         rules = table.get("rules", [])
         if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
             raise RecipeError(f"recipe {name}: `rules` must be [[rules]] tables")
         parsed = [_rule_from_table(rule, f"rule {number} of recipe {name}") for number, rule in enumerate(rules, 1)]
         try:
-            return cls(parsed, transforms=table.get("transforms", ()), name=name)
+            further = {key: table[key] for key in ("transforms", "corrections") if key in table}
+            return cls(parsed, name=name, **further)
         except FewbitError as error:
             error.add_note(f"in recipe {name}")
             raise

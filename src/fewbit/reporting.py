@@ -76,6 +76,9 @@ def remarks_of(changed: int, solved: Mapping[str, Solved], made: Plan, *, idle: 
     if made.rounded_products:
         count = len(made.rounded_products)
         remarks.append(f"operands of {count} products inside attention are rounded; softmax, norms and sums stay float")
+    if count := sum(bool(row.corrections) for row in made.rows):
+        what = ", ".join(own.name for own in made.recipe.corrections)
+        remarks.append(f"correction {what}: biases of {count} layers moved, so that outputs keep their means")
     remarks += [f"{name}: {text}" for name, done in solved.items() for text in _fallbacks(done)]
     if made.unties:
         tied = [row.layer.name for row in made.rows if row.scheme and row.layer.tied]

@@ -10,14 +10,16 @@ from typing import Any
 
 from fewbit.activation import Activation
 from fewbit.algorithms.solution import Solution
+from fewbit.biases import corrected, needs_bias, with_float_bias, with_integer_bias
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.evaluation.fidelity import decibels, fidelity, output_power
 from fewbit.evaluation.level_histogram import LevelHistogram, level_histogram
-from fewbit.integer_bias import IntegerBias, make_room, quantize_bias
+from fewbit.float_bias import FloatBias
+from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Frontend, Layer, Progress, Replacement
-from fewbit.numerics.namespace import Array
 from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
+from fewbit.schemes.scheme import ScaleType
 from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.second_moment import SecondMoment
 
@@ -58,12 +60,13 @@ class Data:
 def solve(model: Any, made: Plan, frontend: Frontend, data: Data, progress: Progress) -> dict[str, Solved]:
     """Return each layer of the plan solved, in the plan's order; the float forms are installed again at the end."""
     rows = {row.layer.name: row for row in made.rows if row.scheme}
+    run = _Run(model, frontend, made.storage_type, _float_outputs(model, rows, frontend, data))
     solved: dict[str, Solved] = {}
     try:
         # What waits inside of the calibration is let go of also when a layer cannot be solved.
         with closing(_tracked(model, made, rows, frontend, data, progress)) as tracked:
             for row, statistics in tracked:
-                found = _solve(model, row, statistics, frontend)
+                found = _solve(row, statistics, run)
                 solved[row.layer.name] = found
                 found.replacement.install()
         _fix_outputs(model, solved, rows, frontend, data)
@@ -71,6 +74,30 @@ def solve(model: Any, made: Plan, frontend: Frontend, data: Data, progress: Prog
         for done in solved.values():
             done.replacement.restore()
     return {name: solved[name] for name in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the layers of a run are solved with."""
+
+    model: Any
+    frontend: Frontend
+    storage_type: ScaleType
+    #: Statistics by name of the outputs that layers have in the float model, as corrections want them.
+    outputs: Mapping[str, Mapping[str, Any]]
+
+
+def _float_outputs(
+    model: Any, rows: Mapping[str, PlanRow], frontend: Frontend, data: Data
+) -> dict[str, dict[str, Any]]:
+    """Return the statistics that corrections want of the outputs of layers; none is quantized yet."""
+    found: dict[str, dict[str, Any]] = {}
+    for statistic in sorted({own.statistic for row in rows.values() for own in row.corrections}):
+        named = [name for name, row in rows.items() if statistic in {own.statistic for own in row.corrections}]
+        seen = frontend.output_statistics(model, dict.fromkeys(named, statistic), data.batches)
+        for name, own in seen.items():
+            found.setdefault(name, {})[statistic] = own
+    return found
 
 
 def needs_data(made: Plan) -> bool:
@@ -81,6 +108,7 @@ def needs_data(made: Plan) -> bool:
 def statistics_of(row: PlanRow) -> tuple[str, ...]:
     """Return what has to be known of the layer's input: for its algorithm, and for the range of a static input."""
     names = [*row.algorithm.statistics] if row.algorithm else []
+    names += [correction.statistic for correction in row.corrections]
     if row.input and row.input.static and row.input.ranging.statistic:
         names.append(row.input.ranging.statistic)
     return tuple(dict.fromkeys(names))
@@ -123,17 +151,16 @@ def _tracked(
                 yield rows[layer.name], part.statistics.get(layer.name, {})
 
 
-def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Frontend) -> Solved:
+def _solve(row: PlanRow, statistics: Mapping[str, Any], run: _Run) -> Solved:
     assert row.scheme is not None
     assert row.algorithm is not None
-    weight = frontend.weight(model, row.layer)
-    bias = frontend.bias(model, row.layer) if row.bias == "int32" else None
+    weight = run.frontend.weight(run.model, row.layer)
     started = time.perf_counter()
     try:
         solution = row.algorithm(weight, statistics, row.scheme)
         seconds = time.perf_counter() - started
         activations = _activations(row, statistics)
-        solution, rounded = _with_bias(solution, weight, bias, activations)
+        solution, bias = _bias(row, solution, activations, statistics, run)
     except FewbitError as error:
         raise type(error)(f"{row.layer.name}: {error}") from error
     values = solution.qtensor.dequantize()
@@ -146,7 +173,7 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
         best = decibels(signal, output_power(values - weight, moment))
     left = fidelity(weight, values)
     return Solved(
-        replacement=frontend.replacement(model, row.layer, solution.qtensor, activations, rounded),
+        replacement=run.frontend.replacement(run.model, row.layer, solution.qtensor, activations, bias),
         weight_sqnr=left.sqnr,
         row_sqnr=left.rows,
         histogram=level_histogram(weight, solution.qtensor) if row.scheme.scaled else None,
@@ -158,17 +185,19 @@ def _solve(model: Any, row: PlanRow, statistics: Mapping[str, Any], frontend: Fr
     )
 
 
-def _with_bias(
-    solution: Solution, weight: Array, bias: Array | None, activations: Activations
-) -> tuple[Solution, IntegerBias | None]:
-    """Return `bias` in int32, and the solution with the weight scales that this takes; nothing changes without one."""
-    if bias is None:
+def _bias(
+    row: PlanRow, solution: Solution, activations: Activations, statistics: Mapping[str, Any], run: _Run
+) -> tuple[Solution, IntegerBias | FloatBias | None]:
+    """Return what the bias of a layer becomes, and the solution with what that takes."""
+    if not needs_bias(row):
         return solution, None
-    assert activations.input is not None  # the plan says so
-    scale = activations.input.like(weight).scale
-    qtensor, remarks = make_room(solution.qtensor, weight, bias, scale)
-    enlarged = replace(solution, qtensor=qtensor, remarks=(*solution.remarks, *remarks))
-    return enlarged, quantize_bias(bias, scale, qtensor)
+    own = run.frontend.bias(run.model, row.layer)
+    bias, remarks = corrected(row, solution, statistics, run.outputs.get(row.layer.name, {}))
+    solution = replace(solution, remarks=(*solution.remarks, *remarks))
+    if row.bias == "int32":
+        weight = run.frontend.weight(run.model, row.layer)
+        return with_integer_bias(solution, weight, own if bias is None else bias, activations)
+    return (solution, None) if bias is None else with_float_bias(solution, bias, run.storage_type)
 
 
 def _activations(row: PlanRow, statistics: Mapping[str, Any]) -> Activations:

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from fewbit.activation import Activation
+from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations
 from fewbit.onnx_graph.constants import fold_constants
@@ -28,8 +29,8 @@ class Rounded:
     qtensor: QTensor
     #: How its input and output are rounded.
     activations: Activations
-    #: Its bias in int32; `None`: it stays as it is.
-    bias: IntegerBias | None = None
+    #: Its bias in int32, or another one; `None`: it stays as it is.
+    bias: IntegerBias | FloatBias | None = None
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 from fewbit.activation import Activation
 from fewbit.checkpoints.onnx.writer import described
 from fewbit.errors import CalibrationError
+from fewbit.float_bias import FloatBias
 from fewbit.interfaces import frontend_of
 from fewbit.onnx_graph.live import OnnxModel, Rounded
 from fewbit.onnx_graph.placement import Placement, place
@@ -62,7 +63,8 @@ def _readers(model: OnnxModel, values: Mapping[str, Activation]) -> Iterator[tup
         given = values.get(str(model.found[name].data.name))
         if given is not None and rounded.activations.input is not None:
             # An int32 bias counts in the scale of the input; the writer makes its own where the runtime wants one.
-            yield name, replace(rounded, activations=replace(rounded.activations, input=given), bias=None)
+            bias = rounded.bias if isinstance(rounded.bias, FloatBias) else None
+            yield name, replace(rounded, activations=replace(rounded.activations, input=given), bias=bias)
 
 
 def _seen(model: OnnxModel, placement: Placement, batches: Sequence[Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from fewbit.activation import Activation
 from fewbit.checkpoints.onnx.draft import Draft
+from fewbit.float_bias import FloatBias
 from fewbit.formats.integer import Int
 from fewbit.integer_bias import IntegerBias
 from fewbit.numerics.namespace import to_numpy
@@ -44,8 +45,8 @@ def bias_of(own: GraphLayer) -> tuple[ir.Node, int, Numbers] | None:
     return node, place, np.broadcast_to(numbers.reshape(-1) * np.float32(beta), (outputs,))
 
 
-def put_rounded(draft: Draft, own: GraphLayer, bias: IntegerBias) -> None:
-    """Let the layer add the float numbers that the codes of its bias stand for."""
+def put_rounded(draft: Draft, own: GraphLayer, bias: IntegerBias | FloatBias) -> None:
+    """Let the layer add the float numbers that `bias` stands for."""
     found = bias_of(own)
     if found is not None:
         node, place, _ = found

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from fewbit.errors import CalibrationError, NonFiniteError, NotYetError, PlanError, RecipeError
+from fewbit.float_bias import FloatBias
 from fewbit.frontends.onnx.batches import Numbers, feeds_of, inputs_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
 from fewbit.frontends.onnx.execution import execution
@@ -115,7 +117,7 @@ class OnnxFrontend:
         layer: Layer,
         qtensor: QTensor,
         activations: Activations | None = None,
-        bias: IntegerBias | None = None,
+        bias: IntegerBias | FloatBias | None = None,
     ) -> OnnxReplacement:
         """Return the quantized form of `layer`, not yet installed; without `bias` it keeps the one that it has."""
         rounded = Rounded(qtensor=qtensor, activations=activations or Activations(), bias=bias)
@@ -147,7 +149,9 @@ class OnnxFrontend:
             if given is not None and given.scheme.static:
                 yield name, given
             yield name, rounded.qtensor
-            if rounded.bias is not None:
+            if isinstance(rounded.bias, FloatBias):
+                yield f"{name}.bias", as_stored(ir.tensor(np.asarray(rounded.bias.values)), storage_type)
+            elif rounded.bias is not None:
                 yield name, rounded.bias
 
     def require_finite(
@@ -206,7 +210,7 @@ class OnnxFrontend:
     def output_statistics(
         self, model: OnnxModel, wanted: Mapping[str, str], batches: Sequence[Any]
     ) -> Mapping[str, Any]:
-        """Return the statistic that is `wanted` of the output of each installed quantized layer."""
+        """Return the statistic that is `wanted` of the output of each layer, in the form that is installed."""
         results = {name: model.found[name].result.name or "" for name in wanted}
         spatial = {results[name] for name in wanted if isinstance(model.found[name].arrangement, Kernel)}
         found = gather(

@@ -25,7 +25,7 @@ class OnnxReplacement:
     @property
     def integer_bias(self) -> IntegerBias | None:
         """Its bias in int32; `None`: it is float, or there is none."""
-        return self.rounded.bias
+        return self.rounded.bias if isinstance(self.rounded.bias, IntegerBias) else None
 
     def fix_output(self, activation: Activation) -> None:
         """Round the output of the quantized form by a range that is known now."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewbit.activation import Activation
 from fewbit.errors import MissingExtraError, NonFiniteError, PlanError, RecipeError
+from fewbit.float_bias import FloatBias
 from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.batches import adopted, fed
 from fewbit.frontends.torch.calibration import CalibrationRun
@@ -117,7 +118,7 @@ class TorchFrontend:
         layer: Layer,
         qtensor: QTensor,
         activations: Activations | None = None,
-        bias: IntegerBias | None = None,
+        bias: IntegerBias | FloatBias | None = None,
     ) -> TorchReplacement:
         """Return the quantized form of `layer`, not yet installed; without `bias` it keeps the one that it has."""
         return TorchReplacement(model, layer, qtensor, activations or Activations(), bias)
@@ -200,7 +201,7 @@ class TorchFrontend:
     def output_statistics(
         self, model: nn.Module, wanted: Mapping[str, str], batches: Sequence[Any]
     ) -> Mapping[str, Any]:
-        """Return the statistic that is `wanted` of the output of each installed quantized layer."""
+        """Return the statistic that is `wanted` of the output of each layer, in the form that is installed."""
         return output_statistics(model, wanted, batches)
 
     def product_statistics(

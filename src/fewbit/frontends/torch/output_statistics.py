@@ -1,4 +1,4 @@
-"""What quantized layers put out, gathered over whole runs of the model: for the static ranges of outputs."""
+"""What layers put out, gathered over whole runs of the model: for static ranges of outputs and for corrections."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from fewbit.catalogue import lookup
 from fewbit.frontends.torch.calls import run_batch
+from fewbit.frontends.torch.convolution import Convolution
+from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.statistics import STATISTICS
 
 
@@ -19,8 +21,8 @@ def output_statistics(model: nn.Module, wanted: Mapping[str, str], batches: Sequ
     found: dict[str, Any] = {}
 
     @torch.no_grad()
-    def take(module: Any, _: Any, output: Tensor, *, name: str) -> None:
-        rows = output.movedim(-1 - module.spatial, -1)
+    def take(module: nn.Module, _: Any, output: Tensor, *, name: str) -> None:
+        rows = output.movedim(-1 - _spatial(module), -1)
         if name not in found:
             found[name] = lookup(STATISTICS, wanted[name], what="statistic").init(rows.shape[-1], rows)
         found[name].update(rows)
@@ -33,3 +35,11 @@ def output_statistics(model: nn.Module, wanted: Mapping[str, str], batches: Sequ
         for handle in handles:
             handle.remove()
     return found
+
+
+def _spatial(module: nn.Module) -> int:
+    """Return the number of axes behind the channels of a layer's output."""
+    if isinstance(module, QuantizedLayer):
+        return module.spatial
+    convolution = Convolution.of(module)
+    return len(convolution.kernel) if convolution else 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activation import Activation
+from fewbit.float_bias import FloatBias
 from fewbit.frontends.torch.canonical import from_canonical, to_canonical
 from fewbit.frontends.torch.rounding import Rounding
 from fewbit.integer_bias import IntegerBias, bias_scale
@@ -50,6 +51,12 @@ class QuantizedLayer(nn.Module):
         """Round input and output from now on."""
         self.input, self.output = self._rounding(activations.input), self._rounding(activations.output)
         self._ready = {}
+
+    def replace_bias(self, bias: FloatBias) -> None:
+        """Add `bias` from now on, in the type of the one that was there."""
+        own = self._parameters["bias"]
+        assert own is not None  # the plan says so
+        self._parameters["bias"] = nn.Parameter(bias.values.to(own.dtype), requires_grad=own.requires_grad)
 
     def round_bias(self, bias: IntegerBias) -> None:
         """Add `bias` from now on, which counts in the scales of this layer's input and weight."""

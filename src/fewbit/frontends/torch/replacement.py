@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fewbit.activation import Activation
+from fewbit.float_bias import FloatBias
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import module_class
 from fewbit.frontends.torch.mode_forward import guards
@@ -25,13 +26,15 @@ class TorchReplacement:
         layer: Layer,
         qtensor: QTensor,
         activations: Activations,
-        bias: IntegerBias | None = None,
+        bias: IntegerBias | FloatBias | None = None,
     ) -> None:
         self.layer = layer
         self.original = model.get_submodule(layer.name)
         self.quantized = _quantized(self.original, qtensor)
         self.quantized.round_activations(activations)
-        if bias is not None:
+        if isinstance(bias, FloatBias):
+            self.quantized.replace_bias(bias)
+        elif bias is not None:
             self.quantized.round_bias(bias)
         self._places = [
             (parent, attribute)

@@ -1,0 +1,52 @@
+"""What becomes of a layer's bias once its weight is rounded: corrected, in int32, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fewbit.algorithms.solution import Solution
+from fewbit.float_bias import FloatBias
+from fewbit.integer_bias import IntegerBias, make_room, quantize_bias
+from fewbit.interfaces import Activations
+from fewbit.numerics.namespace import Array
+from fewbit.planning import PlanRow
+from fewbit.schemes.scheme import ScaleType
+
+
+def needs_bias(row: PlanRow) -> bool:
+    """Whether the bias of a layer becomes another one."""
+    return row.bias == "int32" or bool(row.corrections)
+
+
+def corrected(
+    row: PlanRow, solution: Solution, given: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> tuple[Array | None, tuple[str, ...]]:
+    """Return the bias (out,) by the row's corrections, `None` where there are none, and what fell back.
+
+    `given` has statistics of the layer's input by name, `wanted` those of its output in the float model.
+    """
+    bias = None
+    for correction in row.corrections:
+        seen, float_output = given.get(correction.statistic), wanted.get(correction.statistic)
+        if seen is None or not seen.count or float_output is None or not float_output.count:
+            return None, (f"no calibration input reached it: correction {correction.name} is left out",)
+        bias = correction(solution.qtensor.dequantize(), seen, float_output)
+    return bias, ()
+
+
+def with_integer_bias(
+    solution: Solution, weight: Array, bias: Array, activations: Activations
+) -> tuple[Solution, IntegerBias]:
+    """Return the solution with weight scales that leave room for `bias` in int32, and that."""
+    assert activations.input is not None  # the plan says so
+    scale = activations.input.like(weight).scale
+    qtensor, remarks = make_room(solution.qtensor, weight, bias, scale)
+    enlarged = replace(solution, qtensor=qtensor, remarks=(*solution.remarks, *remarks))
+    return enlarged, quantize_bias(bias, scale, qtensor)
+
+
+def with_float_bias(solution: Solution, bias: Array, storage_type: ScaleType) -> tuple[Solution, FloatBias]:
+    """Return the solution as it is, and `bias` as files of this type hold it."""
+    return solution, FloatBias.stored_as(bias, storage_type)
