@@ -206,7 +206,7 @@ def test_everything_wrong_is_a_plan_error_before_any_work(onnx_model, cnn):
         fb.quantize(cnn, "w8a16", options=fb.Options(device="cuda"))
     with pytest.raises(PlanError, match=r"int8 token asym mse: a graph does not search for its range while it runs"):
         fb.quantize(cnn, fb.Recipe([fb.Rule(".*", weight="int8", input="int8 mse")]))
-    with pytest.raises(PlanError, match="the types of an ONNX model stay as they are"):
+    with pytest.raises(PlanError, match="a graph has the types that the model computes in"):
         fb.plan(cnn, "w8a16", dtype="float16").require_sound()
     with pytest.raises(RecipeError, match=r"unknown checkpoint format 'onnx'; known: .*ort-cpu"):
         fb.plan(cnn, "w8a16", to="onnx")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fewbit.adaptation import adapt
 from fewbit.algorithms import problem_of
+from fewbit.algorithms.nearest import Nearest
 from fewbit.corrections import Correction
 from fewbit.interfaces import Layer, QuantizedLayer, Target
 from fewbit.problems import layer_problems, product_problems, several
@@ -106,6 +107,23 @@ def fitted_to(drafts: list[Draft], target: Target | None, storage_type: ScaleTyp
             alike.setdefault(text, []).append(draft.layer.name)
         draft.scheme, draft.fitted = fitted.scheme, fitted
     return [f"{several(names)}: {text}" for text, names in alike.items()]
+
+
+def cast_too(drafts: list[Draft]) -> list[str]:
+    """Cast what a preset of casts keeps, since the graph around it is cast too; return what to say of it."""
+    schemes = {draft.scheme for draft in drafts if draft.scheme}
+    scheme = next(iter(schemes), None)
+    if len(schemes) != 1 or scheme is None or scheme.scaled:
+        return []
+    names = []
+    for draft in drafts:
+        rule = draft.rule
+        if rule is not None and rule.keep and rule.optional:
+            given = scheme if draft.layer.kind != "embedding" else None
+            draft.rule = Rule(kind=draft.layer.kind, weight=scheme, input=given, algorithm=Nearest(), optional=True)
+            draft.scheme, draft.notes = scheme, []
+            names.append(draft.layer.name)
+    return [f"{several(names)}: {scheme} too, as the whole graph is"] if names else []
 
 
 def adapted(drafts: list[Draft]) -> list[str]:

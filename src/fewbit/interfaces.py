@@ -16,6 +16,7 @@ from fewbit.activation import Activation
 from fewbit.catalogue import lookup
 from fewbit.errors import NotYetError
 from fewbit.float_bias import FloatBias
+from fewbit.formats.cast import Cast
 from fewbit.integer_bias import BiasType, IntegerBias
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
@@ -296,9 +297,7 @@ class Frontend(Protocol):
     def execution(self, model: Any, layer: Layer, weight: Scheme | None, rounded: Scheme | None) -> Execution:
         """Return what `layer` would run on with this weight and inputs rounded so."""
 
-    def problems(
-        self, model: Any, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]], storage_type: ScaleType
-    ) -> Sequence[str]:
+    def problems(self, model: Any, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]]) -> Sequence[str]:
         """Return what cannot be done, with the remedy; each layer comes with the statistics it asks of its input."""
 
     def tensors(
@@ -408,6 +407,8 @@ class Content:
     batches: Sequence[Any] = ()
     #: A batch to trace a module on; `None`: what it makes up.
     example: Any = None
+    #: The type that the whole model is cast to; `None`: layers have schemes of their own.
+    cast: Cast | None = None
     #: The report, or `None`.
     report: Any = None
 

@@ -258,7 +258,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
     target = target_of(to) if to is not None else None
     frontend = frontend_of(source.framework)
-    graph = target is not None and target.holds_graph
+    graph = source.framework == "onnx" or (target is not None and target.holds_graph)
     own = source.computes_in if graph else source.storage_type if dtype == "auto" else None
     storage_type: ScaleType = own if dtype == "auto" else dtype  # type: ignore[assignment]
     layers = frontend.layers(model)
@@ -274,10 +274,11 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     )
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
-    found = [*frontend.problems(model, wanted, storage_type)]
-    if graph and source.framework == "torch" and storage_type != own:
+    found = [*frontend.problems(model, wanted)]
+    if graph and storage_type not in (own, made.cast_whole and made.cast_whole.dtype):
         found.append(
-            f"dtype {storage_type}: a graph has the types of the module that is exported, here {own}; leave out dtype"
+            f"dtype {storage_type}: a graph has the types that the model computes in, here {own}; leave out dtype, or "
+            "use the presets fp16 and bf16"
         )
     return replace(made, problems=(*made.problems, *found))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fewbit.algorithms import Algorithm
 from fewbit.corrections import Correction
-from fewbit.drafts import Draft, adapted, draft_of, fitted_to, without_convolutions
+from fewbit.drafts import Draft, adapted, cast_too, draft_of, fitted_to, without_convolutions
 from fewbit.errors import PlanError
 from fewbit.footprint import quantized_tensors
 from fewbit.formats.cast import Cast
@@ -127,6 +127,13 @@ class Plan:
         return {row.scheme.format.dtype for row in self.rows if row.scheme and isinstance(row.scheme.format, Cast)}
 
     @property
+    def cast_whole(self) -> Cast | None:
+        """The type that a preset casts the whole model to, where layers that stay float are exceptions; else `None`."""
+        found = {row.scheme.format for row in self.rows if row.scheme}
+        cast = next(iter(found), None)
+        return cast if self.recipe.adapts and len(found) == 1 and isinstance(cast, Cast) else None
+
+    @property
     def runtime_type(self) -> ScaleType:
         """The type that loads every number of a file as it is, and overflows nowhere; `storage_type` where it does."""
         mixed = self.cast_types - {self.storage_type} or any(row.overflow for row in self.rows)
@@ -232,6 +239,8 @@ def resolve(
 def _fit(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:
     """Fit the schemes of a preset to the target and to the widths of the model; return what to say of it."""
     changed = fitted_to(drafts, target, storage_type)
+    if target is not None and target.holds_graph:
+        changed += cast_too(drafts)
     return [*changed, *without_convolutions(drafts, target, storage_type), *adapted(drafts)]
 
 

@@ -74,6 +74,7 @@ class Result:
             manifest=self.plan.manifest(self.source.configuration(), {**self.source.companions(), **report}),
             batches=self.batches,
             example=self.example,
+            cast=self.plan.cast_whole,
             report=self.report,
         )
         return target.write(content, path, overwrite=overwrite)

@@ -1,7 +1,7 @@
 """The form in which a layer stands in an ONNX file: decided once, for the writer, the prediction of bytes and the plan.
 
 Q/DQ pairs or MatMulInteger where inputs are rounded; else weights alone, packed for com.microsoft operators or behind a
-DequantizeLinear.
+DequantizeLinear; or the type is another one, between Casts.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fewbit.formats.cast import Cast
 from fewbit.formats.integer import Int
 from fewbit.interfaces import QuantizedLayer
 from fewbit.runtimes.runtime import Runtime
 from fewbit.schemes.granularity import PerGroup
 
-Form = Literal["QDQ", "dynamic", "MatMulNBits", "GatherBlockQuantized", "DequantizeLinear"]
+Form = Literal["QDQ", "dynamic", "MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "Cast"]
 
 #: Operators with a packed form.
 _PACKED: dict[str, Form] = {
@@ -35,6 +36,8 @@ def form_of(quantized: QuantizedLayer, runtime: Runtime) -> Form:
     >>> form_of(QuantizedLayer(Layer("fc", "linear", (8, 64), "MatMul"), parse_scheme("int4 g32")), ORT_CPU)
     'MatMulNBits'
     """
+    if isinstance(quantized.scheme.format, Cast):
+        return "Cast"
     if quantized.input is not None:
         return "QDQ" if quantized.input.static else "dynamic"
     packed = _PACKED.get(quantized.layer.operator)

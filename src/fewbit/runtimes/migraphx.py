@@ -5,6 +5,7 @@ Other zero points than 0 are computed by correction terms, so the table leaves t
 
 from __future__ import annotations
 
+from fewbit.formats.cast import FP16
 from fewbit.formats.integer import INT8
 from fewbit.formats.minifloat import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ
 from fewbit.runtimes.runtime import Runtime
@@ -17,5 +18,6 @@ MIGRAPHX = Runtime(
     unsigned_inputs=False,
     bias="float",
     takes_outputs=False,
+    casts=(FP16,),
     products=frozenset({"Conv", "Gemm", "MatMul"}),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fewbit.formats.cast import FP16
 from fewbit.formats.integer import INT8, INT16, UINT8, UINT16
 from fewbit.formats.minifloat import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ
 from fewbit.runtimes.runtime import Runtime
@@ -41,6 +42,8 @@ ORT_CPU = Runtime(
     # It fuses both into operators that take neither: such files do not load, or fail when they run.
     float8_products=False,
     blocks_of_bytes=False,
+    # It has no operators for bfloat16 but Cast; those that float16 lacks run in float32.
+    casts=(FP16,),
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fewbit.formats.cast import BF16, FP16, Cast
 from fewbit.formats.integer import INT8, UINT8, Int
 from fewbit.formats.minifloat import Float
 from fewbit.formats.number_format import NumberFormat
@@ -67,6 +68,8 @@ class Runtime:
     float8_products: bool = True
     #: Whether 8-bit weights may have scales by block beside a rounded input.
     blocks_of_bytes: bool = True
+    #: Floats of 16 bits that it computes with.
+    casts: tuple[Cast, ...] = (FP16, BF16)
     #: Whether sums of two products of uint8 and int8 are cut to 16 bits: x86 without VNNI.
     saturates: bool = False
 
@@ -118,11 +121,29 @@ class Runtime:
         return next(self._problems(quantized), None)
 
     def _problems(self, quantized: QuantizedLayer) -> Iterator[str]:
+        schemes = (quantized.scheme, quantized.input, quantized.output)
+        if any(scheme is not None and isinstance(scheme.format, Cast) for scheme in schemes):
+            yield from self._cast_problems(quantized)
+            return
         yield from self._weight_problems(quantized.layer, quantized.scheme)
         if quantized.input is not None:
             yield from self._input_problems(quantized, quantized.input)
         if quantized.output is not None:
             yield from self._output_problems(quantized.output)
+
+    def _cast_problems(self, quantized: QuantizedLayer) -> Iterator[str]:
+        cast, others = quantized.scheme.format, {"input": quantized.input, "output": quantized.output}
+        for name, scheme in others.items():
+            if scheme is not None and scheme.format != cast:
+                yield (
+                    f"a layer of an ONNX file computes in one type, and here are the weight '{quantized.scheme}' and "
+                    f"the {name} '{input_scheme_to_text(scheme)}'; cast both, or leave out {name}"
+                )
+        if quantized.output is not None and quantized.input is None:
+            yield f"the output is cast to '{quantized.output}' and the input is not; cast both, or leave out output"
+        if isinstance(cast, Cast) and cast not in self.casts:
+            known = " or ".join(own.name for own in self.casts)
+            yield f"{self.name} computes nothing in {cast.name}; use {known}, or another runtime"
 
     def _weight_problems(self, layer: Layer, scheme: Scheme) -> Iterator[str]:
         form, granularity = scheme.format, scheme.granularity

@@ -21,6 +21,8 @@ BLOCKS = 21
 AXIS = 13
 #: Opset from which scales may be float16 or bfloat16.
 HALF_SCALES = 19
+#: Opset from which all products take each type of 16 bits; of bfloat16 it is Conv that came last.
+CASTS = {"float16": AXIS, "bfloat16": 22}
 
 _FLOATS: dict[Float, ir.DataType] = {
     E4M3: ir.DataType.FLOAT8E4M3FN,

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.checkpoints.onnx.between import Between, between
-from fewbit.checkpoints.onnx.fusion import Fusion, fusion
+from fewbit.checkpoints.onnx.cast_whole import write_cast_whole
+from fewbit.checkpoints.onnx.fusion import fusion
 from fewbit.checkpoints.onnx.stored import stored_tensors
-from fewbit.checkpoints.onnx.writer import Written, write
+from fewbit.checkpoints.onnx.told import Told
+from fewbit.checkpoints.onnx.writer import write
 from fewbit.errors import FewbitWarning
 from fewbit.interfaces import Content, Layer, QuantizedLayer, StoredTensor
 from fewbit.onnx_graph.live import OnnxModel
@@ -88,6 +90,19 @@ class OnnxFile:
         """
         batches = Mapped(content.frontend.fed, content.batches)
         graph: OnnxModel = content.frontend.graph(content.model, content.example)
+        if content.cast is None:
+            told = self._quantized(graph, content, batches, path, overwrite=overwrite)
+        else:
+            told = write_cast_whole(graph, content, self.runtime, path, overwrite=overwrite)
+        if content.report is not None:
+            for name, data in told.put_into(content.report).files().items():
+                write_whole(path.with_name(f"{path.stem}.{name}"), data)
+        return path
+
+    def _quantized(
+        self, graph: OnnxModel, content: Content, batches: Sequence[Any], path: Path, *, overwrite: bool
+    ) -> Told:
+        """Write each layer in its form; return what there is to tell of it."""
         layers, values = dict(graph.layers), dict(graph.values)
         added = None if values else self.between(graph, batches)
         if added is not None:
@@ -100,35 +115,8 @@ class OnnxFile:
         finally:
             graph.layers, graph.values = layers, values
         for text in found.warnings if found else ():
-            warnings.warn(text, FewbitWarning, stacklevel=4)
-        if content.report is not None:
-            for name, data in _told(content.report, written, found).files().items():
-                write_whole(path.with_name(f"{path.stem}.{name}"), data)
-        return path
-
-
-def _told(report: Any, written: Written, found: Fusion | None) -> Any:
-    """Return the report with what stands in the file and, of onnxruntime, what it runs on."""
-    layers = [replace(own, **_runs(own.name, written, found)) if own.name in written.forms else own
-              for own in report.layers]  # fmt: skip
-    values = len(written.values)
-    notes = [f"opset {written.opset}, for {written.runtime}"]
-    notes += [f"{values} values between layers are rounded too, so that integers flow there"] if values else []
-    if found is not None:
-        for what, nodes in (("integers", found.integer_nodes), ("floats", found.float_nodes)):
-            told = ", ".join(f"{count} {kind}" for kind, count in sorted(nodes.items()))
-            notes += [f"onnxruntime computes with {what}: {told}"] if told else []
-        notes += found.warnings
-    return replace(report, layers=tuple(layers), remarks=(*report.remarks, *notes, *written.notes))
-
-
-def _runs(name: str, written: Written, found: Fusion | None) -> dict[str, Any]:
-    form = written.forms[name]
-    if found is None:
-        return {"kernel": f"{written.runtime}, from {form}", "fast": True}
-    if name in found.integers:
-        return {"kernel": f"onnxruntime {found.integers[name]}, from {form}", "fast": True}
-    return {"kernel": f"onnxruntime, in float: {found.floats[name]}", "fast": False}
+            warnings.warn(text, FewbitWarning, stacklevel=5)
+        return Told.of(written, found)
 
 
 def ort_cpu() -> OnnxFile:

@@ -59,7 +59,7 @@ def fusion(model: OnnxModel, runtime: Runtime, path: str | Path) -> Fusion:
         CheckpointError: onnxruntime does not load it.
 
     """
-    graph = _optimized(Path(path))
+    graph = optimized(Path(path))
     readers = dict(_readers(graph, set(model.layers)))
     integers = {name: readers[name] for name in model.layers if readers.get(name, _BACK[0]) not in _BACK}
     floats = {name: _reason(model, runtime, name) for name in model.layers if name not in integers}
@@ -73,7 +73,8 @@ def fusion(model: OnnxModel, runtime: Runtime, path: str | Path) -> Fusion:
     )
 
 
-def _optimized(path: Path) -> onnx.GraphProto:
+def optimized(path: Path) -> onnx.GraphProto:
+    """Return the graph that onnxruntime makes of a file; raises `CheckpointError` where it does not load it."""
     with TemporaryDirectory(prefix="fewbit-") as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it warns that the file is for this machine
@@ -133,12 +134,14 @@ def _gives_codes(node: onnx.NodeProto) -> bool:
 
 def _expected(runtime: Runtime, quantized: QuantizedLayer) -> bool:
     form = form_of(quantized, runtime)
-    return runtime.computes_in_integers(quantized) if form == "QDQ" else form != "DequantizeLinear"
+    return runtime.computes_in_integers(quantized) if form == "QDQ" else form not in ("DequantizeLinear", "Cast")
 
 
 def _reason(model: OnnxModel, runtime: Runtime, name: str) -> str:
     """Return why a layer is computed in float."""
     quantized, own = described(model, name), model.found[name]
+    if not quantized.scheme.scaled:
+        return f"its numbers are {quantized.scheme}"
     if quantized.input is None:
         return f"its weight '{quantized.scheme}' is dequantized whenever it is used"
     if own.node.op_type not in runtime.products:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from math import prod
 
+from fewbit.formats.cast import Cast
 from fewbit.formats.integer import Int
 from fewbit.interfaces import QuantizedLayer, StoredTensor
 from fewbit.numerics.packing import packed_length
@@ -22,6 +23,8 @@ def stored_tensors(quantized: QuantizedLayer, runtime: Runtime, storage_type: Sc
     if form in ("MatMulNBits", "GatherBlockQuantized"):
         return _packed(quantized, runtime, storage_type)
     name, scheme, shape = quantized.layer.name, quantized.scheme, quantized.layer.shape
+    if isinstance(scheme.format, Cast):
+        return (StoredTensor(f"{name}.weight", scheme.format.dtype, shape),)
     scales = scale_shape(shape, scheme)
     whole = isinstance(scheme.format, Int)
     bits = 4 if whole and scheme.format.bits <= 4 and (form == "DequantizeLinear" or scales[1] > 1) else 8

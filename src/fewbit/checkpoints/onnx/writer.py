@@ -14,9 +14,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fewbit.activation import Activation
 from fewbit.checkpoints.onnx.bias import put_rounded
+from fewbit.checkpoints.onnx.cast import write_cast
 from fewbit.checkpoints.onnx.draft import Draft, values_of
 from fewbit.checkpoints.onnx.dynamic import write_dynamic
-from fewbit.checkpoints.onnx.element_type import AXIS, BLOCKS, HALF_SCALES, element_type
+from fewbit.checkpoints.onnx.element_type import AXIS, BLOCKS, CASTS, HALF_SCALES, element_type
 from fewbit.checkpoints.onnx.opset import upgraded
 from fewbit.checkpoints.onnx.packed import write_gather, write_matmul
 from fewbit.checkpoints.onnx.recomputed import put_back
@@ -41,6 +42,7 @@ _WRITERS: dict[Form, Callable[[Draft, GraphLayer, Rounded], str]] = {
     "MatMulNBits": write_matmul,
     "GatherBlockQuantized": write_gather,
     "DequantizeLinear": write_weight_only,
+    "Cast": write_cast,
 }
 
 
@@ -140,7 +142,7 @@ def _roundings(model: OnnxModel, draft: Draft) -> dict[str, Activation]:
     outputs = {
         str(draft.layers[name].result.name): rounded.activations.output
         for name, rounded in model.layers.items()
-        if rounded.activations.output is not None
+        if rounded.activations.output is not None and rounded.activations.output.scheme.scaled
     }
     rounded = {**model.values, **outputs}
     return {name: rounded[name] for name in draft.values if name in rounded}
@@ -157,6 +159,8 @@ def _opset(model: OnnxModel, quantized: Mapping[str, QuantizedLayer], runtime: R
             needed += [AXIS, BLOCKS if blocks else AXIS]
             needed.append(element_type(own.scheme.format, whole_bytes=whole).opset)
             needed.append(HALF_SCALES if weight.dtype != ir.DataType.FLOAT else AXIS)  # type: ignore[union-attr]
+        elif form == "Cast":
+            needed.append(CASTS[own.scheme.format.dtype])  # type: ignore[union-attr]
         elif form == "dynamic":
             needed.append(AXIS)
     given = [own.input for own in quantized.values()] + [own.output for own in quantized.values()]

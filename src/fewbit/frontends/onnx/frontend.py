@@ -14,7 +14,7 @@ from fewbit.float_bias import FloatBias
 from fewbit.frontends.onnx.batches import Numbers, feeds_of, inputs_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
 from fewbit.frontends.onnx.execution import execution
-from fewbit.frontends.onnx.magnitudes import largest_activations, largest_weight
+from fewbit.frontends.onnx.magnitudes import largest_activations, largest_weight, value_extremes
 from fewbit.frontends.onnx.norm_folding import fold_norms, is_norm
 from fewbit.frontends.onnx.probe import Probe
 from fewbit.frontends.onnx.problems import problems
@@ -131,11 +131,9 @@ class OnnxFrontend:
         """Raise `NotYetError`."""
         raise NotYetError(f"{model.path}: products inside attention of ONNX graphs stay float in this version")
 
-    def problems(
-        self, model: OnnxModel, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]], storage_type: ScaleType
-    ) -> Sequence[str]:
+    def problems(self, model: OnnxModel, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]]) -> Sequence[str]:
         """Return what a graph cannot do of what is asked for."""
-        return problems(model, wanted, storage_type)
+        return problems(model, wanted)
 
     def tensors(self, model: OnnxModel, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""
@@ -231,6 +229,10 @@ class OnnxFrontend:
 
         """
         return gather(model, wanted, batches, lambda _, numbers: numbers.reshape(-1, 1))
+
+    def value_extremes(self, model: OnnxModel, batches: Sequence[Any]) -> Mapping[str, tuple[float, float]]:
+        """Return the least and the largest finite number of each value of the main graph."""
+        return value_extremes(model, batches)
 
     def graph(self, model: OnnxModel, batch: Any) -> OnnxModel:  # noqa: ARG002
         """Return `model`."""

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 from fewbit.catalogue import lookup
 from fewbit.frontends.onnx.rounding import rounding_problem
-from fewbit.frontends.onnx.stored import storage_type_of
 from fewbit.interfaces import QuantizedLayer
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.problems import several
-from fewbit.schemes.scheme import ScaleType
 from fewbit.statistics import STATISTICS
 
 _INSIDE = (
@@ -19,20 +17,14 @@ _INSIDE = (
 )
 
 
-def problems(
-    model: OnnxModel, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]], storage_type: ScaleType
-) -> list[str]:
+def problems(model: OnnxModel, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]]) -> list[str]:
     """Return a sentence for each thing that cannot be had; layers come with the statistics asked of their inputs."""
     alike: dict[str, list[str]] = {}
     for quantized, statistics in wanted:
         text = _problem(model, quantized, statistics)
         if text:
             alike.setdefault(text, []).append(quantized.layer.name)
-    found = [f"{several(names)}: {text}" for text, names in alike.items()]
-    own = storage_type_of(model)
-    if storage_type != own:
-        found.append(f"dtype {storage_type}: the types of an ONNX model stay as they are, here {own}; leave out dtype")
-    return found
+    return [f"{several(names)}: {text}" for text, names in alike.items()]
 
 
 def _problem(model: OnnxModel, quantized: QuantizedLayer, statistics: Sequence[str]) -> str | None:

@@ -131,7 +131,6 @@ class TorchFrontend:
         self,
         model: nn.Module,  # noqa: ARG002
         wanted: Sequence[tuple[Quantized, Sequence[str]]],  # noqa: ARG002
-        storage_type: ScaleType,  # noqa: ARG002
     ) -> Sequence[str]:
         """Return nothing: modules run whatever schemes there are."""
         return ()
