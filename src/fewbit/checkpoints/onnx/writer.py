@@ -26,6 +26,7 @@ from fewbit.checkpoints.onnx.saturation import saturating_pairs
 from fewbit.checkpoints.onnx.static import write_static
 from fewbit.checkpoints.onnx.weight_only import write_weight_only
 from fewbit.errors import CheckpointError
+from fewbit.formats.cast import Cast
 from fewbit.formats.integer import Int
 from fewbit.interfaces import QuantizedLayer
 from fewbit.onnx_graph.file import weight_bytes, write_model
@@ -159,8 +160,8 @@ def _opset(model: OnnxModel, quantized: Mapping[str, QuantizedLayer], runtime: R
             needed += [AXIS, BLOCKS if blocks else AXIS]
             needed.append(element_type(own.scheme.format, whole_bytes=whole).opset)
             needed.append(HALF_SCALES if weight.dtype != ir.DataType.FLOAT else AXIS)  # type: ignore[union-attr]
-        elif form == "Cast":
-            needed.append(CASTS[own.scheme.format.dtype])  # type: ignore[union-attr]
+        elif isinstance(own.scheme.format, Cast):
+            needed.append(CASTS[own.scheme.format.dtype])
         elif form == "dynamic":
             needed.append(AXIS)
     given = [own.input for own in quantized.values()] + [own.output for own in quantized.values()]
