@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 
 import fewbit as fb
-from fewbit.errors import CheckpointError, PlanError
+from fewbit.errors import CheckpointError, FewbitWarning, PlanError
 from fewbit.frontends.torch.frontend import TorchFrontend
 
 _SHAPE = {
@@ -203,8 +203,21 @@ def test_a_plan_for_a_runtime_knows_the_operators_of_a_module_and_no_kernels_of_
 def test_files_have_the_type_that_the_module_computes_in():
     model = nn.Sequential(nn.Linear(64, 8))
     assert fb.plan(model, "w8a16", to="ort-cpu").storage_type == "float32"
-    with pytest.raises(PlanError, match="a graph has the types of the module that is exported, here float32"):
+    with pytest.raises(PlanError, match="a graph has the types that the model computes in, here float32"):
         fb.quantize(model, "w8a16", to="ort-cpu", dtype="float16")
+
+
+def test_modules_in_float16_are_written_and_those_in_bfloat16_refused(tmp_path):
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(4, 64).half()
+    result = fb.quantize(model.half(), "w8a8-static", to="ort-cpu", calibration=[batch])
+    with pytest.warns(FewbitWarning, match="stayed float: onnxruntime did not fuse"):  # it fuses float32 only
+        path = result.save(tmp_path / "model.onnx")
+    assert {value.type.tensor_type.elem_type for value in onnx.load(path).graph.input} == {onnx.TensorProto.FLOAT16}
+    # 11 bits of float16, beside steps of 1/255 of a range that are the same in both.
+    assert _nearness(result.run(batch).numpy(), _ran(path, batch)) > 35
+    with pytest.raises(PlanError, match=r"the module computes in bfloat16, .* convert it by module\.float\(\)"):
+        fb.quantize(nn.Sequential(nn.Linear(64, 8)).bfloat16(), "w8a16", to="ort-cpu")
 
 
 def test_a_result_for_no_target_says_how_a_preset_fits_one(tmp_path):

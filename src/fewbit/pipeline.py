@@ -280,6 +280,11 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
             f"dtype {storage_type}: a graph has the types that the model computes in, here {own}; leave out dtype, or "
             "use the presets fp16 and bf16"
         )
+    if graph and own == "bfloat16" and source.framework == "torch":
+        found.append(
+            "the module computes in bfloat16, from which this version writes no graph; convert it by module.float(), "
+            "and use the preset bf16 for a file in bfloat16"
+        )
     return replace(made, problems=(*made.problems, *found))
 
 
