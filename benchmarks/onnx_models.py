@@ -175,7 +175,7 @@ def smollm2(folder: Path, amount: Amount) -> Subject:
     text, _ = read_text(None)
     count = amount.calibration + max(1, amount.evaluation // 8)
     sequences = token_sequences(source.tokenizer(), text, sequences=count, length=64)
-    exported(Scores(source.load()), [sequences[0].repeat(2, 1)], ["input_ids"], folder / "smollm2.onnx")
+    exported(Scores(source.load()).eval(), [sequences[0].repeat(2, 1)], ["input_ids"], folder / "smollm2.onnx")
     batches = [{"input_ids": tokens.numpy()} for tokens in sequences]
     return Subject(
         name="smollm2", path=folder / "smollm2.onnx", calibration=batches[: amount.calibration],

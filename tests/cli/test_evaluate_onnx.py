@@ -263,6 +263,7 @@ def test_without_other_data_quantize_measures_on_what_calibrates_and_says_so(run
     [found] = re.findall(r"^output SQNR +(\S+) dB$", out, re.MULTILINE)
     assert 25 < float(found) < 60
     assert "measured on            the samples of data.npz that calibrated it too\n" in out
+    assert out.endswith(f"written                {tmp_path / 'static.onnx'}, with static.report.html beside it\n")
     told = json.loads((tmp_path / "static.report.json").read_text())
     assert told["output_sqnr"] == pytest.approx(float(found), abs=0.005)
     code, out, _ = run(*command, "-o", tmp_path / "alone.onnx", "--recipe", "w8a16")

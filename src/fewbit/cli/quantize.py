@@ -115,8 +115,9 @@ def quantize(  # a command's options are its arguments
     )  # fmt: skip
     require_used(run.calibration, run.evaluation, {"--batch-size": batch_size, "--preprocess": preprocess})
     result = run.carry_out(terminal)
+    beside = f", with {output.stem}.report.html beside it" if is_onnx(str(output)) else ""
     terminal.result(
-        f"{result.report}\nwritten                {output}",
+        f"{result.report}\nwritten                {output}{beside}",
         {**result.report.to_dict(), "output": str(output)},
     )
 
