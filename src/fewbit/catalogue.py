@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from fewbit.errors import FewbitError, RecipeError
@@ -25,6 +26,15 @@ def lookup(catalogue: Mapping[str, str], name: str, *, what: str, error: type[Fe
         raise error(unknown(name, catalogue, what=what))
     module, _, attribute = catalogue[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def with_options(factory: Any, options: Mapping[str, Any], what: str) -> Any:
+    """Return `factory(**options)` of a dataclass; raises `RecipeError` for an option that it does not have."""
+    names = [field.name for field in fields(factory)]
+    for option in options:
+        if option not in names:
+            raise RecipeError(unknown(option, names, what=f"option of {what}:"))
+    return factory(**options)
 
 
 def unknown(name: str, known: Iterable[str], *, what: str) -> str:

@@ -23,6 +23,7 @@ from fewbit.qtensor import QTensor
 from fewbit.samples.model_input import ModelInput
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.transforms import Applied
+from fewbit.transforms.scope import Scope
 
 #: What a quantizable operation does; rules select by it.
 LayerKind = Literal["linear", "conv", "embedding", "head", "attention"]
@@ -261,6 +262,10 @@ class CalibrationRun(Protocol):
 class Frontend(Protocol):
     """What knows a framework."""
 
+    @property
+    def finds_links(self) -> bool:
+        """Whether it can tell transforms what is linked, and calls `prepare` of a calibration."""
+
     def layers(self, model: Any) -> list[Layer]:
         """Return the quantizable layers in the order of the model."""
 
@@ -327,8 +332,12 @@ class Frontend(Protocol):
         batches: Sequence[Any],
         *,
         sequential: bool,
+        prepare: Callable[[Scope], None] | None = None,
     ) -> CalibrationRun:
-        """Return a run of `batches` through `model`; `wanted` names the statistics of each layer to be quantized."""
+        """Return a run of `batches` through `model`; `wanted` names the statistics of each layer to be quantized.
+
+        `prepare` is given each block, or a model without blocks, before its layers are measured.
+        """
 
     def output_statistics(self, model: Any, wanted: Mapping[str, str], batches: Sequence[Any]) -> Mapping[str, Any]:
         """Return the statistic that is `wanted` of the output of each layer, in the form that is installed."""

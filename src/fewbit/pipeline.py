@@ -22,14 +22,16 @@ from fewbit.measurement import parse_evaluation
 from fewbit.overflow import needs_check, without_large_activations, without_large_weights
 from fewbit.planning import Plan, resolve
 from fewbit.presets import parse_recipe
+from fewbit.problems import transform_problems
 from fewbit.recipe import Recipe, Rule
 from fewbit.reporting import remarks_of, report_of
+from fewbit.rescaling import Rescaling
 from fewbit.result import Result
 from fewbit.samples.batches import Joined
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.solving import Data, needs_data, solve, statistics_of
 from fewbit.sources import open_source
-from fewbit.transforms import Applied, Transform
+from fewbit.transforms import Applied, Transform, on_models
 
 _STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -124,23 +126,24 @@ def quantize(
     made = _checked(planned(), frontend, live)
     made.require_sound()
     kept = {tensor.name for tensor in made.manifest({}, {}).floats}
-    frontend.require_finite(live, [quantized.layer for quantized in made.quantized], kept, made.storage_type)
+    frontend.require_finite(live, [own.layer for own in made.quantized], kept, made.storage_type)
     require_known(evaluated, live, what="evaluation")
     data = Data()
-    if needs_data(made) or (given and (parsed.transforms or needs_check(made))):
+    rescaling = Rescaling.of(made)
+    if needs_data(made) or rescaling or (given and (parsed.transforms or needs_check(made))):
         given = given or _default_calibration(live)
         with clock.phase("calibration data"):
             batches = given.batches(live, source, seed=options.seed, progress=options.progress)
         data = Data(batches=batches, sequential=given.sequential)
     shown = data.batches or evaluated
-    with _transformed(live, parsed, frontend, shown, made.target) as sentences:
+    with _transformed(live, parsed, frontend, shown, made.target) as sentences, rescaling:
         if sentences:
             made = _checked(planned(), frontend, live)
         with clock.phase("check") if needs_check(made) else nullcontext():
             made, unchecked = without_large_activations(made, frontend, live, Joined(data.batches, evaluated))
         kept = {tensor.name for tensor in made.manifest({}, {}).floats}
         with clock.phase("solve"):
-            solved = solve(live, made, frontend, data, options.progress)
+            solved = solve(live, made, frontend, data, options.progress, rescaling)
             layers = [done.replacement for done in solved.values()]
             forms = [*layers, *round_products(live, made, layers, frontend, data.batches)]
             beside = _between(live, made, layers, data.batches)
@@ -153,8 +156,8 @@ def quantize(
         switch.install()
     idle = given is not None and not data.batches and not (given.holds_batches and parsed.names_products)
     report = replace(
-        report_of(made, solved, measured, frontend, live),
-        remarks=(*sentences, *unchecked, *remarks_of(changed, solved, made, idle=idle)),
+        report_of(made, solved, measured, frontend, live, rescaling.notes),
+        remarks=(*sentences, *rescaling.sentences, *unchecked, *remarks_of(changed, solved, made, idle=idle)),
         seed=options.seed,
         command=options.command,
         text=name,
@@ -183,13 +186,13 @@ def _transformed(
     if to is not None and target_of(to).keeps_layers:
         yield tuple(
             f"transform {own.name} is left out: {to} files keep every layer of the model"
-            for own in recipe.transforms
+            for own in on_models(recipe.transforms)
             if _has_effect(own, model, frontend)
         )
         return
     done: list[Applied] = []
     try:
-        for transform in recipe.transforms:
+        for transform in on_models(recipe.transforms):
             done.append(transform(model, frontend, batches[0] if batches else None))
         yield tuple(sentence for applied in done for sentence in applied.sentences)
     except BaseException:
@@ -238,7 +241,7 @@ def load(path: str | Path, *, into: Any = None) -> Result:
 def _default_calibration(model: Any) -> Calibration:
     if not writes_text(model):
         raise PlanError(
-            "this recipe needs calibration data (for gptq, or static ranges) and the model writes no text; "
+            "this recipe needs calibration data (for gptq, static ranges, transforms) and the model writes no text; "
             "give calibration=[batch, ...], or the path of samples"
         )
     return Calibration(data="self")
@@ -274,7 +277,8 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     )
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
-    found = [*frontend.problems(model, wanted)]
+    found = [*transform_problems(recipe, made.quantized, finds_links=frontend.finds_links)]
+    found += frontend.problems(model, wanted)
     if graph and storage_type not in (own, made.cast_whole and made.cast_whole.dtype):
         found.append(
             f"dtype {storage_type}: a graph has the types that the model computes in, here {own}; leave out dtype, or "

@@ -13,6 +13,8 @@ from fewbit.recipe import Recipe
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import Scheme
+from fewbit.transforms import on_links
+from fewbit.transforms.scope import Rounded
 
 
 def idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
@@ -100,6 +102,21 @@ def _bias_problems(quantized: QuantizedLayer) -> list[str]:
             f"an int32 bias needs integer weights of one scale an output, and its weight is '{weight}'; "
             "use weight = 'int8', or leave out `bias`"
         )
+    return problems
+
+
+def transform_problems(recipe: Recipe, quantized: Sequence[QuantizedLayer], *, finds_links: bool) -> list[str]:
+    """Return why the transforms of a recipe make no sense for these layers, or cannot be carried out."""
+    transforms = on_links(recipe.transforms)
+    if not transforms:
+        return []
+    names = " and ".join(transform.name for transform in transforms)
+    if not finds_links:
+        return [f"{names}: links between layers are found in torch modules only; leave it out for ONNX models"]
+    schemes = {own.layer.name: Rounded(own.scheme, own.input) for own in quantized}
+    problems = [problem for own in transforms if (problem := own.problem(schemes))]
+    if len(transforms) > 1:
+        problems.append(f"{names} rescale the same links, and the last would undo the others; keep one")
     return problems
 
 

@@ -24,7 +24,7 @@ from fewbit.schemes.granularity import PerChannel, PerTile
 from fewbit.schemes.notation import input_scheme_to_text, parse_input_scheme, parse_scheme
 from fewbit.schemes.scheme import Scheme
 from fewbit.toml_table import LARGEST, parse_table
-from fewbit.transforms import Transform, parse_transform
+from fewbit.transforms import AnyTransform, parse_transform
 
 
 @dataclass(frozen=True, init=False)
@@ -146,7 +146,7 @@ class Recipe:
     #: What the user calls it.
     name: str = "custom"
     #: Rewrites of the float model before rounding, in order.
-    transforms: tuple[Transform, ...] = ()
+    transforms: tuple[AnyTransform, ...] = ()
     #: Repairs of the layers that are quantized, in order.
     corrections: tuple[Correction, ...] = ()
     #: Group sizes adapt to the widths of the model, as those of presets do.
@@ -156,14 +156,17 @@ class Recipe:
         self,
         rules: Sequence[Rule],
         *,
-        transforms: Sequence[str | Transform] = (),
+        transforms: Sequence[str | dict[str, Any] | AnyTransform] = (),
         corrections: Sequence[str | Correction] = (),
         name: str = "custom",
         adapts: bool = False,
     ) -> None:
-        for key, given in {"transforms": transforms, "corrections": corrections}.items():
+        for key, (given, what) in {
+            "transforms": (transforms, "names or tables"),
+            "corrections": (corrections, "names"),
+        }.items():
             if not isinstance(given, (list, tuple)):
-                raise RecipeError(f"{key} = {given!r:.80} is not a list of names")
+                raise RecipeError(f"{key} = {given!r:.80} is not a list of {what}")
         if not isinstance(rules, (list, tuple)):
             raise RecipeError(f"a recipe takes a list of rules, not a {type(rules).__name__}; write Recipe([rule])")
         for rule in rules:

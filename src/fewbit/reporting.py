@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fewbit.evaluation.side_by_side import Measured
@@ -13,8 +14,18 @@ from fewbit.report.data import LayerReport, Report
 from fewbit.solving import Solved
 
 
-def report_of(made: Plan, solved: Mapping[str, Solved], measured: Measured, frontend: Frontend, model: Any) -> Report:
-    """Return the report without what only the caller knows: time, memory, texts, seed and command."""
+def report_of(
+    made: Plan,
+    solved: Mapping[str, Solved],
+    measured: Measured,
+    frontend: Frontend,
+    model: Any,
+    notes: Mapping[str, tuple[str, ...]],
+) -> Report:
+    """Return the report without what only the caller knows: time, memory, texts, seed and command.
+
+    `notes` are further ones by layer, beside those of the plan.
+    """
     runs = [_runs(row, made.target, frontend, model) for row in made.rows]
     layers = tuple(
         _layer_report(row, solved.get(row.layer.name), measured, own) for row, own in zip(made.rows, runs, strict=True)
@@ -26,7 +37,7 @@ def report_of(made: Plan, solved: Mapping[str, Solved], measured: Measured, fron
         storage_type=made.storage_type,
         bytes_before=made.bytes_before,
         bytes_after=made.bytes_after,
-        layers=layers,
+        layers=tuple(replace(own, notes=(*own.notes, *notes.get(own.name, ()))) for own in layers),
         adaptations=made.adaptations,
         before=measured.before,
         after=measured.after,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fewbit.activation import Activation
@@ -16,9 +17,10 @@ from fewbit.evaluation.fidelity import decibels, fidelity, output_power
 from fewbit.evaluation.level_histogram import LevelHistogram, level_histogram
 from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias
-from fewbit.interfaces import Activations, Frontend, Layer, Progress, Replacement
+from fewbit.interfaces import Activations, CalibrationRun, Frontend, Progress, Replacement
 from fewbit.planning import Plan, PlanRow
 from fewbit.qtensor import quantize
+from fewbit.rescaling import Rescaling
 from fewbit.schemes.scheme import ScaleType
 from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.second_moment import SecondMoment
@@ -57,14 +59,23 @@ class Data:
     sequential: bool = True
 
 
-def solve(model: Any, made: Plan, frontend: Frontend, data: Data, progress: Progress) -> dict[str, Solved]:
-    """Return each layer of the plan solved, in the plan's order; the float forms are installed again at the end."""
+def solve(
+    model: Any, made: Plan, frontend: Frontend, data: Data, progress: Progress, rescaling: Rescaling | None = None
+) -> dict[str, Solved]:
+    """Return each layer of the plan solved, in the plan's order; the float forms are installed again at the end.
+
+    `rescaling` is given each block before its layers are measured.
+    """
     rows = {row.layer.name: row for row in made.rows if row.scheme}
     run = _Run(model, frontend, made.storage_type, _float_outputs(model, rows, frontend, data))
     solved: dict[str, Solved] = {}
     try:
         # What waits inside of the calibration is let go of also when a layer cannot be solved.
-        with closing(_tracked(model, made, rows, frontend, data, progress)) as tracked:
+        calibrated = partial(
+            frontend.calibrate, model, [row.layer for row in made.rows],
+            batches=data.batches, sequential=data.sequential, prepare=rescaling or None,
+        )  # fmt: skip
+        with closing(_tracked(rows, calibrated, progress, rescaling)) as tracked:
             for row, statistics in tracked:
                 found = _solve(row, statistics, run)
                 solved[row.layer.name] = found
@@ -132,19 +143,21 @@ def _fix_outputs(
 
 
 def _tracked(
-    model: Any, made: Plan, rows: Mapping[str, PlanRow], frontend: Frontend, data: Data, progress: Progress
+    rows: Mapping[str, PlanRow],
+    calibrated: Callable[..., CalibrationRun],
+    progress: Progress,
+    rescaling: Rescaling | None,
 ) -> Generator[tuple[PlanRow, Mapping[str, Any]]]:
     """Yield every row with the statistics of its layer; it must be installed before the next is asked for."""
     wanted = {name: statistics_of(row) for name, row in rows.items()}
-    free = [row for name, row in rows.items() if not wanted[name]]
+    # What is to be rescaled has to wait for its turn in the walk.
+    free = [row for name, row in rows.items() if not wanted[name] and not rescaling]
     for row in progress.track(free, "quantize") if free else ():
         yield row, {}
-    waiting = {name: names for name, names in wanted.items() if names}
+    waiting = {name: names for name, names in wanted.items() if names or rescaling}
     if not waiting:
         return
-    layers: list[Layer] = [row.layer for row in made.rows]
-    run = frontend.calibrate(model, layers, waiting, data.batches, sequential=data.sequential)
-    stages: Any = run  # as good as a sequence: it has a length and is gone through once
+    stages: Any = calibrated(wanted=waiting)  # as good as a sequence: it has a length and is gone through once
     for stage in progress.track(stages, "calibrate and quantize"):
         for part in stage:
             for layer in part.layers:

@@ -290,3 +290,16 @@ def test_a_quantized_embedding_is_refused_because_transformers_cannot_run_it(tmp
     with pytest.raises(fb.FewbitError, match=r"model\.embed_tokens: .* keep it"):
         fb.quantize(small_llama(), recipe).save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("transform", ["smoothquant"])
+def test_a_rescaled_model_is_a_folder_like_any_other(tmp_path, transform):
+    rules = [fb.keep(kind="head"), fb.Rule(kind="linear", weight="int8 channel", input="int8 token sym")]
+    result, path = saved(tmp_path, fb.Recipe(rules, transforms=[transform]))
+    model = loaded(path, torch.float32, dequantize=True)
+    assert differing(result, model, torch.float32) == []
+    gains = {name: own for name, own in model.named_parameters() if "layernorm" in name}
+    assert len(gains) == 4
+    assert all(torch.equal(own, result.model.get_parameter(name)) for name, own in gains.items())
+    first = gains["model.layers.0.input_layernorm.weight"]
+    assert not torch.equal(first, torch.ones_like(first))  # what it was

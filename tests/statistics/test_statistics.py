@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from fewbit.errors import NonFiniteError
 from fewbit.statistics import STATISTICS
+from fewbit.statistics.channel_magnitude import ChannelMagnitude
 from fewbit.statistics.extremes import Extremes
+from fewbit.statistics.row_sample import KEPT, RowSample
 from fewbit.statistics.second_moment import RelativeSecondMoment, SecondMoment
 
 #: Errors of float32 sums, as a share of sqrt(H_ii H_jj), which bounds |H_ij|: some roundings of 6e-8 each.
@@ -166,4 +168,39 @@ def test_what_is_not_finite_or_overflows_is_refused(bad, place):
 def test_the_catalogue_knows_all():
     assert set(STATISTICS) == {
         "second_moment", "relative_second_moment", "mean", "extremes", "histogram", "moving_average",
+        "channel_magnitude", "row_sample",
     }  # fmt: skip
+
+
+def test_channel_magnitudes_in_every_framework(xp):
+    statistic = gathered(ChannelMagnitude, [xp.from_numpy(ROWS[:100]), xp.from_numpy(ROWS[100:])])
+    other = gathered(ChannelMagnitude, [xp.from_numpy(2 * ROWS[:50])])
+    statistic.merge(other)
+    seen = np.abs(np.concatenate([ROWS, 2 * ROWS[:50]]).astype(np.float64))
+    largest, mean = statistic.result()
+    np.testing.assert_array_equal(largest, seen.max(axis=0))
+    np.testing.assert_allclose(mean, seen.mean(axis=0), rtol=SUMS)
+    statistic.update(xp.from_numpy(np.full((1, 24), np.inf, dtype=np.float32)))
+    with pytest.raises(NonFiniteError):
+        statistic.result()
+
+
+def test_a_sample_of_rows_is_the_same_for_any_cut_and_merge_in_every_framework(xp):
+    rows = np.random.default_rng(5).normal(size=(1500, 24)).astype(np.float32)
+    whole = gathered(RowSample, [xp.from_numpy(rows)])
+    parts = gathered(RowSample, [xp.from_numpy(rows[900:]), xp.from_numpy(rows[:0]), xp.from_numpy(rows[:7])])
+    parts.merge(gathered(RowSample, [xp.from_numpy(rows[7:900])]))
+    kept = xp.to_numpy(whole.result())
+    assert kept.shape == (KEPT, 24)
+    assert whole.count == parts.count == 1500
+    np.testing.assert_array_equal(xp.to_numpy(parts.result()), kept)
+    taken = {row.tobytes() for row in rows}
+    assert len({row.tobytes() for row in kept} & taken) == KEPT
+    # No part of the data is preferred: of 1500 rows in three parts 171 each, give or take four standard deviations.
+    places = np.sort([int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in kept])
+    assert all(abs(count - 171) < 36 for count in np.histogram(places, bins=3, range=(0, 1500))[0])
+
+
+def test_few_rows_are_all_in_the_sample():
+    sample = gathered(RowSample, [ROWS[:30], ROWS[30:40]])
+    assert {row.tobytes() for row in sample.result()} == {row.tobytes() for row in ROWS[:40]}

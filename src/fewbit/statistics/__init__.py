@@ -14,4 +14,6 @@ STATISTICS = {
     "histogram": "fewbit.statistics.histogram:Histogram",
     "mean": "fewbit.statistics.mean:Mean",
     "moving_average": "fewbit.statistics.moving_average:MovingAverage",
+    "channel_magnitude": "fewbit.statistics.channel_magnitude:ChannelMagnitude",
+    "row_sample": "fewbit.statistics.row_sample:RowSample",
 }

@@ -1,23 +1,27 @@
 """Exact rewrites of the float model before rounding, one paper a file; a front end finds where they apply.
 
-A transform is `(model, frontend, batch) -> Applied`; what it changed can be taken back.
+A transform is `(model, frontend, batch) -> Applied`, or a `LinkTransform`, which works block by block on what a front
+end has proven to be linked. What either changed can be taken back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from fewbit.catalogue import lookup
+from fewbit.catalogue import lookup, with_options
 from fewbit.errors import NotYetError, RecipeError
+from fewbit.transforms.scope import LinkTransform
 
 #: Transforms by name.
 TRANSFORMS = {
     "batchnorm": "fewbit.transforms.batchnorm:FoldBatchNorm",
+    "awq": "fewbit.transforms.awq:Awq",
+    "smoothquant": "fewbit.transforms.smoothquant:SmoothQuant",
 }
 #: Transforms of the design that this version does not have.
-LATER = ("awq", "equalization", "rotation", "smoothquant")
+LATER = ("equalization", "rotation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +45,37 @@ class Transform(Protocol):
         """Rewrite `model` in place; the data flow is that of a run on `batch`, `None` where there is no data."""
 
 
-def parse_transform(value: str | Transform) -> Transform:
-    """Return the transform called `value`, or `value` itself.
+AnyTransform: TypeAlias = Transform | LinkTransform
 
-    >>> parse_transform("batchnorm").name
-    'batchnorm'
+
+def on_links(transforms: Sequence[AnyTransform]) -> list[LinkTransform]:
+    """Return those that work block by block, before the layers of a block are rounded."""
+    return [own for own in transforms if isinstance(own, LinkTransform)]
+
+
+def on_models(transforms: Sequence[AnyTransform]) -> list[Transform]:
+    """Return those that rewrite the model as a whole before anything else."""
+    return [own for own in transforms if not isinstance(own, LinkTransform)]
+
+
+def parse_transform(value: str | dict[str, Any] | AnyTransform) -> AnyTransform:
+    """Return the transform for a name, a table with `name` and options, or a transform.
+
+    >>> parse_transform({"name": "smoothquant", "alpha": 0.8})
+    SmoothQuant(alpha=0.8)
     """
-    if not isinstance(value, str):
-        if not callable(value) or isinstance(value, type):
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        if not (callable(value) or isinstance(value, LinkTransform)) or isinstance(value, type):
             raise RecipeError(f'transforms hold {value!r:.80}, which is no transform; write for example "batchnorm"')
         return value
-    if value in LATER:
-        raise NotYetError(f"transform {value!r} is not in this version; use one of: {', '.join(TRANSFORMS)}")
-    found: Transform = lookup(TRANSFORMS, value, what="transform")()
-    return found
+    options = dict(value)
+    if "name" not in options:
+        raise RecipeError(f'transforms hold {value!r:.80} without a name; write for example {{ name = "smoothquant" }}')
+    name = options.pop("name")
+    if name in LATER:
+        raise NotYetError(f"transform {name!r} is not in this version; use one of: {', '.join(TRANSFORMS)}")
+    factory = lookup(TRANSFORMS, str(name), what="transform")
+    made: AnyTransform = with_options(factory, options, f"transform {name!r}")
+    return made

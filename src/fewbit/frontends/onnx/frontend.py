@@ -31,6 +31,7 @@ from fewbit.qtensor import QTensor
 from fewbit.samples.model_input import ModelInput
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.transforms import Applied
+from fewbit.transforms.scope import Scope
 
 #: A range of twice this, divided by one step, still has a float32.
 _LARGEST = 2.0**120
@@ -40,6 +41,8 @@ _QUANTIZED = ("DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger",
 
 class OnnxFrontend:
     """Layers, data and replacements of a graph."""
+
+    finds_links = False
 
     def __init__(self) -> None:
         self._probe: Probe | None = None
@@ -201,6 +204,7 @@ class OnnxFrontend:
         batches: Sequence[Any],
         *,
         sequential: bool,
+        prepare: Callable[[Scope], None] | None = None,  # noqa: ARG002
     ) -> CalibrationRun:
         """Return a run of `batches` through `model`, in sequential order each layer behind the quantized ones."""
         return CalibrationRun(model, layers, wanted, batches, sequential=sequential)

@@ -33,6 +33,7 @@ from fewbit.interfaces import QuantizedLayer as Quantized
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.transforms import Applied
+from fewbit.transforms.scope import Scope
 
 #: A range of twice this, divided by one step, still has a float32.
 _LARGEST = 2.0**120
@@ -40,6 +41,8 @@ _LARGEST = 2.0**120
 
 class TorchFrontend:
     """Layers, data and replacements of any `nn.Module`."""
+
+    finds_links = True
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the quantizable layers in the order of the model.
@@ -151,10 +154,7 @@ class TorchFrontend:
     def require_finite(
         self, model: nn.Module, layers: Sequence[Layer], names: Collection[str], storage_type: ScaleType
     ) -> None:
-        """Raise `NonFiniteError`, with its name, for numbers of `layers` or a tensor of `names` that are not finite.
-
-        The tensors count as they are stored, as `storage_type`.
-        """
+        """Raise `NonFiniteError` for numbers of `layers`, or of tensors as they are stored, that are not finite."""
         for layer in layers:
             self.weight(model, layer)
             if layer.bias:
@@ -193,9 +193,10 @@ class TorchFrontend:
         batches: Sequence[Any],
         *,
         sequential: bool,
+        prepare: Callable[[Scope], None] | None = None,
     ) -> CalibrationRun:
         """Return a run of `batches` through `model`, one block at a time behind the quantized ones."""
-        return CalibrationRun(model, layers, wanted, batches, sequential=sequential)
+        return CalibrationRun(model, layers, wanted, batches, sequential=sequential, prepare=prepare)
 
     def output_statistics(
         self, model: nn.Module, wanted: Mapping[str, str], batches: Sequence[Any]

@@ -42,6 +42,18 @@ class Fold:
     link: Link
     form: Form
 
+    def storable(self, factors: Factors) -> Factors:
+        """Return factors close by under which a gain becomes a number of 8 bits, as every 16-bit file holds it."""
+        if self.form is Form.ROWS:
+            return factors
+        gain = self.model.get_submodule(self.link.producer).weight.detach().double().cpu().numpy()  # type: ignore[union-attr, operator]
+        beside = 1.0 if self.form is Form.GAIN_BESIDE_ONE else 0.0
+        mantissa, exponent = np.frexp((gain + beside) / factors - beside)
+        divided = np.ldexp(np.rint(mantissa * 256) / 256, exponent) + beside
+        # A gain of 0 stays 0 under every factor; one that becomes 0 cannot.
+        lost = (divided == 0.0) | ((gain + beside) == 0.0)
+        return np.where(lost, factors, (gain + beside) / np.where(lost, 1.0, divided))
+
     def fold(self, factors: Factors, columns: Factors | None = None) -> Changes:
         """Divide the producer's channels by `factors`, multiply the columns that read them; return what was there.
 

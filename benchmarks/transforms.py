@@ -1,0 +1,90 @@
+"""What transforms change: divergence of smollm2 from float under one scheme, with each transform and without.
+
+Run: python benchmarks/transforms.py [--model smollm2-rotated] [--calibration 8] [--case w8a8 ...] [--only REGEX]
+Calibration and evaluation are different parts of pydoc_data.topics, sequences of 512 tokens. Needs fewbit[demo].
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import re
+import sys
+import time
+from typing import Any
+
+import torch
+
+import fewbit as fb
+from fewbit.evaluation.quality import compare
+from fewbit.evaluation.text import read_text, token_sequences
+from fewbit.report.data import installed_versions, this_machine
+from fewbit.sources import open_source
+
+#: Schemes of weights and inputs, and the algorithm, by name.
+CASES: dict[str, tuple[str, str | None, str]] = {
+    "w8a8": ("int8 channel", "int8 token asym", "nearest"),
+    "w8a8-sym": ("int8 channel", "int8 token sym", "nearest"),
+    "w8a8-static": ("int8 channel", "int8 static", "nearest"),
+    "w4a16": ("int4 g64", None, "nearest"),
+    "w4a16-asym": ("int4 g64 asym", None, "nearest"),
+    "w3a16": ("int3 g64", None, "nearest"),
+    "w3a16-asym": ("int3 g64 asym", None, "nearest"),
+}
+#: What is applied to each.
+TRANSFORMS: dict[str, list[Any]] = {
+    "none": [],
+    "smoothquant 0.5": ["smoothquant"],
+    "smoothquant 0.8": [{"name": "smoothquant", "alpha": 0.8}],
+    "awq": ["awq"],
+    "awq without weights": [{"name": "awq", "weights": False}],
+    "smoothquant search": [{"name": "smoothquant", "alpha": "search"}],
+}
+_LENGTH = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--calibration", type=int, default=8, help="sequences")
+    parser.add_argument("--evaluation", type=int, default=4, help="sequences")
+    parser.add_argument("--case", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--only", default="", help="regular expression of transforms")
+    given = parser.parse_args()
+    source = open_source(given.model)
+    words, name = read_text(None)
+    count = given.calibration + given.evaluation
+    sequences = token_sequences(source.tokenizer(), words, sequences=count, length=_LENGTH)
+    calibration, evaluation = sequences[: given.calibration], sequences[given.calibration :]
+    print(f"{this_machine()}; torch {installed_versions()['torch']}; {given.model}; {name}")
+    print(f"{len(calibration)} x {_LENGTH} tokens for calibration, {len(evaluation)} x {_LENGTH} others\n")
+    print("| case | transforms | KL, nats | top-1 | seconds |\n| --- | --- | ---: | ---: | ---: |")
+    reference = source.load()
+    for case in given.case:
+        for transform in TRANSFORMS:
+            if re.search(given.only, transform):
+                row(reference, case, transform, calibration, evaluation)
+
+
+def row(reference: Any, case: str, transform: str, calibration: Any, evaluation: Any) -> None:
+    """Print one line of the table; what makes no sense together is left out."""
+    weight, inputs, algorithm = CASES[case]
+    rule = fb.Rule(kind="linear", weight=weight, input=inputs, algorithm=algorithm)
+    recipe = fb.Recipe([fb.keep(kind="head", optional=True), rule], transforms=TRANSFORMS[transform])
+    started = time.perf_counter()
+    try:
+        result = fb.quantize(copy.deepcopy(reference), recipe, calibration=calibration)
+    except fb.FewbitError as error:
+        print(f"| {case} | {transform} | {str(error).split(',')[0]} | | |", flush=True)
+        return
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        _, after = compare(lambda t: reference(t).logits, lambda t: result.model(t).logits, evaluation)
+    print(
+        f"| {case} | {transform} | {after.kl_divergence:.5f} | {after.top1_agreement:.4f} | {seconds:.0f} |", flush=True
+    )
+    print("\n".join(f"    {remark}" for remark in result.report.remarks), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Listens to what layers are given while a model runs, and gathers statistics of it.
+
+Layers that get the same tensor share one statistic; which they are is found in the first run and checked in the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.catalogue import lookup
+from fewbit.errors import CalibrationError, FewbitError
+from fewbit.frontends.torch.convolution import Convolution, same_rows
+from fewbit.interfaces import Layer
+from fewbit.statistics import STATISTICS
+
+
+@dataclass(slots=True)
+class InputWatch:
+    """Listens to the inputs of some layers."""
+
+    model: nn.Module
+    layers: Sequence[Layer]
+    wanted: Mapping[str, Sequence[str]]
+    #: The layer that keeps the statistic of each; found in the first run.
+    leaders: dict[str, str] = field(default_factory=dict)
+    #: Layers in the order of their calls in the first run.
+    calls: list[str] = field(default_factory=list)
+    #: Inputs seen in the run in progress, each with its version and the layer that keeps its statistic.
+    current: list[tuple[Tensor, int | None, str]] = field(default_factory=list)
+
+    def gather(self, runs: Sequence[Callable[[], Any]]) -> dict[str, dict[str, Any]]:
+        """Return the statistics of each layer over all `runs`; layers that share an input share the objects."""
+        kept: dict[tuple[str, str], Any] = {}
+        #: Which of the layers with one input feeds a statistic: the first that asks for it.
+        feeds: dict[tuple[str, str], str] = {}
+
+        def take(layer: Layer, rows: Tensor) -> None:
+            leader = self._leader(layer, rows)
+            own = {}
+            for name in self.names(layer):
+                if feeds.setdefault((leader, name), layer.name) == layer.name:
+                    own[name] = kept.setdefault((leader, name), self._statistic(name, layer, rows))
+            self._update(layer, own, rows)
+
+        for number, run in enumerate(runs):
+            # Once it is known that each layer is called once, a run may stop at the last of them.
+            last = self.calls[-1] if number and len(self.calls) == len(self.layers) == len(set(self.calls)) else None
+            with self._listening(take, record=number == 0, last=last):
+                run()
+        return {
+            layer.name: {name: kept[self.leaders[layer.name], name] for name in self.names(layer)}
+            for layer in self.layers
+            if layer.name in self.leaders
+        }
+
+    def shared(self, group: Sequence[Layer], inputs: Iterator[Tensor]) -> dict[str, dict[str, Any]]:
+        """Return the statistics of layers that all get these inputs."""
+        kept: dict[str, Any] = {}
+        wanted = {name: layer for layer in reversed(group) for name in self.names(layer)}
+        for rows in inputs:
+            kept = kept or {name: self._statistic(name, layer, rows) for name, layer in wanted.items()}
+            self._update(group[0], kept, rows)
+        return {layer.name: {name: kept[name] for name in self.names(layer) if name in kept} for layer in group}
+
+    def groups(self, run: Callable[[], Any]) -> list[tuple[Layer, ...]]:
+        """Return the layers in the order of their calls in one run, those that share an input together."""
+        with self._listening(lambda layer, rows: self._leader(layer, rows) and None, record=True, last=None):
+            run()
+        groups: dict[str, dict[str, Layer]] = {}
+        known = {layer.name: layer for layer in self.layers}
+        for name in self.calls:
+            groups.setdefault(self.leaders[name], {})[name] = known[name]
+        unseen = tuple(layer for layer in self.layers if layer.name not in self.leaders)
+        found = [tuple(group.values()) for group in groups.values()]
+        return [*found, unseen] if unseen else found
+
+    def _leader(self, layer: Layer, rows: Tensor) -> str:
+        """Return which layer keeps the statistic of `layer`'s input; found in the first run, checked in the others."""
+        # What was written into since is another input; a tensor of inference mode cannot tell, and is not shared.
+        version = None if rows.is_inference() else rows._version
+        same = (
+            leader
+            for seen, then, leader in self.current
+            if seen is rows
+            and then == version is not None
+            and same_rows(self._module(leader), self._module(layer.name))
+        )
+        first = next(same, layer.name)
+        if self.leaders.setdefault(layer.name, first) != first:
+            raise CalibrationError(
+                f"{layer.name}: it shares its input with {self.leaders[layer.name]} in one calibration batch and not "
+                "in another; give batches that take the same way through the model"
+            )
+        self.current.append((rows, version, first))
+        return first
+
+    def names(self, layer: Layer) -> list[str]:
+        """Return the statistics that `layer` is to have and can have."""
+        return [name for name in self.wanted[layer.name] if layer.multiplies_rows or not _class(name).of_rows]
+
+    def _statistic(self, name: str, layer: Layer, rows: Tensor) -> Any:
+        kind, convolution = _class(name), Convolution.of(self._module(layer.name))
+        if convolution and not kind.of_rows:
+            return kind.init(convolution.in_channels, rows)
+        if layer.groups > 1:
+            return kind.of_groups(layer.shape[1], layer.groups, rows)
+        return kind.init(layer.shape[1], rows)
+
+    def _module(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name)
+
+    def _update(self, layer: Layer, statistics: Mapping[str, Any], inputs: Tensor) -> None:
+        """Take in the rows of what `layer` is given: of a convolution a patch for each position."""
+        convolution = Convolution.of(self._module(layer.name))
+        for name, statistic in statistics.items():
+            pieces: Iterable[Tensor] = (inputs,)
+            if convolution:
+                pieces = convolution.rows(inputs) if statistic.of_rows else (convolution.channels_last(inputs),)
+            try:
+                for rows in pieces:
+                    statistic.update(rows)
+            except FewbitError as error:
+                raise type(error)(f"{layer.name}: {name}: {error}") from error
+
+    @contextmanager
+    def _listening(self, take: Callable[[Layer, Tensor], Any], *, record: bool, last: str | None) -> Iterator[None]:
+        def hook(layer: Layer) -> Any:
+            @torch.no_grad()
+            def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG001
+                take(layer, args[0] if args else next(iter(kwargs.values())))
+                if record:
+                    self.calls.append(layer.name)
+                if layer.name == last:
+                    raise _EnoughError
+
+            return self._module(layer.name).register_forward_pre_hook(enter, with_kwargs=True)
+
+        handles = [hook(layer) for layer in self.layers]
+        try:
+            yield
+        except _EnoughError:
+            pass
+        finally:
+            self.current.clear()
+            for handle in handles:
+                handle.remove()
+
+
+def _class(name: str) -> Any:
+    return lookup(STATISTICS, name, what="statistic")
+
+
+class _EnoughError(BaseException):
+    """Stops a run after the last layer that is listened to; no `except Exception` inside a model catches it."""

@@ -1,0 +1,88 @@
+"""What a transform on links gets to work with, and what it gives back; never a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from fewbit.numerics.namespace import Array
+from fewbit.schemes.scheme import Scheme
+from fewbit.transforms.link import Factors, Link
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """How a layer will be rounded."""
+
+    weight: Scheme
+    #: `None`: its input stays float.
+    input: Scheme | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaled:
+    """A link along which numbers have moved."""
+
+    link: Link
+    #: For the report, such as `alpha 0.50`.
+    setting: str
+
+
+class Scope(Protocol):
+    """A block of a model, or a model without blocks, on the inputs that the quantized blocks before it give it."""
+
+    @property
+    def name(self) -> str:
+        """Dotted path; empty: the whole model."""
+
+    @property
+    def links(self) -> Sequence[Link]:
+        """What an exact fold has proven."""
+
+    def weight(self, layer: str) -> Array:
+        """Return the weight of a layer as it now is, (out, in)."""
+
+    def statistics(self, wanted: Mapping[str, Sequence[str]]) -> Mapping[str, Mapping[str, Any]]:
+        """Return statistics by name of what layers are given, of those that an input reaches."""
+
+    def rescale(self, link: Link, factors: Factors) -> Factors:
+        """Divide the channels of the link's producer by about `factors`; return by what, to the last bit.
+
+        Of norms they are such that the new gain has 8 bits: files in 16 bits hold it as it is.
+        """
+
+    def restore(self) -> None:
+        """Give every weight back its numbers."""
+
+
+@runtime_checkable
+class LinkTransform(Protocol):
+    """A transform that moves numbers along links, block by block, before the layers of a block are rounded."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in recipes."""
+
+    def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
+        """Return why it makes no sense for layers that are rounded so, with the remedy, or `None`."""
+
+    def rescaled(self, scope: Scope, schemes: Mapping[str, Rounded]) -> Sequence[Rescaled]:
+        """Rescale links of `scope`, whose layers will be rounded by `schemes`, and return which."""
+
+
+def chosen_links(scope: Scope, schemes: Mapping[str, Rounded]) -> dict[str, Link]:
+    """Return links by the first of their consumers that is in `schemes`; each consumer is in one link only, the first.
+
+    Left out: links without such a consumer, and those read by convolutions of several positions or groups, whose
+    columns are others than the channels.
+    """
+    taken: set[str] = set()
+    chosen = {}
+    for link in scope.links:
+        leader = next((name for name in link.consumers if name in schemes), None)
+        by_column = all(scope.weight(name).shape[1] == len(link.channels) for name in link.consumers)
+        if leader is not None and by_column and taken.isdisjoint(link.consumers):
+            chosen[leader] = link
+            taken.update(link.consumers)
+    return chosen
