@@ -183,18 +183,17 @@ def _transformed(
     model: Any, recipe: Recipe, frontend: Frontend, batches: Sequence[Any], to: str | None
 ) -> Iterator[tuple[str, ...]]:
     """Apply the transforms of a recipe, and take them back if the block fails; yields what the report says of them."""
-    if to is not None and target_of(to).keeps_layers:
-        yield tuple(
-            f"transform {own.name} is left out: {to} files keep every layer of the model"
-            for own in on_models(recipe.transforms)
-            if _has_effect(own, model, frontend)
-        )
-        return
+    keeps = to is not None and target_of(to).keeps_layers
+    said: list[str] = []
     done: list[Applied] = []
     try:
-        for transform in on_models(recipe.transforms):
-            done.append(transform(model, frontend, batches[0] if batches else None))
-        yield tuple(sentence for applied in done for sentence in applied.sentences)
+        for own in on_models(recipe.transforms):
+            if not (keeps and own.removes_layers):
+                done.append(own(model, frontend, batches[0] if batches else None))
+                said += done[-1].sentences
+            elif _has_effect(own, model, frontend):
+                said.append(f"transform {own.name} is left out: {to} files keep every layer of the model")
+        yield tuple(said)
     except BaseException:
         for applied in reversed(done):
             applied.restore()

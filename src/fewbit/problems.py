@@ -13,7 +13,7 @@ from fewbit.recipe import Recipe
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import Scheme
-from fewbit.transforms import on_links
+from fewbit.transforms import on_links, on_models
 from fewbit.transforms.scope import Rounded
 
 
@@ -108,14 +108,14 @@ def _bias_problems(quantized: QuantizedLayer) -> list[str]:
 def transform_problems(recipe: Recipe, quantized: Sequence[QuantizedLayer], *, finds_links: bool) -> list[str]:
     """Return why the transforms of a recipe make no sense for these layers, or cannot be carried out."""
     transforms = on_links(recipe.transforms)
-    if not transforms:
-        return []
-    names = " and ".join(transform.name for transform in transforms)
-    if not finds_links:
+    needing = [own.name for own in transforms] + [own.name for own in on_models(recipe.transforms) if own.needs_links]
+    if needing and not finds_links:
+        names = " and ".join(needing)
         return [f"{names}: links between layers are found in torch modules only; leave it out for ONNX models"]
     schemes = {own.layer.name: Rounded(own.scheme, own.input) for own in quantized}
     problems = [problem for own in transforms if (problem := own.problem(schemes))]
     if len(transforms) > 1:
+        names = " and ".join(transform.name for transform in transforms)
         problems.append(f"{names} rescale the same links, and the last would undo the others; keep one")
     return problems
 

@@ -71,13 +71,20 @@ class Result:
         content = Content(
             model=self.model,
             frontend=frontend_of(self.source.framework),
-            manifest=self.plan.manifest(self.source.configuration(), {**self.source.companions(), **report}),
+            manifest=self.plan.manifest(self._configuration(), {**self.source.companions(), **report}),
             batches=self.batches,
             example=self.example,
             cast=self.plan.cast_whole,
             report=self.report,
         )
         return target.write(content, path, overwrite=overwrite)
+
+    def _configuration(self) -> dict[str, Any]:
+        """Return the source's, but for a head that a transform has untied."""
+        configuration = dict(self.source.configuration())
+        if getattr(getattr(self.model, "config", None), "tie_word_embeddings", None) is False:
+            configuration |= {"tie_word_embeddings": False} if "tie_word_embeddings" in configuration else {}
+        return configuration
 
 
 def target_name(path: Path, to: str | None, runtime: str | None, planned: str | None = None) -> str:

@@ -18,10 +18,11 @@ from fewbit.transforms.scope import LinkTransform
 TRANSFORMS = {
     "batchnorm": "fewbit.transforms.batchnorm:FoldBatchNorm",
     "awq": "fewbit.transforms.awq:Awq",
+    "rotation": "fewbit.transforms.rotation:Rotation",
     "smoothquant": "fewbit.transforms.smoothquant:SmoothQuant",
 }
 #: Transforms of the design that this version does not have.
-LATER = ("equalization", "rotation")
+LATER = ("equalization",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,14 @@ class Transform(Protocol):
     @property
     def name(self) -> str:
         """The word for it in recipes."""
+
+    @property
+    def removes_layers(self) -> bool:
+        """Whether layers of the model are no longer there."""
+
+    @property
+    def needs_links(self) -> bool:
+        """Whether the front end must find links."""
 
     def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
         """Rewrite `model` in place; the data flow is that of a run on `batch`, `None` where there is no data."""

@@ -33,6 +33,16 @@ class FoldBatchNorm:
         """The word for it in recipes."""
         return "batchnorm"
 
+    @property
+    def removes_layers(self) -> bool:
+        """The norms are gone."""
+        return True
+
+    @property
+    def needs_links(self) -> bool:
+        """Norms are found by themselves."""
+        return False
+
     def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
         """Fold, and keep each fold only if the model's output on `batch` stays what it was."""
         applied: Applied = frontend.fold_norms(model, batch, folded)

@@ -52,14 +52,15 @@ class CalibrationRun:
         """Yield for each stage its parts; quantize and install the layers of a part before asking for the next."""
         blocks = {block.name: block for block in self._partition.blocks}
         left = {block.name for block in blocks.values() if any(layer.name in self._wanted for layer in block.layers)}
+        known: dict[Any, Any] = {}
         for step in walk_blocks(self._model, list(blocks), self._batches) if left else ():
             own = [layer for layer in blocks[step.name].layers if layer.name in self._wanted]
             left.discard(step.name)
             weights = list(step.module.parameters())
             if self._prepare and own:
                 layers = blocks[step.name].layers
-                runs = _runs_of(step)
-                self._prepare(LinkScope(self._model, step.name, layers, runs, repeatable=step.link.replayable))
+                own_runs, repeatable = _runs_of(step), step.link.replayable
+                self._prepare(LinkScope(self._model, step.name, layers, own_runs, repeatable=repeatable, known=known))
             with _Held(step.module) as held, step:
                 yield self._block_parts(own, step, held)
                 if left:  # else no one asks for the outputs

@@ -69,9 +69,9 @@ class MarkedRuns:
                 if len(self.rows) == len(self.readers):
                     break
 
-    def same_outputs(self) -> bool:
-        """Whether the part puts out what it did, whatever has changed in it."""
-        return all(same(before, copied(run()), TOLERANCE) for run, before in zip(self.runs, self.outputs, strict=False))
+    def same_outputs(self, tolerance: float = TOLERANCE) -> bool:
+        """Whether the part puts out what it did to so many roundings, whatever has changed in it."""
+        return all(same(before, copied(run()), tolerance) for run, before in zip(self.runs, self.outputs, strict=False))
 
     def channels(self, producer: nn.Module) -> dict[str, Channels]:
         """Return of each layer that reads `producer` which channel each of its inputs is, -1: none.

@@ -43,12 +43,12 @@ def with_divided_outputs(module: Any, factors: Tensor, form: Form) -> dict[str, 
     """Return the parameters with which output channel c is divided by `factors[c]`, float64 (outputs,)."""
     changed = {}
     if form is Form.ROWS:
-        changed["weight"] = _stored(module, canonical_weight(module).double() / factors[:, None])
+        changed["weight"] = stored_weight(module, canonical_weight(module).double() / factors[:, None])
     else:
         own = 1.0 if form is Form.GAIN_BESIDE_ONE else 0.0
-        changed["weight"] = _parameter(module.weight, (module.weight.double() + own) / factors - own)
+        changed["weight"] = parameter_like(module.weight, (module.weight.double() + own) / factors - own)
     if getattr(module, "bias", None) is not None:
-        changed["bias"] = _parameter(module.bias, module.bias.double() / factors)
+        changed["bias"] = parameter_like(module.bias, module.bias.double() / factors)
     return changed
 
 
@@ -58,12 +58,12 @@ def with_multiplied_inputs(module: Any, factors: Tensor) -> dict[str, nn.Paramet
     matrix = canonical_weight(module).double()
     convolution = Convolution.of(module)
     if convolution is None:
-        return {"weight": _stored(module, matrix * factors)}
+        return {"weight": stored_weight(module, matrix * factors)}
     # Rows of a group read the input channels of that group, each at every kernel position.
     inputs = convolution.in_channels // convolution.groups
     apart = matrix.reshape(convolution.groups, -1, inputs, matrix.shape[1] // inputs)
     scaled = apart * factors.reshape(convolution.groups, 1, inputs, 1)
-    return {"weight": _stored(module, scaled.reshape(matrix.shape))}
+    return {"weight": stored_weight(module, scaled.reshape(matrix.shape))}
 
 
 def exchange(changes: Iterable[tuple[nn.Module, Mapping[str, nn.Parameter]]]) -> Changes:
@@ -76,14 +76,15 @@ def exchange(changes: Iterable[tuple[nn.Module, Mapping[str, nn.Parameter]]]) ->
     return before[::-1]
 
 
-def _stored(module: Any, matrix: Tensor) -> nn.Parameter:
+def stored_weight(module: Any, matrix: Tensor) -> nn.Parameter:
     """Return (out, in) as the module stores it."""
     convolution = Convolution.of(module)
     weight = convolution.weight(matrix) if convolution else matrix
-    return _parameter(module.weight, weight.T if module_class(module) == "Conv1D" else weight)
+    return parameter_like(module.weight, weight.T if module_class(module) == "Conv1D" else weight)
 
 
-def _parameter(like: Tensor, values: Tensor) -> nn.Parameter:
+def parameter_like(like: Tensor, values: Tensor) -> nn.Parameter:
+    """Return `values` as a parameter of the type that `like` has."""
     layout = torch.preserve_format if values.is_contiguous() or values.ndim > 3 else torch.contiguous_format
     made = values.to(like.dtype).clone(memory_format=layout)
     return nn.Parameter(made, requires_grad=like.requires_grad)

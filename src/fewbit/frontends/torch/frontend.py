@@ -27,6 +27,7 @@ from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.frontends.torch.rounded_product import RoundedProduct
 from fewbit.frontends.torch.stored import floats_called, pieces, to_stored
+from fewbit.frontends.torch.stream_rotation import MatrixOf, rotate
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
 from fewbit.interfaces import QuantizedLayer as Quantized
@@ -184,6 +185,10 @@ class TorchFrontend:
     def fold_norms(self, model: nn.Module, batch: Any, folded: Callable[..., tuple[Tensor, Tensor]]) -> Applied:
         """Fold every BatchNorm that can be folded; `folded` computes weight and bias of a pair."""
         return fold_norms(model, batch, folded)
+
+    def rotate(self, model: nn.Module, batch: Any, matrix: MatrixOf, *, heads: bool) -> Applied:
+        """Rotate the residual stream, and values inside heads, where the model's output on `batch` stays the same."""
+        return rotate(model, batch, matrix, heads=heads)
 
     def calibrate(
         self,

@@ -30,11 +30,14 @@ class LinkScope:
         runs: Sequence[Callable[[], Any]],
         *,
         repeatable: bool = True,
+        known: dict[Any, Any] | None = None,
     ) -> None:
         """Prepare; `runs` run the part on its calls, and give the same again if it is `repeatable`."""
         self._model, self._part, self._runs, self._repeatable = model, part, runs, repeatable
         self._layers = {layer.name: layer for layer in layers}
         self._before: Changes = []
+        #: What links other parts had.
+        self._known = {} if known is None else known
 
     @property
     def name(self) -> str:
@@ -51,7 +54,7 @@ class LinkScope:
         if not self._repeatable:
             return ()
         some = [self._runs[number] for number in range(min(_RUNS, len(self._runs)))]
-        return LinkSearch(self._model, self._part, list(self._layers.values()), some).folds()
+        return LinkSearch(self._model, self._part, list(self._layers.values()), some, known=self._known).folds()
 
     def weight(self, layer: str) -> Tensor:
         """Return the weight of a layer as it now is, (out, in)."""

@@ -7,15 +7,15 @@ the columns moved on by one channel they must not. No table of architectures.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fewbit.frontends.torch.channel_marks import MarkedRuns
+from fewbit.frontends.torch.channel_marks import TOLERANCE, MarkedRuns
 from fewbit.frontends.torch.channel_scaling import (
     Changes,
     Form,
@@ -32,6 +32,8 @@ from fewbit.transforms.link import Factors, Link
 #: Powers of two that the random factors are, in both directions: far enough to meet a bend such as that of ReLU6; of a
 #: gain beside 1 near enough to leave it its precision.
 _POWERS = {Form.ROWS: (4, 5, 6), Form.GAIN: (4, 5, 6), Form.GAIN_BESIDE_ONE: (1, 2, 3)}
+#: Roundings by which outputs may differ: 1 takes digits from a gain that is small.
+_ROUNDINGS = {Form.ROWS: TOLERANCE, Form.GAIN: TOLERANCE, Form.GAIN_BESIDE_ONE: 16 * TOLERANCE}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,8 @@ class Fold:
         """Return factors close by under which a gain becomes a number of 8 bits, as every 16-bit file holds it."""
         if self.form is Form.ROWS:
             return factors
-        gain = self.model.get_submodule(self.link.producer).weight.detach().double().cpu().numpy()  # type: ignore[union-attr, operator]
+        norm: Any = self.model.get_submodule(self.link.producer)
+        gain = norm.weight.detach().double().cpu().numpy()
         beside = 1.0 if self.form is Form.GAIN_BESIDE_ONE else 0.0
         mantissa, exponent = np.frexp((gain + beside) / factors - beside)
         divided = np.ldexp(np.rint(mantissa * 256) / 256, exponent) + beside
@@ -79,6 +82,10 @@ class LinkSearch:
     layers: Sequence[Layer]
     #: Each runs the part and returns its output.
     runs: Sequence[Callable[[], Any]]
+    #: Names of the modules to look at; `None`: all of the part.
+    among: Collection[str] | None = None
+    #: What was found in parts with the same layers, by those; it is tried first.
+    known: dict[Any, tuple[str, tuple[Fold, ...]]] = field(default_factory=dict)
     _marked: MarkedRuns = field(init=False)
     _owners: Counter[int] = field(init=False)
 
@@ -89,13 +96,30 @@ class LinkSearch:
         producers = dict(self._producers())
         self._marked = MarkedRuns(self.model, readers, list(producers.values()), self.runs)
         self._marked.record()
-        return tuple(fold for name in producers for fold in self._folds_of(name))
+        structure = tuple((layer.name.removeprefix(self.part), layer.shape) for layer in self.layers)
+        folds = self._as_before(*self.known[structure]) if structure in self.known else None
+        if folds is None:
+            folds = tuple(fold for name in producers for fold in self._folds_of(name))
+        self.known[structure] = self.part, folds
+        return folds
+
+    def _as_before(self, part: str, before: tuple[Fold, ...]) -> tuple[Fold, ...] | None:
+        """Return the links that another part had, if each is one of this part."""
+        folds = []
+        for fold in before:
+            names = [self.part + name.removeprefix(part) for name in (fold.link.producer, *fold.link.consumers)]
+            link = replace(fold.link, producer=names[0], consumers=tuple(names[1:]))
+            folds.append(replace(fold, link=link))
+            if self._missed(link.outputs) or not self._is_exact(folds[-1]):
+                return None
+        return tuple(folds)
 
     def _producers(self) -> Iterator[tuple[str, nn.Module]]:
         layers = {layer.name for layer in self.layers if layer.kind != "embedding"}
         part = self.model.get_submodule(self.part)
         for name, module in part.named_modules(prefix=self.part):
-            if (name in layers or is_norm(module)) and self._own_weight(name):
+            asked = self.among is None or name in self.among
+            if asked and (name in layers or is_norm(module)) and self._own_weight(name):
                 yield name, module
 
     def _own_weight(self, name: str) -> bool:
@@ -139,7 +163,7 @@ class LinkSearch:
         """Whether the output is what it was with these factors, which are taken back."""
         before = fold.fold(factors, columns)
         try:
-            return self._marked.same_outputs()
+            return self._marked.same_outputs(_ROUNDINGS[fold.form])
         finally:
             exchange(before)
 

@@ -1,0 +1,163 @@
+"""Rotate the residual stream of a model: found by links and widths, kept if the model's output stays the same.
+
+Readers are what a norm alone feeds, writers the embeddings and other layers as wide as the stream. An RMSNorm without
+gain commutes with every Q, a LayerNorm with one that keeps the mean; which one it is shows when it is tried.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewbit.frontends.torch.block_inputs import walk_blocks
+from fewbit.frontends.torch.blocks import find_blocks
+from fewbit.frontends.torch.calls import Call, copied, run_batch, same
+from fewbit.frontends.torch.channel_scaling import Changes, Form, exchange, parameter_like, stored_weight
+from fewbit.frontends.torch.head_rotation import HeadRotation
+from fewbit.frontends.torch.layers import canonical_weight, find_layers
+from fewbit.frontends.torch.links import Fold, LinkSearch
+from fewbit.interfaces import Layer
+from fewbit.transforms import Applied
+
+#: Roundings by which outputs may differ: those of every rotated weight go through the whole model.
+_ROUNDINGS = 2.0**14
+
+#: Orthogonal float64 matrix of a width, one that keeps the mean if asked.
+MatrixOf = Callable[..., np.ndarray[Any, np.dtype[np.float64]]]
+
+
+def rotate(model: nn.Module, batch: Any, matrix: MatrixOf, *, heads: bool) -> Applied:
+    """Rotate the residual stream, and values inside heads if asked; say what was rotated and what could not be."""
+    call = Call.made_up(model) if batch is None else Call.of(batch)
+    if call is None:
+        return Applied(sentences=("rotation: no data shows what reads the residual stream; give some",))
+    given = dict(call.kwargs) or (call.args if len(call.args) > 1 else call.args[0])
+    rotated = HeadRotation(model, matrix)
+    shared = _untied(model, find_layers(model))
+    before: Changes = []
+    layers = find_layers(model)
+    norms: list[Fold] = []
+    known: dict[Any, Any] = {}
+    for part, own, runs in _parts(model, layers, given):
+        outside = None if part else {name for name, _ in _outside(model, layers)}
+        folds = LinkSearch(model, part, own, runs, among=outside, known=known).folds()
+        norms += [fold for fold in folds if fold.form is not Form.ROWS]
+        if heads and part:
+            before = [*rotated.rotate([fold for fold in folds if fold.form is Form.ROWS], runs[0]), *before]
+    stream = _Stream(model, layers, norms)
+    sentence, changes = stream.rotated(partial(run_batch, model, given, every_score=True), matrix)
+    before = [*changes, *before]
+    if not changes:  # the head has no reason to be on its own
+        exchange(shared)
+        shared = []
+    config = getattr(model, "config", None)
+    tied = bool(changes) and getattr(config, "tie_word_embeddings", False)
+    if tied:
+        config.tie_word_embeddings = False  # type: ignore[union-attr]
+    count = f"rotation: values inside the heads of {rotated.count} layers were rotated"
+
+    def restore() -> None:
+        exchange([*before, *shared])
+        if tied:
+            config.tie_word_embeddings = True  # type: ignore[union-attr]
+
+    return Applied(sentences=(sentence, *([count] if rotated.count else [])), restore=restore)
+
+
+def _untied(model: nn.Module, layers: Sequence[Layer]) -> Changes:
+    """Give a head that shares the weight of an embedding one of its own; return what it had."""
+    owners = Counter(id(own) for module in model.modules() for own in module._parameters.values())
+    heads: list[Any] = [model.get_submodule(layer.name) for layer in layers if layer.kind == "head"]
+    heads = [head for head in heads if owners[id(head.weight)] > 1]
+    return exchange([(head, {"weight": parameter_like(head.weight, head.weight.detach())}) for head in heads])
+
+
+def _parts(
+    model: nn.Module, layers: Sequence[Layer], batch: Any
+) -> Iterator[tuple[str, list[Layer], list[Callable[[], Any]]]]:
+    """Yield each block with what runs it, then the whole model as "", for what lies outside."""
+    blocks = {block.name: list(block.layers) for block in find_blocks(model, layers).blocks}
+    for step in walk_blocks(model, list(blocks), [batch]) if blocks else ():
+        if step.link.replayable and step.calls:
+            yield step.name, blocks[step.name], [partial(_run_copy, step.calls[0], step.module)]
+    yield "", list(layers), [partial(run_batch, model, batch, every_score=True)]
+
+
+def _run_copy(call: Call, module: nn.Module) -> Any:
+    return call.copy().run(module)
+
+
+def _outside(model: nn.Module, layers: Sequence[Layer]) -> Iterator[tuple[str, nn.Module]]:
+    blocks = find_blocks(model, layers).blocks
+    for name, module in model.named_modules():
+        if not any(name == block.name or name.startswith(f"{block.name}.") for block in blocks):
+            yield name, module
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The residual stream of a model: norms that read it, with the layers behind them, and what writes it."""
+
+    model: nn.Module
+    layers: Sequence[Layer]
+    norms: Sequence[Fold]
+
+    def rotated(self, run: Callable[[], Any], matrix: MatrixOf) -> tuple[str, Changes]:
+        """Rotate if it can be done; return what to say, and what the modules had."""
+        widths = Counter(fold.link.outputs for fold in self.norms)
+        if not widths:
+            return "rotation: no norm feeds linear layers alone, so the residual stream is as it was", []
+        width = widths.most_common(1)[0][0]
+        norms = [fold for fold in self.norms if fold.link.outputs == width]
+        readers = {name for fold in norms for name in fold.link.consumers}
+        layers = {layer.name: layer.shape[1 if layer.kind == "embedding" else 0] for layer in self.layers}
+        # A subclass of an embedding is no layer, but may write the stream: positions of OPT.
+        layers |= {
+            name: module.embedding_dim
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Embedding)
+        }
+        writers = [name for name, size in layers.items() if size == width and name not in readers]
+        stream, expected = f"rotation: the residual stream of {width} channels", copied(run())
+        for keep_mean in (False, True):
+            before = self._turn(norms, writers, torch.from_numpy(matrix(width, keep_mean=keep_mean)))
+            if same(expected, run(), _ROUNDINGS):
+                mean = ", its mean kept" if keep_mean else ""
+                return f"{stream} was rotated{mean}: {len(norms)} norms read it, {len(writers)} layers write it", before
+            exchange(before)
+        return f"{stream} is as it was: not everything that reads and writes it was found", []
+
+    @torch.no_grad()
+    def _turn(self, norms: Sequence[Fold], writers: Sequence[str], matrix: Tensor) -> Changes:
+        """Turn every reader and writer; return what they had."""
+        changed: Changes = []
+        for fold in norms:
+            norm: Any = self.model.get_submodule(fold.link.producer)
+            turn = matrix.to(norm.weight.device)
+            beside = 1.0 if fold.form is Form.GAIN_BESIDE_ONE else 0.0
+            gain = norm.weight.double() + beside
+            own = {"weight": parameter_like(norm.weight, torch.ones_like(gain) - beside)}
+            if getattr(norm, "bias", None) is not None:
+                # gain * x + shift = gain * (x + shift / gain); without a gain a channel has no place for its shift.
+                own["bias"] = parameter_like(norm.bias, (norm.bias.double() / gain) @ turn)
+            changed.append((norm, own))
+            for name in fold.link.consumers:
+                reader = self.model.get_submodule(name)
+                weight = (canonical_weight(reader).double() * gain) @ turn
+                changed.append((reader, {"weight": stored_weight(reader, weight)}))
+        for name in writers:
+            writer: Any = self.model.get_submodule(name)
+            weight, turn = canonical_weight(writer).double(), matrix.to(writer.weight.device)
+            embeds = isinstance(writer, nn.Embedding)
+            made = {"weight": stored_weight(writer, weight @ turn if embeds else turn.T @ weight)}
+            if getattr(writer, "bias", None) is not None:
+                made["bias"] = parameter_like(writer.bias, writer.bias.double() @ turn)
+            changed.append((writer, made))
+        return exchange(changed)

@@ -1,0 +1,95 @@
+"""Merged rotations: an orthogonal Q in the residual stream and one in each head spread outliers over all channels.
+
+What writes the stream becomes Q^T W, what reads it W diag(gain) Q, the norms between keep no gain; values and output
+projections likewise, head by head. Source: QuaRot, arXiv 2404.00456, section 4; SliceGPT, 2401.15024, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fewbit.errors import RecipeError
+from fewbit.transforms import Applied
+
+Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotate the residual stream, and values inside each head."""
+
+    #: Rotate values inside each head too.
+    heads: bool = True
+    #: What the signs and small factors of the matrices are drawn from.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.heads, bool):
+            raise RecipeError(f"rotation: heads = {self.heads!r:.80} is not true or false")
+        if type(self.seed) is not int or self.seed < 0:
+            raise RecipeError(f"rotation: seed {self.seed!r:.80} is no number from 0 on")
+
+    @property
+    def name(self) -> str:
+        """The word for it in recipes."""
+        return "rotation"
+
+    @property
+    def removes_layers(self) -> bool:
+        """It changes numbers only."""
+        return False
+
+    @property
+    def needs_links(self) -> bool:
+        """What reads the stream is found as links are."""
+        return True
+
+    def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
+        """Rotate, and keep it only if the model's output on `batch` stays what it was."""
+        applied: Applied = frontend.rotate(model, batch, self._matrix, heads=self.heads)
+        return applied
+
+    def _matrix(self, width: int, *, keep_mean: bool = False) -> Matrix:
+        return mean_keeping(width, self.seed) if keep_mean else orthogonal(width, self.seed)
+
+
+def orthogonal(width: int, seed: int) -> Matrix:
+    """Return an orthogonal matrix (width, width) that spreads every channel over all: Walsh x a random one, with signs.
+
+    The Walsh matrix has the size of the largest power of two in `width`; `RandomState` draws alike in every NumPy.
+
+    >>> bool(np.allclose(orthogonal(12, 0) @ orthogonal(12, 0).T, np.eye(12)))
+    True
+    """
+    power = width & -width
+    random = np.random.RandomState(seed)
+    rest = width // power
+    q, r = np.linalg.qr(random.standard_normal((rest, rest)))
+    walsh = np.ones((1, 1))
+    while len(walsh) < power:
+        walsh = np.block([[walsh, walsh], [walsh, -walsh]]) / np.sqrt(2)
+    signs = random.choice((-1.0, 1.0), width)
+    found: Matrix = signs[:, None] * np.kron(walsh, q * np.sign(np.diag(r)))
+    return found
+
+
+def mean_keeping(width: int, seed: int) -> Matrix:
+    """Return an orthogonal matrix with rows that sum to 1, so x Q has the mean of x: what LayerNorm commutes with.
+
+    A reflection B takes the constant direction to the first axis; B diag(1, Q') B leaves it and rotates the others.
+
+    >>> mean_keeping(6, 0).sum(axis=1).round(12).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    if width == 1:
+        return np.ones((1, 1))
+    normal = np.full(width, 1 / np.sqrt(width))
+    normal[0] -= 1.0
+    reflection = np.eye(width) - 2.0 * np.outer(normal, normal) / (normal @ normal)
+    inner = np.eye(width)
+    inner[1:, 1:] = orthogonal(width - 1, seed)
+    found: Matrix = reflection @ inner @ reflection
+    return found
