@@ -150,8 +150,8 @@ PYTHON_MISTAKES = {
     "bias of a kept layer": (
         lambda: fb.Rule("a", keep=True, bias="int32"), RecipeError, "`keep` and also names", "drop one"),
     "transforms": (
-        lambda: fb.Recipe([fb.Rule("a", weight="int8")], transforms=["equalization"]), NotYetError,
-        "transform 'equalization' is not in this version", "use one of: batchnorm, awq"),
+        lambda: fb.Recipe([fb.Rule("a", weight="int8")], transforms=["smoothquand"]), RecipeError,
+        "unknown transform 'smoothquand'", "did you mean 'smoothquant'"),
     "a recipe without rules": (lambda: fb.Recipe([]), RecipeError, "quantizes nothing", "add one"),
     "a recipe that only keeps": (lambda: fb.Recipe([fb.keep("a")]), RecipeError, "quantizes nothing", "add one"),
     "no rules but text": (lambda: fb.Recipe(["int8"]), RecipeError, "holds rules, not str", "use fewbit.Rule"),
@@ -187,7 +187,7 @@ TOML_MISTAKES = {
     "algorithm is a number": (f"[[rules]]\n{GOOD}algorithm = 3", RecipeError, "algorithm"),
     "algorithm is a list": (f'[[rules]]\n{GOOD}algorithm = ["nearest"]', RecipeError, "algorithm"),
     "input is a number": (f'[[rules]]\n{GOOD}input = 8', RecipeError, 'rule 1 .*input = 8 is not text; write input ='),
-    "transforms": (f'transforms = ["equalization"]\n[[rules]]\n{GOOD}', NotYetError, "transform 'equalization'"),
+    "transforms": (f'transforms = ["smoothquand"]\n[[rules]]\n{GOOD}', RecipeError, "unknown transform 'smoothquand'"),
     "transforms is text": (f'transforms = "smoothquant"\n[[rules]]\n{GOOD}', FewbitError, "'smoothquant'"),
     "transforms is a number": (f"transforms = 5\n[[rules]]\n{GOOD}", FewbitError, "transforms.*5"),
 }  # fmt: skip
@@ -235,7 +235,7 @@ def test_a_file_that_is_no_recipe_by_its_size_is_refused_before_it_is_read(tmp_p
 
 
 def test_a_problem_of_the_whole_recipe_is_noted_with_its_name():
-    for text in ("", f'transforms = ["equalization"]\n[[rules]]\n{GOOD}'):
+    for text in ("", f'transforms = ["smoothquand"]\n[[rules]]\n{GOOD}'):
         with pytest.raises(FewbitError) as caught:
             fb.Recipe.from_text(text, name="mine.toml")
         assert caught.value.__notes__ == ["in recipe mine.toml"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fewbit.planning import Plan
@@ -18,7 +18,7 @@ class Rescaling:
     transforms: Sequence[LinkTransform]
     #: How each layer will be rounded.
     schemes: Mapping[str, Rounded]
-    _parts: list[Scope] = field(default_factory=list)
+    _undo: list[Callable[[], None]] = field(default_factory=list)
     _done: list[tuple[LinkTransform, Rescaled]] = field(default_factory=list)
 
     @classmethod
@@ -32,7 +32,7 @@ class Rescaling:
 
     def __call__(self, scope: Scope) -> None:
         """Rescale the links of a part of the model."""
-        self._parts.append(scope)
+        self._undo.append(scope.restorer())
         for transform in self.transforms:
             self._done += [(transform, rescaled) for rescaled in transform.rescaled(scope, self.schemes)]
 
@@ -68,8 +68,8 @@ class Rescaling:
         return self
 
     def __exit__(self, failed: object, *_: object) -> None:
-        for scope in reversed(self._parts) if failed else ():
-            scope.restore()
+        for undo in reversed(self._undo) if failed else ():
+            undo()
 
 
 def _ends(rescaled: Rescaled) -> str:

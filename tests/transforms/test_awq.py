@@ -46,7 +46,7 @@ def test_the_rescaled_model_computes_the_same():
         # The weights are rounded to float32 once more; 40 times a row's share is the largest product.
         torch.testing.assert_close(model(others), before(others), rtol=1e-5, atol=1e-4)
         assert not torch.equal(model[1].weight, before[1].weight)
-        scope.restore()
+        scope.restorer()()
     assert all(torch.equal(own, old) for own, old in zip(model.parameters(), before.parameters(), strict=True))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fewbit as fb
-from fewbit.errors import NotYetError, RecipeError
+from fewbit.errors import RecipeError
 from fewbit.frontends.torch.frontend import TorchFrontend
 from fewbit.transforms import parse_transform
 from fewbit.transforms.batchnorm import FoldBatchNorm
@@ -224,8 +224,6 @@ def test_a_run_that_fails_gives_the_model_back_with_its_norms(monkeypatch):
 
 def test_transforms_are_named_and_others_refused():
     assert parse_transform("batchnorm") == FoldBatchNorm()
-    with pytest.raises(NotYetError, match="transform 'equalization' is not in this version; use one of: batchnorm"):
-        parse_transform("equalization")
     with pytest.raises(RecipeError, match="unknown transform 'batchnrom'; did you mean 'batchnorm'"):
         parse_transform("batchnrom")
     with pytest.raises(RecipeError, match=r"transforms hold 5, which is no transform"):

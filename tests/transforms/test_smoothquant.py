@@ -41,7 +41,7 @@ def test_the_rescaled_model_computes_the_same(outliers, alpha):
         assert not torch.equal(model[0].norm.weight, before[0].norm.weight)
         # Each rescaled weight is rounded to float32 once more.
         torch.testing.assert_close(model(others), before(others), rtol=1e-5, atol=1e-5)
-        scope.restore()
+        scope.restorer()()
     assert all(torch.equal(own, old) for own, old in zip(model.parameters(), before.parameters(), strict=True))
 
 

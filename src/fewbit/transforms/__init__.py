@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from fewbit.catalogue import lookup, with_options
-from fewbit.errors import NotYetError, RecipeError
+from fewbit.errors import RecipeError
 from fewbit.transforms.scope import LinkTransform
 
 #: Transforms by name.
 TRANSFORMS = {
     "batchnorm": "fewbit.transforms.batchnorm:FoldBatchNorm",
     "awq": "fewbit.transforms.awq:Awq",
+    "equalization": "fewbit.transforms.equalization:Equalization",
     "rotation": "fewbit.transforms.rotation:Rotation",
     "smoothquant": "fewbit.transforms.smoothquant:SmoothQuant",
 }
-#: Transforms of the design that this version does not have.
-LATER = ("equalization",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +82,6 @@ def parse_transform(value: str | dict[str, Any] | AnyTransform) -> AnyTransform:
     if "name" not in options:
         raise RecipeError(f'transforms hold {value!r:.80} without a name; write for example {{ name = "smoothquant" }}')
     name = options.pop("name")
-    if name in LATER:
-        raise NotYetError(f"transform {name!r} is not in this version; use one of: {', '.join(TRANSFORMS)}")
     factory = lookup(TRANSFORMS, str(name), what="transform")
     made: AnyTransform = with_options(factory, options, f"transform {name!r}")
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,6 +40,16 @@ class Scope(Protocol):
     def links(self) -> Sequence[Link]:
         """What an exact fold has proven."""
 
+    @property
+    def layers(self) -> Collection[str]:
+        """The quantizable layers; norms are not among them."""
+
+    def output_magnitudes(self, layer: str) -> Factors:
+        """Return the largest magnitude of the weights of each output channel, (outputs,)."""
+
+    def input_magnitudes(self, layer: str) -> Factors:
+        """Return the largest magnitude of the weights that read each input channel, (inputs,)."""
+
     def weight(self, layer: str) -> Array:
         """Return the weight of a layer as it now is, (out, in)."""
 
@@ -52,8 +62,8 @@ class Scope(Protocol):
         Of norms they are such that the new gain has 8 bits: files in 16 bits hold it as it is.
         """
 
-    def restore(self) -> None:
-        """Give every weight back its numbers."""
+    def restorer(self) -> Callable[[], None]:
+        """Return what gives every weight back its numbers; it holds nothing but those."""
 
 
 @runtime_checkable

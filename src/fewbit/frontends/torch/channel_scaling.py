@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import canonical_weight, module_class
+from fewbit.transforms.link import Factors
 
 #: New parameters by name, of each module that has some.
 Changes: TypeAlias = list[tuple[nn.Module, Mapping[str, nn.Parameter]]]
@@ -55,15 +56,28 @@ def with_divided_outputs(module: Any, factors: Tensor, form: Form) -> dict[str, 
 @torch.no_grad()
 def with_multiplied_inputs(module: Any, factors: Tensor) -> dict[str, nn.Parameter]:
     """Return the weight of a layer whose input channel j is multiplied by `factors[j]`, float64 (inputs,)."""
-    matrix = canonical_weight(module).double()
-    convolution = Convolution.of(module)
-    if convolution is None:
-        return {"weight": stored_weight(module, matrix * factors)}
-    # Rows of a group read the input channels of that group, each at every kernel position.
-    inputs = convolution.in_channels // convolution.groups
-    apart = matrix.reshape(convolution.groups, -1, inputs, matrix.shape[1] // inputs)
-    scaled = apart * factors.reshape(convolution.groups, 1, inputs, 1)
-    return {"weight": stored_weight(module, scaled.reshape(matrix.shape))}
+    apart, shape = _by_input(module)
+    scaled = apart.double() * factors.reshape(len(apart), 1, -1, 1)
+    return {"weight": stored_weight(module, scaled.reshape(shape))}
+
+
+@torch.no_grad()
+def input_magnitudes(module: nn.Module) -> Factors:
+    """Return the largest magnitude of the weights that read each input channel, float64 (inputs,)."""
+    apart, _ = _by_input(module)
+    found: Factors = apart.abs().amax((1, 3)).flatten().double().cpu().numpy()
+    return found
+
+
+def _by_input(module: nn.Module) -> tuple[Tensor, torch.Size]:
+    """Return the weight as (groups, outputs of a group, inputs of a group, positions), and its shape as a matrix.
+
+    Rows of a group read the input channels of that group, each at every kernel position.
+    """
+    matrix, convolution = canonical_weight(module), Convolution.of(module)
+    groups = convolution.groups if convolution else 1
+    inputs = convolution.in_channels // groups if convolution else matrix.shape[1]
+    return matrix.reshape(groups, -1, inputs, matrix.shape[1] // inputs), matrix.shape
 
 
 def exchange(changes: Iterable[tuple[nn.Module, Mapping[str, nn.Parameter]]]) -> Changes:

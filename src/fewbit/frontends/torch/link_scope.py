@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from fewbit.frontends.torch.channel_scaling import Changes, exchange
+from fewbit.frontends.torch.channel_scaling import exchange, input_magnitudes
 from fewbit.frontends.torch.input_watch import InputWatch
 from fewbit.frontends.torch.layers import canonical_weight
 from fewbit.frontends.torch.links import Fold, LinkSearch
@@ -35,7 +35,8 @@ class LinkScope:
         """Prepare; `runs` run the part on its calls, and give the same again if it is `repeatable`."""
         self._model, self._part, self._runs, self._repeatable = model, part, runs, repeatable
         self._layers = {layer.name: layer for layer in layers}
-        self._before: Changes = []
+        #: What each parameter was at first.
+        self._before: dict[tuple[nn.Module, str], nn.Parameter] = {}
         #: What links other parts had.
         self._known = {} if known is None else known
 
@@ -56,6 +57,20 @@ class LinkScope:
         some = [self._runs[number] for number in range(min(_RUNS, len(self._runs)))]
         return LinkSearch(self._model, self._part, list(self._layers.values()), some, known=self._known).folds()
 
+    @property
+    def layers(self) -> Collection[str]:
+        """The quantizable layers; norms are not among them."""
+        return self._layers
+
+    def output_magnitudes(self, layer: str) -> Factors:
+        """Return the largest magnitude of the weights of each output channel, (outputs,)."""
+        found: Factors = self.weight(layer).abs().amax(1).double().cpu().numpy()
+        return found
+
+    def input_magnitudes(self, layer: str) -> Factors:
+        """Return the largest magnitude of the weights that read each input channel, (inputs,)."""
+        return input_magnitudes(self._model.get_submodule(layer))
+
     def weight(self, layer: str) -> Tensor:
         """Return the weight of a layer as it now is, (out, in)."""
         return canonical_weight(self._model.get_submodule(layer))
@@ -69,10 +84,15 @@ class LinkScope:
         """Divide the channels of the link's producer by about `factors`; return by what, to the last bit."""
         fold = next(fold for fold in self._folds if fold.link is link)
         exact = fold.storable(factors)
-        self._before = [*fold.fold(exact), *self._before]
+        for module, parameters in fold.fold(exact):
+            for name, parameter in parameters.items():
+                self._before.setdefault((module, name), parameter)
         return exact
 
-    def restore(self) -> None:
-        """Give every weight back its numbers."""
-        exchange(self._before)
-        self._before = []
+    def restorer(self) -> Callable[[], None]:
+        """Return what gives every weight back its numbers; it holds nothing but those."""
+        return partial(_restore, self._before)
+
+
+def _restore(before: Mapping[tuple[nn.Module, str], nn.Parameter]) -> None:
+    exchange((module, {name: parameter}) for (module, name), parameter in before.items())

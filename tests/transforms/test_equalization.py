@@ -1,0 +1,121 @@
+"""Cross-layer equalization: exact, rows and columns get the same range, chains settle, ReLU6 is left alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fewbit as fb
+from fewbit.errors import PlanError, RecipeError
+from fewbit.frontends.torch.link_scope import LinkScope
+from fewbit.interfaces import frontend_of
+from fewbit.schemes.notation import parse_scheme
+from fewbit.transforms import parse_transform
+from fewbit.transforms.equalization import Equalization
+from fewbit.transforms.scope import Rounded
+
+
+def uneven(model):
+    """Rows of every layer differ by up to a hundredfold, as those of MobileNets do."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                rows = 10 ** (2 * torch.rand(len(layer.weight)) - 1)
+                layer.weight.mul_(rows.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+                layer.bias.abs_().add_(0.3).mul_(rows)  # no channel is 0 for every input: those stay as they are
+    return model.eval()
+
+
+def linears(between=nn.ReLU):
+    return uneven(nn.Sequential(nn.Linear(16, 24), between(), nn.Linear(24, 24), between(), nn.Linear(24, 8)))
+
+
+def convolutions(between=nn.ReLU):
+    torch.manual_seed(0)
+    return uneven(
+        nn.Sequential(
+            nn.Conv2d(3, 12, 1), between(), nn.Conv2d(12, 12, 3, groups=12, padding=1), between(), nn.Conv2d(12, 5, 1)
+        )
+    )
+
+
+CASES = {"linear": (linears, (32, 16)), "depthwise": (convolutions, (4, 3, 8, 8))}
+LAYERS = ("0", "2", "4")
+
+
+def equalized(model, batch, **options):
+    layers = frontend_of("torch").layers(model)
+    scope = LinkScope(model, "", layers, [lambda: model(batch)])
+    schemes = {name: Rounded(parse_scheme("int8 tensor")) for name in LAYERS}
+    return Equalization(**options).rescaled(scope, schemes), scope
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_the_equalized_model_computes_the_same_and_ranges_agree(case):
+    build, shape = CASES[case]
+    model, batch = build(), torch.randn(shape)
+    before, others = copy.deepcopy(model), torch.randn(shape)
+    done, scope = equalized(model, batch, rounds=200)
+    assert [(own.link.producer, own.link.consumers) for own in done] == [("0", ("2",)), ("2", ("4",))]
+    # Each weight is rounded to float32 once in every pass.
+    torch.testing.assert_close(model(others), before(others), rtol=1e-4, atol=1e-5)
+    for first, second in (("0", "2"), ("2", "4")):
+        # Where the passes end factors differ from 1 by less than a thousandth, ranges by less than two.
+        ranges = scope.output_magnitudes(first) / scope.input_magnitudes(second)
+        assert ranges == pytest.approx(1.0, abs=3e-3)
+    scope.restorer()()
+    assert all(torch.equal(own, old) for own, old in zip(model.parameters(), before.parameters(), strict=True))
+
+
+@torch.no_grad()
+def test_the_input_magnitudes_of_groups_are_those_of_their_own_channels():
+    _, scope = equalized(convolutions(), torch.randn(1, 3, 4, 4), rounds=1)
+    depthwise = scope.weight("2")
+    assert scope.input_magnitudes("2").tolist() == depthwise.abs().amax(1).tolist()
+    assert scope.input_magnitudes("4").tolist() == scope.weight("4").abs().amax(0).tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_of_one_scale_lose_less_with_it(case):
+    build, shape = CASES[case]
+    model, batches = build(), [torch.randn(shape)]
+    plain, even = (
+        fb.quantize(
+            copy.deepcopy(model), fb.Recipe([fb.Rule(".*", weight="int6 tensor")], transforms=own),
+            calibration=batches, evaluation=batches,
+        ).report
+        for own in ([], ["equalization"])
+    )  # fmt: skip
+    assert even.output_sqnr > plain.output_sqnr + 3
+    assert even.remarks[0].startswith("equalization: 2 links were rescaled, up to ")
+
+
+@torch.no_grad()
+def test_a_relu6_is_passed_by_no_factor_and_that_is_said():
+    model, batch = convolutions(nn.ReLU6), torch.randn(4, 3, 8, 8)
+    done, _ = equalized(model, batch)
+    assert done == []
+    recipe = fb.Recipe([fb.Rule(".*", weight="int6 tensor")], transforms=["equalization"])
+    report = fb.quantize(model, recipe, calibration=[batch]).report
+    assert report.remarks[0] == "equalization: no link of the model was rescaled"
+
+
+def test_links_from_norms_are_not_for_it(outliers):
+    model, batches = outliers
+    recipe = fb.Recipe([fb.Rule(".*", weight="int8 channel")], transforms=["equalization"])
+    report = fb.quantize(model, recipe, calibration=batches).report
+    assert report.remarks[0].endswith("up -> down 3")
+    assert report.layers[0].notes == ()
+
+
+def test_options_and_combinations_are_checked(outliers):
+    assert parse_transform({"name": "equalization", "rounds": 3}) == Equalization(rounds=3)
+    with pytest.raises(RecipeError, match="rounds 0 is no number of passes"):
+        Equalization(rounds=0)
+    model, batches = outliers
+    recipe = fb.Recipe([fb.Rule(".*", weight="fp16")], transforms=["equalization"])
+    with pytest.raises(PlanError, match="no weight has one; leave it out"):
+        fb.quantize(model, recipe, calibration=batches)
