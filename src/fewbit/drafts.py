@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fewbit.adaptation import adapt
 from fewbit.algorithms import problem_of
+from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.nearest import Nearest
 from fewbit.corrections import Correction
 from fewbit.interfaces import Layer, QuantizedLayer, Target
@@ -124,6 +125,17 @@ def cast_too(drafts: list[Draft]) -> list[str]:
             draft.scheme, draft.notes = scheme, []
             names.append(draft.layer.name)
     return [f"{several(names)}: {scheme} too, as the whole graph is"] if names else []
+
+
+def without_torch(drafts: list[Draft]) -> list[str]:
+    """Round 8-bit weights to nearest where GPTQ cannot run, as it needs torch; return what to say of it."""
+    names = []
+    for draft in drafts:
+        rule, scheme = draft.rule, draft.scheme
+        if rule is not None and scheme is not None and isinstance(rule.algorithm, Gptq) and scheme.format.bits >= 8:
+            draft.rule = replace(rule, algorithm=Nearest())
+            names.append(draft.layer.name)
+    return [f"{several(names)}: rounded to nearest; pip install 'fewbit[torch]' for gptq"] if names else []
 
 
 def adapted(drafts: list[Draft]) -> list[str]:

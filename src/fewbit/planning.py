@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from math import prod
 from typing import Any
 
 from fewbit.algorithms import Algorithm
 from fewbit.corrections import Correction
-from fewbit.drafts import Draft, adapted, cast_too, draft_of, fitted_to, without_convolutions
+from fewbit.drafts import Draft, adapted, cast_too, draft_of, fitted_to, without_convolutions, without_torch
 from fewbit.errors import PlanError
 from fewbit.footprint import quantized_tensors
 from fewbit.formats.cast import Cast
@@ -241,7 +242,16 @@ def _fit(drafts: list[Draft], target: Target | None, storage_type: ScaleType) ->
     changed = fitted_to(drafts, target, storage_type)
     if target is not None and target.holds_graph:
         changed += cast_too(drafts)
+    if not _has_torch():
+        changed += without_torch(drafts)
     return [*changed, *without_convolutions(drafts, target, storage_type), *adapted(drafts)]
+
+
+def _has_torch() -> bool:
+    try:
+        return find_spec("torch") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -> tuple[PlanRow, ...]:
