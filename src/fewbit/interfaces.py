@@ -305,6 +305,9 @@ class Frontend(Protocol):
     def problems(self, model: Any, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]]) -> Sequence[str]:
         """Return what cannot be done, with the remedy; each layer comes with the statistics it asks of its input."""
 
+    def product_problems(self, model: Any, wanted: Sequence[tuple[Layer, Scheme]]) -> Sequence[str]:
+        """Return why operands of products inside attention cannot be rounded so, with the remedy."""
+
     def tensors(
         self, model: Any, storage_type: ScaleType
     ) -> Iterator[tuple[str, Array | QTensor | Activation | IntegerBias]]:

@@ -146,7 +146,7 @@ def quantize(
             solved = solve(live, made, frontend, data, options.progress, rescaling)
             layers = [done.replacement for done in solved.values()]
             forms = [*layers, *round_products(live, made, layers, frontend, data.batches)]
-            beside = _between(live, made, layers, data.batches)
+            beside = _between(live, made, forms, data.batches)
             changed = frontend.round_floats(live, kept, made.storage_type)
         measured = Measured()
         if evaluated:
@@ -169,11 +169,11 @@ def quantize(
     return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=example)
 
 
-def _between(model: Any, made: Plan, layers: Sequence[Forms], batches: Sequence[Any]) -> list[Switch]:
+def _between(model: Any, made: Plan, forms: Sequence[Forms], batches: Sequence[Any]) -> list[Switch]:
     """Return what the target of a plan rounds between layers."""
     if made.target is None:
         return []
-    with installed(layers):
+    with installed(forms):
         found = target_of(made.target).between(model, batches)
     return [] if found is None else [found]
 
@@ -277,7 +277,8 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
     found = [*transform_problems(recipe, made.quantized, finds_links=frontend.finds_links)]
-    found += frontend.problems(model, wanted)
+    products = [(row.layer, row.input) for row in made.rounded_products if row.input]
+    found += [*frontend.problems(model, wanted), *frontend.product_problems(model, products)]
     if graph and storage_type not in (own, made.cast_whole and made.cast_whole.dtype):
         found.append(
             f"dtype {storage_type}: a graph has the types that the model computes in, here {own}; leave out dtype, or "

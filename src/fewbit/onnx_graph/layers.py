@@ -234,12 +234,22 @@ def _offers(own: _Found) -> Iterator[str]:
     weight = origin(own.weight).name or ""
     if weight.endswith(".weight"):
         yield weight.removesuffix(".weight")
-    scopes = own.node.metadata_props.get(SCOPES)
-    if scopes:
-        # The innermost scope is the operation itself.
-        modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
-        if modules:
-            yield modules[-1]
+    if module := module_of(own.node):
+        yield module
     if own.node.name:
-        yield own.node.name.strip("/").removesuffix(f"/{own.node.op_type}").replace("/", ".")
+        yield path_of(own.node) or own.node.name
         yield own.node.name
+
+
+def module_of(node: ir.Node) -> str | None:
+    """Return the module that torch's exporter noted at a node, the innermost; `None`: there is no note."""
+    scopes = node.metadata_props.get(SCOPES)
+    if not scopes:
+        return None
+    # The innermost scope is the operation itself; that of the whole model has no name.
+    return next((scope for scope in reversed(ast.literal_eval(scopes)[:-1]) if scope), "")
+
+
+def path_of(node: ir.Node) -> str | None:
+    """Return the path in the name of a node, as exporters of old wrote it: `/encoder/fc/MatMul`."""
+    return node.name.strip("/").removesuffix(f"/{node.op_type}").replace("/", ".") if node.name else None

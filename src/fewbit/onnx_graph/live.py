@@ -5,6 +5,7 @@ The front end fills `layers` and `values`; a simulation and every writer build t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class OnnxModel:
     layers: dict[str, Rounded] = field(default_factory=dict)
     #: Roundings of further values, by the name of the value: what flows between layers that run in integers.
     values: dict[str, Activation] = field(default_factory=dict)
+    #: How the operands of products inside attention are rounded, by the name of the product and of the operand.
+    products: dict[str, Mapping[str, Activation]] = field(default_factory=dict)
     #: What the front end has made ready to run, and what was installed then.
     ready: list[tuple[tuple[object, ...], Any]] = field(default_factory=list, repr=False, compare=False)
 

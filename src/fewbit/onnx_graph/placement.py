@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from fewbit.formats.integer import UINT8
 from fewbit.interfaces import QuantizedLayer
+from fewbit.onnx_graph.attention import find_products
 from fewbit.onnx_graph.constants import is_constant
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.limits import limits_of
@@ -43,6 +44,8 @@ def place(model: OnnxModel, quantized: Iterable[QuantizedLayer], runtime: Runtim
         # A skip is rounded beside a float8 convolution too.
         if own.input is not None and own.input.static and (runtime.skip_inputs or runtime.computes_in_integers(own)):
             drawing.add(model.found[own.layer.name], own.input)
+    if runtime.takes_outputs:
+        drawing.add_products()
     if runtime.skip_inputs:
         drawing.round_skips()
     else:
@@ -61,6 +64,9 @@ class _Drawing:
     #: Layers that run in integers, by their node, and the values that they round.
     layers: dict[int, GraphLayer] = field(default_factory=dict)
     inputs: dict[int, Scheme] = field(default_factory=dict)
+    #: Products inside attention that run in integers and give what goes on to a layer, and what rounds their operands.
+    products: dict[int, Scheme] = field(default_factory=dict)
+    operands: dict[int, Scheme] = field(default_factory=dict)
     #: What can be had in integers, by which scheme.
     available: dict[int, Scheme] = field(default_factory=dict)
     #: What a layer or carrier makes: a Relu behind it vanishes in the rounding.
@@ -78,6 +84,17 @@ class _Drawing:
         self.inputs[id(own.data)] = self.available[id(own.data)] = scheme
         self.wanted.add(id(own.data))
 
+    def add_products(self) -> None:
+        """Take in the products whose operands have fixed ranges; scores stay float on their way to a Softmax."""
+        for own in find_products(self.model.graph) if self.model.products else ():
+            for operand, given in self.model.products.get(own.layer.name, {}).items():
+                if given.scheme.static and self.runtime.multiplies_in_integers(given.scheme):
+                    key = id(own.value(operand))
+                    self.operands[key] = self.available[key] = given.scheme
+                    self.wanted.add(key)
+                    if operand == "value":
+                        self.products[id(own.node)] = given.scheme
+
     def look_ahead(self) -> None:
         """Find what can be had in integers."""
         for node in self.model.graph.graph:
@@ -85,6 +102,9 @@ class _Drawing:
                 own = self.layers[id(node)]
                 self.available.setdefault(id(own.result), self.available[id(own.data)])
                 self.made.add(id(own.result))
+            elif id(node) in self.products:
+                self.available.setdefault(id(node.outputs[0]), self.products[id(node)])
+                self.made.add(id(node.outputs[0]))
             elif self._vanishes(node) or self._carries(node):
                 for value in node.outputs:
                     self.available.setdefault(id(value), self.available[id(node.inputs[0])])
@@ -148,6 +168,10 @@ class _Drawing:
             own = [self.marked[id(value)] for value in group]
             # One zero point at the lowest code is one for all.
             scheme = next((scheme for scheme in own if not scheme.symmetric), own[0])
+            made = any(value.producer() is not None and id(value.producer()) in self.products for value in group)
+            # A product has the range that was asked for; what it makes that of the layer it goes to.
+            asked = self.inputs | self.operands if made else self.operands
+            scheme = next((asked[id(value)] for value in group if id(value) in asked), scheme)
             values.update((str(value.name), scheme) for value in group)
         return Placement(
             values=values,

@@ -120,6 +120,23 @@ class Runtime:
         """Return why the runtime cannot have a layer under its schemes, with the remedy, or `None`."""
         return next(self._problems(quantized), None)
 
+    def multiplies_in_integers(self, scheme: Scheme) -> bool:
+        """Whether a product of two activations that are rounded by `scheme` runs in integers."""
+        return scheme.format in (INT8, UINT8) and "MatMul" in self.products
+
+    def product_problem(self, scheme: Scheme) -> str | None:
+        """Return why the operands of a product inside attention cannot be rounded by `scheme` here, or `None`."""
+        return next(self._product_problems(scheme), None)
+
+    def _product_problems(self, scheme: Scheme) -> Iterator[str]:
+        if not scheme.static:
+            yield from self._moment_problems(scheme)
+            return
+        yield from self._static_problems(scheme)
+        if isinstance(scheme.format, Float) and not self.float8_products:
+            text = input_scheme_to_text(scheme)
+            yield f"{self.name} does not load products of two float8 activations, here '{text}'; use 'int8 static'"
+
     def _problems(self, quantized: QuantizedLayer) -> Iterator[str]:
         schemes = (quantized.scheme, quantized.input, quantized.output)
         if any(scheme is not None and isinstance(scheme.format, Cast) for scheme in schemes):
@@ -174,15 +191,20 @@ class Runtime:
             yield from self._dynamic_problems(quantized, scheme)
 
     def _dynamic_problems(self, quantized: QuantizedLayer, scheme: Scheme) -> Iterator[str]:
-        text, weight, layer = input_scheme_to_text(scheme), quantized.scheme, quantized.layer
-        if not self.dynamic:
-            yield f"{self.name} takes no ranges of the moment, and the input is '{text}'; use 'int8 static'"
-        if scheme.format not in (INT8, UINT8) or scheme.granularity != PerTensor() or scheme.symmetric:
-            yield f"ONNX has one dynamic rounding, 'int8 tensor asym', and the input is '{text}'; use that or static"
+        weight, layer = quantized.scheme, quantized.layer
+        yield from self._moment_problems(scheme)
         if layer.operator not in self.products:
             yield f"there is no integer {layer.operator} with a range of the moment; use 'int8 static'"
         if not isinstance(weight.format, Int) or weight.granularity not in (PerTensor(), PerChannel()):
             yield f"a dynamic input needs integer weights by tensor or channel, not '{weight}'; use 'int8 channel'"
+
+    def _moment_problems(self, scheme: Scheme) -> Iterator[str]:
+        """Yield why nothing can be rounded by the range of the moment so."""
+        text = input_scheme_to_text(scheme)
+        if not self.dynamic:
+            yield f"{self.name} takes no ranges of the moment, and the input is '{text}'; use 'int8 static'"
+        if scheme.format not in (INT8, UINT8) or scheme.granularity != PerTensor() or scheme.symmetric:
+            yield f"ONNX has one dynamic rounding, 'int8 tensor asym', and the input is '{text}'; use that or static"
 
     def _static_problems(self, scheme: Scheme) -> Iterator[str]:
         """Yield why an input or output cannot be rounded by fixed ranges so."""

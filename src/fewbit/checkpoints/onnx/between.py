@@ -14,6 +14,7 @@ from fewbit.checkpoints.onnx.writer import described
 from fewbit.errors import CalibrationError
 from fewbit.float_bias import FloatBias
 from fewbit.interfaces import frontend_of
+from fewbit.onnx_graph.attention import find_products
 from fewbit.onnx_graph.live import OnnxModel, Rounded
 from fewbit.onnx_graph.placement import Placement, place
 from fewbit.runtimes.runtime import Runtime
@@ -27,11 +28,14 @@ class Between:
     values: Mapping[str, Activation]
     #: The installed layers that read one of them, with that rounding as their input's.
     readers: Mapping[str, Rounded]
+    #: The installed products that read one of them, likewise.
+    products: Mapping[str, Mapping[str, Activation]]
 
     def install(self) -> None:
         """Round them; the layers are installed already."""
         self.model.values.update(self.values)
         self.model.layers.update(self.readers)
+        self.model.products.update(self.products)
 
     def restore(self) -> None:
         """Leave them as they are; layers are given back by those who installed them."""
@@ -55,7 +59,15 @@ def between(model: OnnxModel, runtime: Runtime, batches: Sequence[Any]) -> Betwe
             "calibration data; give calibration=[batch, ...] to fewbit.quantize"
         )
     values = _activations(placement, _seen(model, placement, batches))
-    return Between(model, values, dict(_readers(model, values)))
+    return Between(model, values, dict(_readers(model, values)), dict(_products(model, values)))
+
+
+def _products(model: OnnxModel, values: Mapping[str, Activation]) -> Iterator[tuple[str, Mapping[str, Activation]]]:
+    known = {own.layer.name: own for own in find_products(model.graph)} if model.products else {}
+    for name, operands in model.products.items():
+        given = {operand: values.get(str(known[name].value(operand).name), own) for operand, own in operands.items()}
+        if any(given[operand] is not own for operand, own in operands.items()):
+            yield name, given
 
 
 def _readers(model: OnnxModel, values: Mapping[str, Activation]) -> Iterator[tuple[str, Rounded]]:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.activation import Activation
+from fewbit.onnx_graph.attention import GraphProduct
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.runtimes.runtime import Runtime
 
@@ -27,6 +28,8 @@ class Draft:
 
     model: ir.Model
     layers: dict[str, GraphLayer]
+    #: The products inside attention that are rounded.
+    products: dict[str, GraphProduct]
     runtime: Runtime
     #: The type of values that the graph says nothing of.
     dtype: ir.DataType

@@ -27,7 +27,7 @@ def write_dynamic(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
     if node.op_type == "Gemm":
         scale = scale * scale.dtype.type(_factor(node, "alpha"))
         codes = np.ascontiguousarray(own.arrangement.matrix(codes).T)
-    codes_of, scale_of, zero_of = _rounded(draft, own)
+    codes_of, scale_of, zero_of = moment_of(draft, own.data, own.weight.const_value.dtype)  # type: ignore[union-attr]
     inputs = [codes_of, draft.codes(own, codes), zero_of]
     if weight.zero is not None and weight.zero.any():
         # One for all, since weights are symmetric here; ConvInteger of onnxruntime takes no more.
@@ -53,12 +53,11 @@ def write_dynamic(draft: Draft, own: GraphLayer, rounded: Rounded) -> str:
     return f"DynamicQuantizeLinear, {kind}"
 
 
-def _rounded(draft: Draft, own: GraphLayer) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Return codes, scale and zero point of the input of a layer, made once for all layers that read it."""
-    data = own.data
+def moment_of(draft: Draft, data: ir.Value, dtype: ir.DataType) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Return codes, scale and zero point of `data`, numbers of `dtype`, made once for all that read it."""
     if id(data) not in draft.moments:
         nodes, source = [], data
-        if own.weight.const_value.dtype != ir.DataType.FLOAT:  # type: ignore[union-attr]
+        if dtype != ir.DataType.FLOAT:
             nodes.append(draft.node("Cast", [data], f"{data.name}/wide", {"to": int(ir.DataType.FLOAT)}))
             source = nodes[0].outputs[0]
         names = [f"{data.name}/{part}" for part in ("codes", "scale", "zero_point")]

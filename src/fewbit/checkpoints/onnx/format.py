@@ -64,8 +64,8 @@ class OnnxFile:
         return self.runtime.problem(quantized)
 
     def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
-        """Return why products inside attention stay float."""
-        return "fewbit's ONNX writer rounds no products inside attention; keep them"
+        """Return why the runtime cannot have operands of a product inside attention so, or `None`."""
+        return self.runtime.product_problem(scheme)
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
         """Scales have the type of the graph's float numbers."""
@@ -103,7 +103,7 @@ class OnnxFile:
         self, graph: OnnxModel, content: Content, batches: Sequence[Any], path: Path, *, overwrite: bool
     ) -> Told:
         """Write each layer in its form; return what there is to tell of it."""
-        layers, values = dict(graph.layers), dict(graph.values)
+        layers, values, products = dict(graph.layers), dict(graph.values), dict(graph.products)
         added = None if values else self.between(graph, batches)
         if added is not None:
             added.install()
@@ -113,7 +113,7 @@ class OnnxFile:
                 written = replace(written, notes=(*_UNSEEN, *written.notes))
             found = fusion(graph, self.runtime, path) if self.runtime.name == "ort-cpu" else None
         finally:
-            graph.layers, graph.values = layers, values
+            graph.layers, graph.values, graph.products = layers, values, products
         for text in found.warnings if found else ():
             warnings.warn(text, FewbitWarning, stacklevel=5)
         return Told.of(written, found)

@@ -15,10 +15,12 @@ import onnx
 import onnxruntime
 
 from fewbit.checkpoints.onnx.draft import CODES
+from fewbit.checkpoints.onnx.products import INTEGERS, is_made_of
 from fewbit.checkpoints.onnx.rounding import absorbs
 from fewbit.checkpoints.onnx.writer import described
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import QuantizedLayer
+from fewbit.onnx_graph.attention import find_products
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.limits import limits_of
 from fewbit.onnx_graph.live import OnnxModel
@@ -63,11 +65,16 @@ def fusion(model: OnnxModel, runtime: Runtime, path: str | Path) -> Fusion:
     readers = dict(_readers(graph, set(model.layers)))
     integers = {name: readers[name] for name in model.layers if readers.get(name, _BACK[0]) not in _BACK}
     floats = {name: _reason(model, runtime, name) for name in model.layers if name not in integers}
+    missed = [name for name in floats if _expected(runtime, described(model, name))]
+    integers |= dict(_products(model, graph))
+    for name in [name for name in model.products if name not in integers]:
+        floats[name] = _product_reason(model, runtime, name)
+        missed += [name] if runtime.multiplies_in_integers(next(iter(model.products[name].values())).scheme) else []
     integer_nodes, float_nodes = _counted(graph)
     return Fusion(
         integers=integers,
         floats=floats,
-        missed=tuple(name for name in floats if _expected(runtime, described(model, name))),
+        missed=tuple(missed),
         integer_nodes=integer_nodes,
         float_nodes=float_nodes,
     )
@@ -105,6 +112,22 @@ def _readers(graph: onnx.GraphProto, names: set[str]) -> Iterator[tuple[str, str
                 name, found, _ = value.rpartition(CODES)
                 if found and name in names:
                     yield name, node.op_type
+
+
+def _products(model: OnnxModel, graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
+    """Yield the rounded products inside attention that run in integers, with the operator that computes them."""
+    nodes = [node for part in _graphs(graph) for node in part.node if node.op_type in INTEGERS]
+    for own in find_products(model.graph) if model.products else ():
+        found = [node.op_type for node in nodes if is_made_of(own, node)]
+        if own.layer.name in model.products and found:
+            yield own.layer.name, found[0]
+
+
+def _product_reason(model: OnnxModel, runtime: Runtime, name: str) -> str:
+    scheme = next(iter(model.products[name].values())).scheme
+    if not runtime.multiplies_in_integers(scheme):
+        return f"onnxruntime computes with {scheme.format.name} inputs in float"
+    return "onnxruntime did not fuse it"
 
 
 def _counted(graph: onnx.GraphProto) -> tuple[dict[str, int], dict[str, int]]:

@@ -40,30 +40,36 @@ def round_value(draft: Draft, value: ir.Value, activation: Activation) -> None:
 
 
 def round_input(draft: Draft, own: GraphLayer, activation: Activation) -> Activation:
-    """Round what a layer reads; return by what it is rounded, which is another where the value itself is rounded.
+    """Round what a layer reads; return by what it is rounded."""
+    dtype = own.weight.const_value.dtype  # type: ignore[union-attr]
+    return round_at(draft, own.node, own.data_index, activation, dtype, own.layer.name)
+
+
+def round_at(
+    draft: Draft, node: ir.Node, index: int, activation: Activation, dtype: ir.DataType, name: str
+) -> Activation:
+    """Round input `index` of `node` for `name`; return by what, which is another where the value itself is rounded.
 
     onnxruntime makes one pair of two that follow one another, and not one that computes the same.
     """
-    value, node = own.data, own.node
+    value = node.inputs[index]
+    assert value is not None
     if id(value) in draft.given:
         given = draft.given[id(value)]
         if _key(given) != _key(activation):
-            draft.notes.append(
-                f"{own.layer.name}: its input is rounded where it is made, and not once more by its own range"
-            )
+            draft.notes.append(f"{name}: its input is rounded where it is made, and not once more by its own range")
         return given
     # onnxruntime looks for the pair in the graph of the layer only.
     outer = node.graph is not value.graph
     key = (id(value), id(node.graph) if outer else 0, *_key(activation))
     if key not in draft.pairs:
-        dtype = own.weight.const_value.dtype  # type: ignore[union-attr]
         first, rounded = _pair(draft, value, activation, dtype, near=node if outer else None)
         if outer:
             draft.put_before(node, [first, rounded])
         else:
             draft.put_after(value, [first, rounded])
         draft.pairs[key] = rounded.outputs[0]
-    node.replace_input_with(own.data_index, draft.pairs[key])
+    node.replace_input_with(index, draft.pairs[key])
     return activation
 
 

@@ -20,6 +20,7 @@ from fewbit.checkpoints.onnx.dynamic import write_dynamic
 from fewbit.checkpoints.onnx.element_type import AXIS, BLOCKS, CASTS, HALF_SCALES, element_type
 from fewbit.checkpoints.onnx.opset import upgraded
 from fewbit.checkpoints.onnx.packed import write_gather, write_matmul
+from fewbit.checkpoints.onnx.products import write_product
 from fewbit.checkpoints.onnx.recomputed import put_back
 from fewbit.checkpoints.onnx.rounding import round_value
 from fewbit.checkpoints.onnx.saturation import saturating_pairs
@@ -29,6 +30,7 @@ from fewbit.errors import CheckpointError
 from fewbit.formats.cast import Cast
 from fewbit.formats.integer import Int
 from fewbit.interfaces import QuantizedLayer
+from fewbit.onnx_graph.attention import find_products
 from fewbit.onnx_graph.file import weight_bytes, write_model
 from fewbit.onnx_graph.layers import GraphLayer, find_layers
 from fewbit.onnx_graph.live import OnnxModel, Rounded
@@ -103,6 +105,9 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None
             raise CheckpointError(f"{name}: {problem}")
     if unsigned is None:
         unsigned = [name for name in quantized if runtime.saturates and _saturates(model, name)]
+    for name, own in {name: own for name, operands in model.products.items() for own in operands.values()}.items():
+        if problem := runtime.product_problem(own.scheme):
+            raise CheckpointError(f"{name}: {problem}")
     draft = _draft(model, runtime, frozenset(unsigned), _opset(model, quantized, runtime))
     for value, activation in _roundings(model, draft).items():
         round_value(draft, draft.values[value], activation)
@@ -111,6 +116,8 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None
         if rounded.bias is not None:
             put_rounded(draft, draft.layers[name], rounded.bias)
         forms[name] = _WRITERS[form_of(quantized[name], runtime)](draft, draft.layers[name], rounded)
+    for name, operands in model.products.items():
+        forms[name] = write_product(draft, draft.products[name], operands)
     _clean(draft.model)
     put_back(draft)
     draft.notes += [*_grown_notes(draft.grown), *_level_notes(forms), *_unsigned_notes(unsigned)]
@@ -131,8 +138,11 @@ def _draft(model: OnnxModel, runtime: Runtime, unsigned: frozenset[str], opset: 
     found = {str(own.output.name): own for own in find_layers(graph)}
     layers = {name: replace(found[str(own.output.name)], layer=own.layer) for name, own in model.found.items()}
     weights = [model.found[name].weight.dtype for name in model.layers]
+    outputs = {str(own.output.name): own.layer.name for own in find_products(model.graph)} if model.products else {}
+    made = {outputs[str(own.output.name)]: own for own in (find_products(graph) if outputs else ())}
+    products = {name: replace(made[name], layer=replace(made[name].layer, name=name)) for name in model.products}
     dtype = next((kind for kind in weights if kind is not None), ir.DataType.FLOAT)
-    return Draft(graph, layers, runtime, dtype, values_of(graph), unsigned=unsigned)
+    return Draft(graph, layers, products, runtime, dtype, values_of(graph), unsigned=unsigned)
 
 
 def _roundings(model: OnnxModel, draft: Draft) -> dict[str, Activation]:
@@ -166,7 +176,12 @@ def _opset(model: OnnxModel, quantized: Mapping[str, QuantizedLayer], runtime: R
             needed.append(AXIS)
     given = [own.input for own in quantized.values()] + [own.output for own in quantized.values()]
     given += [activation.scheme for activation in model.values.values()]
-    needed += [element_type(own.format).opset for own in given if own is not None and own.static]
+    operands = [own.scheme for rounded in model.products.values() for own in rounded.values()]
+    needed += [element_type(own.format).opset for own in (*given, *operands) if own is not None and own.static]
+    half = any(
+        own.layer.name in model.products and own.dtype != ir.DataType.FLOAT for own in find_products(model.graph)
+    )
+    needed += [AXIS, HALF_SCALES if half else AXIS] if operands else []
     return max(needed)
 
 

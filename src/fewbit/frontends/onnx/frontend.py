@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.errors import CalibrationError, NonFiniteError, NotYetError, PlanError, RecipeError
+from fewbit.activation import Activation
+from fewbit.errors import CalibrationError, NonFiniteError, PlanError, RecipeError
 from fewbit.float_bias import FloatBias
 from fewbit.frontends.onnx.batches import Numbers, feeds_of, inputs_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
@@ -18,6 +19,7 @@ from fewbit.frontends.onnx.magnitudes import largest_activations, largest_weight
 from fewbit.frontends.onnx.norm_folding import fold_norms, is_norm
 from fewbit.frontends.onnx.probe import Probe
 from fewbit.frontends.onnx.problems import problems
+from fewbit.frontends.onnx.products import OnnxProductForms, product_forms, product_problems, product_statistics
 from fewbit.frontends.onnx.random_inputs import random_inputs
 from fewbit.frontends.onnx.ready import ready
 from fewbit.frontends.onnx.replacement import OnnxReplacement
@@ -25,6 +27,7 @@ from fewbit.frontends.onnx.stored import as_stored, constants, stored_tensors
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, QuantizedLayer, StoredTensor
 from fewbit.onnx_graph.arrangement import Kernel
+from fewbit.onnx_graph.attention import find_products
 from fewbit.onnx_graph.live import OnnxModel, Rounded
 from fewbit.problems import several
 from fewbit.qtensor import QTensor
@@ -131,8 +134,12 @@ class OnnxFrontend:
         return execution(layer)
 
     def products(self, model: OnnxModel, batch: Any | None) -> list[Layer]:  # noqa: ARG002
-        """Raise `NotYetError`."""
-        raise NotYetError(f"{model.path}: products inside attention of ONNX graphs stay float in this version")
+        """Return the products inside attention, which the graph shows without a run."""
+        return [own.layer for own in find_products(model.graph)]
+
+    def product_problems(self, model: OnnxModel, wanted: Sequence[tuple[Layer, Scheme]]) -> Sequence[str]:
+        """Return what a graph cannot do with its products."""
+        return product_problems(model, wanted)
 
     def problems(self, model: OnnxModel, wanted: Sequence[tuple[QuantizedLayer, Sequence[str]]]) -> Sequence[str]:
         """Return what a graph cannot do of what is asked for."""
@@ -238,6 +245,25 @@ class OnnxFrontend:
         """Return the least and the largest finite number of each value of the main graph."""
         return value_extremes(model, batches)
 
+    def product_statistics(
+        self,
+        model: OnnxModel,
+        products: Sequence[Layer],  # noqa: ARG002
+        wanted: Mapping[str, str],
+        batches: Sequence[Any],
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Return by operand the statistic that is `wanted` of each product inside attention."""
+        return product_statistics(model, wanted, batches)
+
+    def product_forms(
+        self,
+        model: OnnxModel,
+        products: Sequence[Layer],  # noqa: ARG002
+        activations: Mapping[str, Mapping[str, Activation]],
+    ) -> list[OnnxProductForms]:
+        """Return the rounded forms of the products that have `activations`, by operand; none is installed yet."""
+        return product_forms(model, activations)
+
     def graph(self, model: OnnxModel, batch: Any) -> OnnxModel:  # noqa: ARG002
         """Return `model`."""
         return model
@@ -273,7 +299,7 @@ class OnnxFrontend:
         return ready(model).run(feeds)
 
     @contextmanager
-    def probe(self, replacements: Sequence[OnnxReplacement]) -> Iterator[Mapping[str, float]]:
+    def probe(self, replacements: Sequence[OnnxReplacement | OnnxProductForms]) -> Iterator[Mapping[str, float]]:
         """Watch float runs; afterwards the mapping holds each layer's output SQNR in dB."""
         ratios: dict[str, float] = {}
         self._probe = watching = Probe(replacements)

@@ -12,10 +12,12 @@ import numpy as np
 from fewbit.errors import NonFiniteError
 from fewbit.evaluation.fidelity import decibels
 from fewbit.frontends.onnx.batches import Numbers
+from fewbit.frontends.onnx.products import OnnxProductForms
 from fewbit.frontends.onnx.replacement import OnnxReplacement
-from fewbit.frontends.onnx.simulation import Simulation
+from fewbit.frontends.onnx.simulation import Beside, Simulation
 from fewbit.frontends.onnx.sizes import sizes_of, within_bounds
 from fewbit.frontends.onnx.stages import stages_of
+from fewbit.onnx_graph.attention import GraphProduct
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
 
@@ -26,7 +28,7 @@ _ALIVE, _AT_ONCE = 1 << 26, 32
 class Probe:
     """Sums over the runs that it has seen."""
 
-    def __init__(self, replacements: Sequence[OnnxReplacement]) -> None:
+    def __init__(self, replacements: Sequence[OnnxReplacement | OnnxProductForms]) -> None:
         self._replacements = replacements
         self._powers: dict[str, list[float]] = {}
 
@@ -34,11 +36,11 @@ class Probe:
         """Compare the layers of `model`, whose float forms are installed, on a batch."""
         simulation = Simulation(model, {})
         flow = simulation.flow
-        pairs = [(model.found[own.layer.name], own.rounded) for own in self._replacements]
-        shown = {own.result.name or "": (own, rounded) for own, rounded in pairs if id(own.node) in flow.places}
+        pairs = [_pair(model, own) for own in self._replacements]
+        shown = {_made(own[0]): own for own in pairs if id(own[0].node) in flow.places}
         sizes = sizes_of(model.graph, flow, feeds)
         runs = within_bounds(sorted(shown, key=flow.makers.__getitem__), sizes, _ALIVE, _AT_ONCE)
-        groups = [[name for own in run for name in (shown[own][0].data.name or "", own)] for run in runs]
+        groups = [[name for own in run for name in (*_given(shown[own][0]), own)] for run in runs]
         known = dict(feeds)
         for stage, run in zip(stages_of(flow, groups), runs, strict=True):
             given = {name: known[name] for name in stage.needs}
@@ -49,7 +51,7 @@ class Probe:
                 known.pop(name)
             self._add([shown[name][0] for name in run], list(found.values()))
 
-    def _add(self, layers: Sequence[GraphLayer], sums: Sequence[Numbers]) -> None:
+    def _add(self, layers: Sequence[GraphLayer | GraphProduct], sums: Sequence[Numbers]) -> None:
         for own, signal, noise in zip(layers, sums[0::2], sums[1::2], strict=True):
             if not np.isfinite(signal):
                 raise NonFiniteError(f"{own.layer.name}: its output holds NaN or infinity before quantization")
@@ -60,3 +62,19 @@ class Probe:
     def ratios(self) -> dict[str, float]:
         """Return the SQNR in dB by layer; none where the output was 0."""
         return {name: decibels(signal, noise) for name, (signal, noise) in self._powers.items() if signal}
+
+
+def _pair(model: OnnxModel, own: OnnxReplacement | OnnxProductForms) -> Beside:
+    if isinstance(own, OnnxProductForms):
+        return own.product, own.rounded
+    return model.found[own.layer.name], own.rounded
+
+
+def _given(own: GraphLayer | GraphProduct) -> list[str]:
+    """Return the values that are rounded for it."""
+    values = [own.data] if isinstance(own, GraphLayer) else [own.value(name) for name in own.operands]
+    return [value.name or "" for value in values]
+
+
+def _made(own: GraphLayer | GraphProduct) -> str:
+    return (own.result if isinstance(own, GraphLayer) else own.output).name or ""

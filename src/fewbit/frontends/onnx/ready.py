@@ -12,7 +12,8 @@ _KEPT = 2
 
 def ready(model: OnnxModel) -> Session:
     """Return a session of `model` with what is installed in it."""
-    now = (model.graph, *model.layers.values(), *model.values.values(), *model.layers, *model.values)
+    installed = (model.layers, model.values, model.products)
+    now = (model.graph, *(part for own in installed for pair in own.items() for part in pair))
     for place, (then, session) in enumerate(model.ready):
         # By identity: to compare the numbers of QTensors would be slow.
         if len(then) == len(now) and all(a is b for a, b in zip(then, now, strict=True)):

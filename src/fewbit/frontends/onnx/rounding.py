@@ -32,6 +32,8 @@ class Place:
     dtype: ir.DataType = ir.DataType.FLOAT
     #: How many axes follow that of the channels; then the first axis counts samples, and a sample is a token.
     spatial: int = 0
+    #: The axis that a token lies along, where there are no spatial ones.
+    token: int = -1
 
 
 def rounding_problem(scheme: Scheme) -> str | None:
@@ -146,4 +148,4 @@ def _axes(scheme: Scheme, place: Place) -> list[int] | None:
         return None
     if isinstance(scheme.granularity, PerToken) and place.spatial:
         return list(range(1, place.spatial + 2))
-    return [-1]
+    return [place.token if isinstance(scheme.granularity, PerToken) else -1]

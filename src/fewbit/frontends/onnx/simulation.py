@@ -20,8 +20,12 @@ from fewbit.frontends.onnx.nodes import Nodes, Numbers
 from fewbit.frontends.onnx.rounding import Place, round_value
 from fewbit.frontends.onnx.session import Session
 from fewbit.onnx_graph.arrangement import Kernel
+from fewbit.onnx_graph.attention import GraphProduct, find_products
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel, Rounded
+
+#: A layer or a product with the quantized form that is compared with the float one.
+Beside = tuple[GraphLayer, Rounded] | tuple[GraphProduct, Mapping[str, Activation]]
 
 
 @dataclass(slots=True)
@@ -44,6 +48,7 @@ class Simulation:
         self._layers = {id(own.node): own for own in model.found.values()}
         self._adds = {id(own.bias_add): own for own in model.found.values() if own.bias_add is not None}
         self._results = {id(own.result): own for own in model.found.values()}
+        self._products = {id(own.node): own for own in find_products(model.graph)} if model.products else {}
         self._opset = model.graph.opset_imports[""]
         self._sessions = Sessions()
 
@@ -52,15 +57,15 @@ class Simulation:
         places: Iterable[int],
         given: Mapping[str, Numbers],
         outputs: Sequence[str],
-        beside: Sequence[tuple[GraphLayer, Rounded]] = (),
+        beside: Sequence[Beside] = (),
     ) -> Session | Alike:
         """Return the nodes at `places`, in order, ready to run from values like `given` to `outputs`.
 
-        Of layers `beside` the quantized form is compared with the float one: two further outputs each, see `_compare`.
+        Of what is `beside` the quantized form is compared with the float one: two further outputs each, see `_compare`.
         """
         writing = self._written(places, given)
         inputs = [_declared(name, own) for name, own in given.items()]
-        compared = [name for own, rounded in beside for name in self._compare(writing, own, rounded)]
+        compared = [name for pair in beside for name in self._compare(writing, pair)]
         proto, numbers = self._finished(writing, inputs, [*outputs, *compared])
         return self._sessions.session(proto, numbers, str(self.model.path), given.values())
 
@@ -120,6 +125,9 @@ class Simulation:
         adds = self._adds.get(id(node))
         if adds is not None and adds.layer.name in self.layers:
             _put_bias(writing, proto, adds, self.layers[adds.layer.name])
+        product = self._products.get(id(node))
+        if product is not None and product.layer.name in self.model.products:
+            _round_operands(writing, proto, product, self.model.products[product.layer.name])
         self._append(writing, proto, node)
 
     def _append(self, writing: _Writing, proto: onnx.NodeProto, node: ir.Node) -> None:
@@ -181,26 +189,51 @@ class Simulation:
             data = proto.input[own.data_index]
             proto.input[own.data_index] = round_value(writing.nodes, data, rounded.activations.input, _place(own))
 
-    def _compare(self, writing: _Writing, own: GraphLayer, rounded: Rounded) -> tuple[str, str]:
-        """Append the quantized form of a layer beside its float one; return the sums of y^2 and of (y' - y)^2."""
-        nodes = writing.nodes
+    def _compare(self, writing: _Writing, beside: Beside) -> tuple[str, str]:
+        """Append the quantized form beside the float one; return the sums of y^2 and of (y' - y)^2."""
+        nodes, (own, rounded) = writing.nodes, beside
+        if isinstance(own, GraphProduct):
+            expected, actual = own.output.name or "", self._product_beside(writing, own, rounded)  # type: ignore[arg-type]
+        else:
+            expected, actual = own.result.name or "", self._layer_beside(writing, own, rounded)  # type: ignore[arg-type]
+        exact = [nodes.add("Cast", name, to=int(ir.DataType.DOUBLE)) for name in (expected, actual)]
+        noise = nodes.add("Sub", *exact)
+        return tuple(nodes.reduce("ReduceSumSquare", name, None) for name in (exact[0], noise))  # type: ignore[return-value]
+
+    def _layer_beside(self, writing: _Writing, own: GraphLayer, rounded: Rounded) -> str:
+        """Append the quantized form of a layer; return what its output is called."""
         proto = self._plain(writing, own.node)
         self._put_in(writing, proto, own, rounded)
-        proto.name, proto.output[0] = "", nodes.name()  # of two nodes with one name onnxruntime takes none
-        nodes.protos.append(proto)
-        actual, expected = proto.output[0], own.result.name or ""
+        actual = _renamed(writing, proto)
         if own.bias_add is not None:
             added = self._plain(writing, own.bias_add)
             added.input[list(own.bias_add.inputs).index(own.output)] = actual
             _put_bias(writing, added, own, rounded)
-            added.name = ""
-            added.output[0] = actual = nodes.name()
-            nodes.protos.append(added)
+            actual = _renamed(writing, added)
         if rounded.activations.output is not None:
-            actual = round_value(nodes, actual, rounded.activations.output, _place(own))
-        exact = [nodes.add("Cast", name, to=int(ir.DataType.DOUBLE)) for name in (expected, actual)]
-        noise = nodes.add("Sub", *exact)
-        return tuple(nodes.reduce("ReduceSumSquare", name, None) for name in (exact[0], noise))  # type: ignore[return-value]
+            actual = round_value(writing.nodes, actual, rounded.activations.output, _place(own))
+        return actual
+
+    def _product_beside(self, writing: _Writing, own: GraphProduct, rounded: Mapping[str, Activation]) -> str:
+        proto = self._plain(writing, own.node)
+        _round_operands(writing, proto, own, rounded)
+        return _renamed(writing, proto)
+
+
+def _renamed(writing: _Writing, proto: onnx.NodeProto) -> str:
+    """Append a node that is there already under other names; return that of its output."""
+    proto.name, proto.output[0] = "", writing.nodes.name()  # of two nodes with one name onnxruntime takes none
+    writing.nodes.protos.append(proto)
+    return str(proto.output[0])
+
+
+def _round_operands(
+    writing: _Writing, proto: onnx.NodeProto, own: GraphProduct, rounded: Mapping[str, Activation]
+) -> None:
+    """Make the node of a product read its operands rounded."""
+    for name, operand in own.operands.items():
+        place = Place(own.dtype, token=operand.axis)
+        proto.input[operand.index] = round_value(writing.nodes, proto.input[operand.index], rounded[name], place)
 
 
 def _put_bias(writing: _Writing, proto: onnx.NodeProto, own: GraphLayer, rounded: Rounded) -> None:

@@ -139,6 +139,10 @@ class TorchFrontend:
         """Return nothing: modules run whatever schemes there are."""
         return ()
 
+    def product_problems(self, model: nn.Module, wanted: Sequence[tuple[Layer, Scheme]]) -> Sequence[str]:  # noqa: ARG002
+        """Return nothing: modules run whatever schemes there are."""
+        return ()
+
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""
         own = quantized_prefixes(model)
