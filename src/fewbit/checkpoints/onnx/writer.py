@@ -100,14 +100,9 @@ def write(
 def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None) -> tuple[Draft, dict[str, str]]:
     """Return the graph that is to be written, and what each layer became."""
     quantized = {name: described(model, name) for name in model.layers}
-    for name, own in quantized.items():
-        if problem := runtime.problem(own):
-            raise CheckpointError(f"{name}: {problem}")
+    _require_forms(model, quantized, runtime)
     if unsigned is None:
         unsigned = [name for name in quantized if runtime.saturates and _saturates(model, name)]
-    for name, own in {name: own for name, operands in model.products.items() for own in operands.values()}.items():
-        if problem := runtime.product_problem(own.scheme):
-            raise CheckpointError(f"{name}: {problem}")
     draft = _draft(model, runtime, frozenset(unsigned), _opset(model, quantized, runtime))
     for value, activation in _roundings(model, draft).items():
         round_value(draft, draft.values[value], activation)
@@ -122,6 +117,16 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None
     put_back(draft)
     draft.notes += [*_grown_notes(draft.grown), *_level_notes(forms), *_unsigned_notes(unsigned)]
     return draft, forms
+
+
+def _require_forms(model: OnnxModel, quantized: Mapping[str, QuantizedLayer], runtime: Runtime) -> None:
+    """Raise `CheckpointError` for what `runtime` has no form for."""
+    problems = {name: runtime.problem(own) for name, own in quantized.items()}
+    for name, operands in model.products.items():
+        problems |= {f"{name}.{operand}": runtime.product_problem(own.scheme) for operand, own in operands.items()}
+    for name, problem in problems.items():
+        if problem:
+            raise CheckpointError(f"{name}: {problem}")
 
 
 def described(model: OnnxModel, name: str) -> QuantizedLayer:
