@@ -40,6 +40,11 @@ class RowSample:
         none = xp.astype(xp.reshape(like, (-1,))[:0], xp.float32)
         return cls(xp.reshape(none, (0, width)), np.zeros(0, dtype=np.uint64))
 
+    @classmethod
+    def of_groups(cls, width: int, groups: int, like: Array) -> RowSample:
+        """Return the sample of no rows with `groups` parts of `width` numbers."""
+        return cls.init(width * groups, like)
+
     def update(self, rows: Array) -> None:
         """Take in the rows of an array (..., width)."""
         xp = array_namespace(rows)

@@ -14,6 +14,7 @@ from typing import Any
 from fewbit.checkpoints.onnx.between import Between, between
 from fewbit.checkpoints.onnx.cast_whole import write_cast_whole
 from fewbit.checkpoints.onnx.fusion import fusion
+from fewbit.checkpoints.onnx.saturation_choice import choose_weights
 from fewbit.checkpoints.onnx.stored import stored_tensors
 from fewbit.checkpoints.onnx.told import Told
 from fewbit.checkpoints.onnx.writer import write
@@ -63,8 +64,13 @@ class OnnxFile:
         """Return why the runtime cannot have a layer under its schemes, or `None`."""
         return self.runtime.problem(quantized)
 
-    def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
+    def product_problem(self, product: Layer, scheme: Scheme) -> str | None:
         """Return why the runtime cannot have operands of a product inside attention so, or `None`."""
+        if product.module_class != "MatMul":
+            return (
+                "a graph that is exported from a module holds no rounded products; leave out the rules of kind "
+                "attention, or export the float module and quantize the .onnx file"
+            )
         return self.runtime.product_problem(scheme)
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
@@ -108,7 +114,12 @@ class OnnxFile:
         if added is not None:
             added.install()
         try:
-            written = write(graph, self.runtime, path, overwrite=overwrite)
+            chosen = choose_weights(graph, batches) if self.runtime.saturates and len(batches) else None
+            if chosen is not None:
+                graph.layers |= chosen.narrow
+            unsigned = None if chosen is None else chosen.unsigned
+            written = write(graph, self.runtime, path, overwrite=overwrite, unsigned=unsigned)
+            written = replace(written, notes=(*written.notes, *(chosen.notes if chosen else ())))
             if added is not None and graph is not content.model:
                 written = replace(written, notes=(*_UNSEEN, *written.notes))
             found = fusion(graph, self.runtime, path) if self.runtime.name == "ort-cpu" else None

@@ -25,7 +25,7 @@ Numbers = np.ndarray[Any, Any]
 #: Decibels that weights without a price in time may lose against exact products.
 TOLERATED = 1.0
 #: Weights of 7 bits: no pair reaches 128.
-_SEVEN = Int(7, narrow=True)
+SEVEN = Int(7, narrow=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def choose(own: GraphLayer, rounded: Rounded, rows: Numbers) -> Choice:
     weight = own.arrangement.matrix(own.weight.const_value.numpy())[:out].astype(np.float32)  # type: ignore[union-attr]
     expected = rows.astype(np.float64) @ weight.T.astype(np.float64)
     codes, shift, scale = _unsigned(given, rows)
-    narrow = quantize(weight, replace(rounded.qtensor.scheme, format=_SEVEN))
+    narrow = quantize(weight, replace(rounded.qtensor.scheme, format=SEVEN))
     plain = rounded.qtensor.map(lambda own: own[:out] if own.shape[0] > 1 else own)
     made = {"plain": (plain, saturated_product), "7 bits": (narrow, exact_product), "uint8": (plain, exact_product)}
     sqnr = {}
@@ -63,6 +63,13 @@ def choose(own: GraphLayer, rounded: Rounded, rows: Numbers) -> Choice:
         sums = product(codes[:, order], units) - shift * units.sum(axis=1, dtype=np.int64)
         sqnr[word] = _decibels(expected, sums * (scale * to_numpy(qtensor.scale).reshape(-1).astype(np.float64)))
     return Choice(weights=_best(sqnr), pairs=pairs, sqnr=sqnr)
+
+
+def can_saturate(own: GraphLayer, rounded: Rounded) -> bool:
+    """Whether a layer with rounded inputs has products that some input makes saturate."""
+    given, weight = rounded.activations.input, rounded.qtensor.scheme.format
+    integers = given is not None and isinstance(given.scheme.format, Int) and isinstance(weight, Int)
+    return integers and saturating_pairs(own, rounded.qtensor) > 0
 
 
 def saturating_pairs(own: GraphLayer, qtensor: QTensor) -> int:

@@ -23,12 +23,11 @@ from fewbit.checkpoints.onnx.packed import write_gather, write_matmul
 from fewbit.checkpoints.onnx.products import write_product
 from fewbit.checkpoints.onnx.recomputed import put_back
 from fewbit.checkpoints.onnx.rounding import round_value
-from fewbit.checkpoints.onnx.saturation import saturating_pairs
+from fewbit.checkpoints.onnx.saturation import can_saturate
 from fewbit.checkpoints.onnx.static import write_static
 from fewbit.checkpoints.onnx.weight_only import write_weight_only
 from fewbit.errors import CheckpointError
 from fewbit.formats.cast import Cast
-from fewbit.formats.integer import Int
 from fewbit.interfaces import QuantizedLayer
 from fewbit.onnx_graph.attention import find_products
 from fewbit.onnx_graph.file import weight_bytes, write_model
@@ -77,7 +76,7 @@ def write(
 ) -> Written:
     """Write `model` for `runtime` to `path`; weights of the layers `unsigned` are stored as uint8 where they are int8.
 
-    Left out, it is those whose products can saturate, where the runtime saturates; `saturation.choose` chooses better.
+    Left out, it is those whose products can saturate, where the runtime saturates; `saturation_choice` chooses better.
 
     Raises:
         CheckpointError: a layer under schemes that the runtime does not take, scales that the file cannot hold, an
@@ -102,7 +101,8 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None
     quantized = {name: described(model, name) for name in model.layers}
     _require_forms(model, quantized, runtime)
     if unsigned is None:
-        unsigned = [name for name in quantized if runtime.saturates and _saturates(model, name)]
+        known = model.layers.items() if runtime.saturates else ()
+        unsigned = [name for name, rounded in known if can_saturate(model.found[name], rounded)]
     draft = _draft(model, runtime, frozenset(unsigned), _opset(model, quantized, runtime))
     for value, activation in _roundings(model, draft).items():
         round_value(draft, draft.values[value], activation)
@@ -200,12 +200,6 @@ def _clean(model: ir.Model) -> None:
 
 def _is_read(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_input() or value.is_graph_output()
-
-
-def _saturates(model: OnnxModel, name: str) -> bool:
-    given, qtensor = model.layers[name].activations.input, model.layers[name].qtensor
-    integers = given is not None and isinstance(given.scheme.format, Int) and isinstance(qtensor.scheme.format, Int)
-    return integers and saturating_pairs(model.found[name], qtensor) > 0
 
 
 def _grown_notes(grown: Mapping[str, float]) -> list[str]:
