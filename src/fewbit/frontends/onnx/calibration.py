@@ -105,6 +105,7 @@ class _Seen:
     def update(self, numbers: Numbers) -> None:
         """Take in what a batch has at this value."""
         for own in self._readers:
+            _require_width(own, numbers)
             for name in self._wanted[own.layer.name]:
                 self._first.setdefault(_key(own, name), own)
         for (name, window), own in self._first.items():
@@ -183,6 +184,21 @@ def _rows(own: GraphLayer, window: Window | None, numbers: Numbers) -> Iterable[
     if window is not None:
         return window.rows(numbers)
     return (np.moveaxis(numbers, 1, -1) if isinstance(own.arrangement, Kernel) else numbers,)
+
+
+def _require_width(own: GraphLayer, numbers: Numbers) -> None:
+    """Raise `CalibrationError` for an input that the weight of a layer cannot be multiplied with."""
+    kernel = own.arrangement if isinstance(own.arrangement, Kernel) else None
+    wide = own.layer.shape[1]
+    if kernel is not None:
+        wide = kernel.shape[0] if kernel.transposed else kernel.shape[1] * kernel.groups
+    axis = -1 if kernel is None else 1
+    found = numbers.shape[axis] if numbers.ndim > 1 or kernel is None else None
+    if found != wide:
+        raise CalibrationError(
+            f"{own.layer.name}: its input has shape {numbers.shape} and its weight takes {wide} numbers along axis "
+            f"{axis}; the graph does not fit together, export it again"
+        )
 
 
 def _class(name: str) -> Any:

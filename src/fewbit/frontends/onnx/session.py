@@ -21,6 +21,10 @@ Numbers = np.ndarray[Any, Any]
 _SMALL = 1 << 10
 #: What its messages begin with.
 _CODES = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+#: A place in its source and the condition that did not hold, before what it has to say.
+_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ .*? was false\. ?")
+#: What it says of operators that came after it.
+_NEWER = re.compile(r"support for domain (\S+) is till opset (\d+)")
 #: They would multiply scales into weights: other roundings than those that are simulated.
 _LEFT_OUT = ("ConvMulFusion", "MatMulScaleFusion", "DivMulFusion")
 
@@ -128,5 +132,11 @@ def _inside(name: str, numbers: Numbers) -> onnx.TensorProto:
 
 
 def _told(error: Exception) -> str:
-    """Return what an error of onnxruntime says, without its codes."""
-    return " ".join(_CODES.sub("", str(error)).split()) or type(error).__name__
+    """Return what an error of onnxruntime says, without its codes and the places in its source."""
+    text = " ".join(_CODES.sub("", str(error)).split())
+    if newer := _NEWER.search(text):
+        return (
+            f"it is of an opset of {newer[1]} that onnxruntime {_onnxruntime().__version__} lacks, which ends with "
+            f"{newer[2]}; update onnxruntime, or lower it with onnx.version_converter.convert_version"
+        )
+    return _PLACE.sub("", text) or type(error).__name__
