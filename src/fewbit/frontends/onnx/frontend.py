@@ -196,12 +196,8 @@ class OnnxFrontend:
             if batch is not None:
                 raise
             names = [node.outputs[0].name or "" for node in model.graph.graph if is_norm(node)]
-            return Applied(
-                sentences=(
-                    f"{several(names)}: BatchNorm stays, the model does not run on random inputs; "
-                    "give calibration data",
-                )
-            )
+            why = "BatchNorm stays, the model does not run on random inputs; give calibration data"
+            return Applied(sentences=(f"{several(names)}: {why}",))
 
     def calibrate(
         self,
@@ -246,23 +242,16 @@ class OnnxFrontend:
         return value_extremes(model, batches)
 
     def product_statistics(
-        self,
-        model: OnnxModel,
-        products: Sequence[Layer],  # noqa: ARG002
-        wanted: Mapping[str, str],
-        batches: Sequence[Any],
+        self, model: OnnxModel, products: Sequence[Layer], wanted: Mapping[str, str], batches: Sequence[Any]
     ) -> Mapping[str, Mapping[str, Any]]:
         """Return by operand the statistic that is `wanted` of each product inside attention."""
-        return product_statistics(model, wanted, batches)
+        return product_statistics(model, products, wanted, batches)
 
     def product_forms(
-        self,
-        model: OnnxModel,
-        products: Sequence[Layer],  # noqa: ARG002
-        activations: Mapping[str, Mapping[str, Activation]],
+        self, model: OnnxModel, products: Sequence[Layer], activations: Mapping[str, Mapping[str, Activation]]
     ) -> list[OnnxProductForms]:
         """Return the rounded forms of the products that have `activations`, by operand; none is installed yet."""
-        return product_forms(model, activations)
+        return product_forms(model, products, activations)
 
     def graph(self, model: OnnxModel, batch: Any) -> OnnxModel:  # noqa: ARG002
         """Return `model`."""

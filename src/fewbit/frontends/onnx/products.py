@@ -35,17 +35,21 @@ class OnnxProductForms:
         self.model.products.pop(self.layer.name, None)
 
 
-def product_forms(model: OnnxModel, activations: Mapping[str, Mapping[str, Activation]]) -> list[OnnxProductForms]:
-    """Return the rounded forms of the products that have `activations`, by operand; none is installed yet."""
-    known = {own.layer.name: own for own in find_products(model.graph)}
-    return [OnnxProductForms(model, known[name], rounded) for name, rounded in activations.items()]
+def product_forms(
+    model: OnnxModel, products: Sequence[Layer], activations: Mapping[str, Mapping[str, Activation]]
+) -> list[OnnxProductForms]:
+    """Return the rounded forms of those `products` that have `activations`, by operand; none is installed yet."""
+    known = _known(model)
+    names = [layer.name for layer in products if layer.name in activations]
+    return [OnnxProductForms(model, known[name], activations[name]) for name in names]
 
 
 def product_statistics(
-    model: OnnxModel, wanted: Mapping[str, str], batches: Sequence[Any]
+    model: OnnxModel, products: Sequence[Layer], wanted: Mapping[str, str], batches: Sequence[Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return by operand the statistic that is `wanted` of all numbers that go into each product."""
-    known = {own.layer.name: own for own in find_products(model.graph)}
+    """Return by operand the statistic that is `wanted` of all numbers that go into each of `products`."""
+    known = _known(model)
+    wanted = {layer.name: wanted[layer.name] for layer in products if layer.name in wanted}
     found: dict[str, dict[str, Any]] = {name: {} for name in wanted}
     for statistic in dict.fromkeys(wanted.values()):
         places = {
@@ -72,6 +76,10 @@ def product_problems(model: OnnxModel, wanted: Sequence[tuple[Layer, Scheme]]) -
         if text:
             alike.setdefault(text, []).append(layer.name)
     return [f"{several(names)}: {text}" for text, names in alike.items()]
+
+
+def _known(model: OnnxModel) -> dict[str, GraphProduct]:
+    return {own.layer.name: own for own in find_products(model.graph)}
 
 
 def _problem(scheme: Scheme, *, inside: bool) -> str | None:
