@@ -171,7 +171,7 @@ def ranges(method: str) -> fb.Recipe:
 
 #: By the method that ranges are found with, for the figures of memory.
 CALIBRATIONS: dict[str, Callable[[], Quantizer]] = {
-    "fewbit minmax": lambda: Fewbit("minmax", "w8a8-static"),
+    "fewbit minmax": lambda: Fewbit("minmax", ranges("")),
     "fewbit entropy": lambda: Fewbit("entropy", ranges("entropy")),
     "fewbit percentile": lambda: Fewbit("percentile", ranges("percentile")),
     "onnxruntime minmax": lambda: OnnxruntimeStatic("minmax", {"calibrate_method": METHODS.MinMax}),
