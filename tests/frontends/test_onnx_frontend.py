@@ -91,3 +91,15 @@ def test_only_the_cpu_is_there(onnx_model):
     assert FRONTEND.place(model, "cpu") is model
     with pytest.raises(RecipeError, match="device 'cuda:0' cannot be used"):
         FRONTEND.place(model, "cuda:0")
+
+
+def test_extremes_of_all_float_values_leave_out_what_is_infinite(onnx_model):
+    text = """(float[n, 3] x, int64[n] k) => (float[n, 3] y) {
+        twice = Add(x, x)
+        y = Mul(twice, mask)
+    }"""
+    mask = np.asarray([1, -np.inf, 2], np.float32)
+    model = live(onnx_model(text, {"mask": mask}))
+    batches = [{"x": np.asarray([[1, 2, own]], np.float32), "k": np.zeros(1, np.int64)} for own in (3, -5)]
+    found = FRONTEND.value_extremes(model, batches)
+    assert found == {"x": (-5, 3), "twice": (-10, 6), "y": (-20, 12)}

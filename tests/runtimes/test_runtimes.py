@@ -36,9 +36,15 @@ TAKEN = [
     ("tensorrt", {"weight": "e4m3", "given": "e4m3 static"}),
     ("openvino", {"given": "int8 static", "output": "int8 static"}),
     ("ort-cpu", {"layer": "transposed in groups", "weight": "int8 tensor"}),
+    *[(word, {"weight": "fp16", "given": "fp16", "output": "fp16"}) for word in RUNTIMES],
+    *[(word, {"layer": "embedding", "weight": "fp16"}) for word in RUNTIMES],
+    ("tensorrt", {"weight": "bf16", "given": "bf16"}),
 ]
 #: What is refused, words of the sentence, and what is to be changed to have it taken.
 REFUSED = [
+    ("ort-cpu", {"weight": "bf16", "given": "bf16"}, "nothing in bf16; use fp16", {"weight": "fp16", "given": "fp16"}),
+    ("openvino", {"weight": "int8", "given": "fp16"}, "cast both, or leave out input", {"given": None}),
+    ("openvino", {"weight": "fp16", "output": "fp16"}, "the input is not; cast both, or leave", {"output": None}),
     ("ort-cpu", {"given": "int8"}, "'int8 token asym'; use that or static", {"given": "int8 tensor asym"}),
     ("ort-cpu", {"given": "int8 tensor sym"}, "'int8 tensor sym'; use that or static", {"given": "int8 static"}),
     ("tensorrt", {"given": "int8 tensor"}, "takes no ranges of the moment", {"given": "int8 static sym"}),
