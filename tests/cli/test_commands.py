@@ -302,3 +302,16 @@ def test_evaluate_says_what_a_model_without_tokenizer_lacks(run, made, tmp_path)
     assert code == 2
     assert "tokenizer" in err
     assert "Traceback" not in err
+
+
+def test_a_folder_without_a_tokenizer_is_quantized_and_not_measured(run, made, tmp_path):
+    shutil.copytree(made / "model", tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    code, printed, _ = run("quantize", tmp_path / "bare", "-o", tmp_path / "out", "--recipe", "w8a16")
+    assert code == 0
+    assert "perplexity" not in printed
+    code, _, err = run("quantize", tmp_path / "bare", "-o", tmp_path / "two", "--text", made / "text.txt")
+    assert code == 2
+    assert "the model has no tokenizer for a text; put its files into the folder" in err
+    code, _, err = run("evaluate", tmp_path / "bare")
+    assert code == 2
+    assert "the model has no tokenizer for a text" in err

@@ -39,11 +39,13 @@ def token_sequences(tokenizer: Any, text: str, *, sequences: int, length: int) -
     """Return the first `sequences` pieces of `length` tokens of `text`, each (1, length).
 
     Raises:
-        SourceError: a text shorter than one piece.
+        SourceError: a text shorter than one piece, or no tokenizer.
 
     """
     import torch
 
+    if tokenizer is None:
+        raise SourceError("the model has no tokenizer for a text; put its files into the folder, or measure on samples")
     # Tokenizing a whole book to use its first page would take seconds: take more of it only while that is too little.
     taken = sequences * length * 8
     ids = tokenizer(text[:taken], add_special_tokens=False)["input_ids"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,9 @@ from fewbit.sources.model_folder import (
     require_own_weights,
 )
 from fewbit.sources.weights import Weights, mismatch, require_fit, require_plausible, weights_of_folder
+
+#: What the files of tokenizers are called.
+_TOKENIZER = re.compile(r"(tokenizer|vocab|merges|spiece|sentencepiece|bpe).*|.*\.(model|tiktoken)$")
 
 
 def transformers() -> Any:
@@ -90,9 +94,10 @@ class TransformersModel:
         """Return tokenizer files and generation settings."""
         return companion_files(self.folder)
 
-    def tokenizer(self) -> Any:
-        """Return the tokenizer."""
-        return load_tokenizer(self.folder)
+    def tokenizer(self) -> Any | None:
+        """Return the tokenizer; `None`: the folder holds no file of one."""
+        names = [path.name for path in self.folder.iterdir()]
+        return load_tokenizer(self.folder) if any(map(_TOKENIZER.match, names)) else None
 
     def _from_pretrained(self, **arguments: Any) -> Any:
         """Return what transformers loads with these arguments, in float32."""
