@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fewbit.planning import Plan
 from fewbit.transforms import on_links
@@ -35,6 +36,13 @@ class Rescaling:
         self._undo.append(scope.restorer())
         for transform in self.transforms:
             self._done += [(transform, rescaled) for rescaled in transform.rescaled(scope, self.schemes)]
+
+    def outputs(self, layer: str, seen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return statistics of the float outputs of a layer as they are now that its channels are divided."""
+        for _, rescaled in self._done:
+            if rescaled.link.producer == layer:
+                seen = {name: own.divided(rescaled.factors) for name, own in seen.items()}
+        return seen
 
     @property
     def sentences(self) -> tuple[str, ...]:

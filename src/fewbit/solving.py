@@ -67,7 +67,7 @@ def solve(
     `rescaling` is given each block before its layers are measured.
     """
     rows = {row.layer.name: row for row in made.rows if row.scheme}
-    run = _Run(model, frontend, made.storage_type, _float_outputs(model, rows, frontend, data))
+    run = _Run(model, frontend, made.storage_type, _float_outputs(model, rows, frontend, data), rescaling)
     solved: dict[str, Solved] = {}
     try:
         # What waits inside of the calibration is let go of also when a layer cannot be solved.
@@ -96,6 +96,8 @@ class _Run:
     storage_type: ScaleType
     #: Statistics by name of the outputs that layers have in the float model, as corrections want them.
     outputs: Mapping[str, Mapping[str, Any]]
+    #: What has divided some of them since.
+    rescaling: Rescaling | None = None
 
 
 def _float_outputs(
@@ -205,7 +207,9 @@ def _bias(
     if not needs_bias(row):
         return solution, None
     own = run.frontend.bias(run.model, row.layer)
-    bias, remarks = corrected(row, solution, statistics, run.outputs.get(row.layer.name, {}))
+    wanted = run.outputs.get(row.layer.name, {})
+    wanted = run.rescaling.outputs(row.layer.name, wanted) if run.rescaling else wanted
+    bias, remarks = corrected(row, solution, statistics, wanted)
     solution = replace(solution, remarks=(*solution.remarks, *remarks))
     if row.bias == "int32":
         weight = run.frontend.weight(run.model, row.layer)

@@ -94,10 +94,23 @@ def test_weights_of_one_scale_lose_less_with_it(case):
 
 
 @torch.no_grad()
+def test_bias_correction_aims_at_the_means_of_the_equalized_model():
+    model, batches = linears(), [torch.randn(64, 16) for _ in range(2)]
+    expected = torch.cat([model[0](batch) for batch in batches]).mean(0)
+    (first, _), _ = equalized(copy.deepcopy(model), batches[0])
+    factors = torch.from_numpy(first.factors).float()
+    recipe = fb.Recipe([fb.Rule(".*", weight="int4 tensor")], transforms=["equalization"], corrections=["bias"])
+    result = fb.quantize(model, recipe, calibration=batches)
+    found = torch.cat([result.model[0](batch) for batch in batches]).mean(0)
+    # Sums of 128 rows in float32; factors lie between 0.1 and 10.
+    torch.testing.assert_close(found * factors, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_a_relu6_is_passed_by_no_factor_and_that_is_said():
     model, batch = convolutions(nn.ReLU6), torch.randn(4, 3, 8, 8)
     done, _ = equalized(model, batch)
-    assert done == []
+    assert list(done) == []
     recipe = fb.Recipe([fb.Rule(".*", weight="int6 tensor")], transforms=["equalization"])
     report = fb.quantize(model, recipe, calibration=[batch]).report
     assert report.remarks[0] == "equalization: no link of the model was rescaled"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fewbit.errors import NonFiniteError
 from fewbit.numerics.namespace import Array, array_namespace, device
@@ -48,6 +48,11 @@ class Mean:
         """Add what `other` has seen."""
         self.total += other.total
         self.count += other.count
+
+    def divided(self, factors: Any) -> Mean:
+        """Return the means of the same rows with feature j divided by `factors[j]`, float64 (width,) of NumPy."""
+        xp = array_namespace(self.total)
+        return Mean(self.total / xp.asarray(factors, device=device(self.total)), self.count)
 
     def result(self) -> Array:
         """Return the means, float64 (width,); zeros when nothing was seen.

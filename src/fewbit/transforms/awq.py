@@ -63,8 +63,7 @@ class Awq:
             found = self._chosen(link, weights, seen[leader])
             if found is not None:
                 setting, factors = found
-                scope.rescale(link, factors)
-                done.append(Rescaled(link, setting))
+                done.append(Rescaled(link, scope.rescale(link, factors), setting))
         return done
 
     def _chosen(

@@ -57,7 +57,7 @@ class Equalization:
                 moved = max(moved, float(np.abs(np.log(factors)).max()))
             if moved < _SETTLED:
                 break
-        return [Rescaled(link, f"up to {_spread(own):.1f}") for link, own in zip(links, whole, strict=True)]
+        return [Rescaled(link, own, f"up to {_spread(own):.1f}") for link, own in zip(links, whole, strict=True)]
 
 
 def _factors(scope: Scope, link: Link) -> Factors:

@@ -20,11 +20,13 @@ class Rounded:
     input: Scheme | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rescaled:
     """A link along which numbers have moved."""
 
     link: Link
+    #: By what the producer's output channels are divided now, (outputs,).
+    factors: Factors
     #: For the report, such as `alpha 0.50`.
     setting: str
 

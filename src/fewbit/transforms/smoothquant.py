@@ -61,8 +61,7 @@ class SmoothQuant:
             found = self._chosen(scope, link, smoothed, seen[leader])
             if found is not None:
                 alpha, factors = found
-                scope.rescale(link, factors)
-                done.append(Rescaled(link, f"alpha {alpha:.2f}"))
+                done.append(Rescaled(link, scope.rescale(link, factors), f"alpha {alpha:.2f}"))
         return done
 
     def _chosen(
