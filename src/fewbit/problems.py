@@ -114,9 +114,6 @@ def transform_problems(recipe: Recipe, quantized: Sequence[QuantizedLayer], *, f
         return [f"{names}: links between layers are found in torch modules only; leave it out for ONNX models"]
     schemes = {own.layer.name: Rounded(own.scheme, own.input) for own in quantized}
     problems = [problem for own in transforms if (problem := own.problem(schemes))]
-    if transforms and recipe.corrections:
-        names = " and ".join(transform.name for transform in transforms)
-        problems.append(f"{names} rescales outputs whose means a correction keeps; leave out one of both")
     if len(transforms) > 1:
         names = " and ".join(transform.name for transform in transforms)
         problems.append(f"{names} rescale the same links, and the last would undo the others; keep one")
