@@ -74,8 +74,8 @@ def photographs_part(_: argparse.Namespace) -> None:
     best = expected.softmax(1).topk(2).values
     close = (best[:, 0] - best[:, 1] < 0.02).float().mean()
     print(
-        f"\n{len(rest)} crops, of {100 * close:.0f} % the two best classes are within 0.02 in float32; calibrated on 120 "
-        "others; weights int8 channel\n"
+        f"\n{len(rest)} crops, of {100 * close:.0f} % the two best classes are within 0.02 in float32; "
+        "calibrated on 120 others; weights int8 channel\n"
     )
     print("| weights | inputs | range | agreement | SQNR, dB | seconds |\n| --- | --- | --- | ---: | ---: | ---: |")
     given = {"float": "", "int8 token asym": "each input's", **METHODS}
