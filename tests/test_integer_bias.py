@@ -24,7 +24,7 @@ SCHEMES = [
     "int8 channel narrow",
     "int3 tensor asym",
 ]
-LARGEST = 2**31 - 1
+LARGEST = 2**30
 #: Codes are the integers nearest to a float64 quotient below 2^31, which is right to 2^-22.
 HALF = Fraction(1, 2) + Fraction(1, 2**22)
 

@@ -1,6 +1,6 @@
 """A bias in int32, counted in the unit of its layer's integer products: scale of the input x scale of the weight.
 
-codes = round(b / (s_x s_w)), b' = codes (s_x s_w). Where 32 bits do not hold a code, s_w grows until they do.
+codes = round(b / (s_x s_w)), b' = codes (s_x s_w). Where half of int32 does not hold a code, s_w grows until it does.
 Source: Jacob et al. 2018, section 2.4.
 """
 
@@ -18,7 +18,8 @@ from fewbit.qtensor import QTensor
 BiasType = Literal["float", "int32"]
 BIAS_TYPES: tuple[BiasType, ...] = get_args(BiasType)
 
-_LARGEST_CODE = 2.0**31 - 1.0
+#: The products that a bias is added to have the other half of the range: runtimes add in int32, and a sum would wrap.
+_LARGEST_CODE = 2.0**30
 #: A power of two that float32 holds with room for rounding up.
 _LARGEST_SCALE = 2.0**127
 

@@ -15,7 +15,7 @@ from fewbit.frontends.torch.frontend import TorchFrontend
 from fewbit.integer_bias import IntegerBias
 from fewbit.qtensor import QTensor
 
-LARGEST = 2**31 - 1
+LARGEST = 2**30
 
 
 class Scaled(nn.Conv2d):
