@@ -79,6 +79,19 @@ def test_outliers_of_inputs_cost_less_with_it(outliers, transform, given):
     assert found[1].before is None or found[1].before == found[0].before
 
 
+@pytest.mark.parametrize("transform", [SEARCH, "awq", "equalization", "rotation"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_16_bits_are_transformed_too(tiny_llama, transform, dtype):
+    model, batches = tiny_llama
+    rules = [fb.keep(kind="head"), fb.keep(kind="embedding"), fb.Rule(kind="linear", weight="int8", input="int8")]
+    result = fb.quantize(model.to(dtype), fb.Recipe(rules, transforms=[transform]), calibration=batches)
+    said = "was rotated" if transform == "rotation" else "rescaled, "
+    assert said in result.report.remarks[0]
+    if transform == "rotation":  # the values of two blocks and nothing else, though roundings hide much
+        assert result.report.remarks[1] == "rotation: values inside the heads of 2 layers were rotated"
+    assert {parameter.dtype for parameter in result.model.parameters()} == {dtype}
+
+
 def test_the_search_leaves_a_link_alone_that_it_cannot_improve():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()

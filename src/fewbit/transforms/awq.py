@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.errors import RecipeError
-from fewbit.numerics.namespace import to_numpy
+from fewbit.numerics.namespace import to_float32, to_numpy
 from fewbit.schemes.scheme import Scheme
 from fewbit.transforms.link import Factors, Link
 from fewbit.transforms.output_error import OutputError
@@ -114,7 +114,7 @@ def _mean(values: Factors) -> Factors:
 
 def _shares(weight: Any, scheme: Scheme) -> Factors:
     """Return the mean over rows of |w| as a share of the largest in its group, (in,)."""
-    values = np.abs(to_numpy(weight).astype(np.float64))
+    values = np.abs(to_numpy(to_float32(weight)).astype(np.float64))
     size = min(scheme.granularity.box(values.shape)[-1], values.shape[1])
     starts = np.arange(0, values.shape[1], size)
     largest = np.repeat(np.maximum.reduceat(values, starts, axis=1), size, axis=1)[:, : values.shape[1]]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fewbit.errors import RecipeError
-from fewbit.numerics.namespace import array_namespace, to_numpy
+from fewbit.numerics.namespace import array_namespace, to_float32, to_numpy
 from fewbit.transforms.link import Factors, Link
 from fewbit.transforms.output_error import OutputError
 from fewbit.transforms.scope import Rescaled, Rounded, Scope, chosen_links
@@ -104,5 +104,5 @@ def _smoothed(rounded: Rounded) -> bool:
 
 
 def _columns(weight: Any) -> Factors:
-    found: Factors = to_numpy(array_namespace(weight).max(abs(weight), axis=0)).astype(np.float64)
+    found: Factors = to_numpy(array_namespace(weight).max(abs(to_float32(weight)), axis=0)).astype(np.float64)
     return found

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fewbit.frontends.torch.calls import copied, same
 from fewbit.frontends.torch.convolution import Convolution
+from fewbit.frontends.torch.output_change import output_change
 from fewbit.transforms.link import Channels
 
 #: What the digits of a channel become; none is 0, which is what a channel has that the module does not reach.
@@ -72,6 +73,10 @@ class MarkedRuns:
     def same_outputs(self, tolerance: float = TOLERANCE) -> bool:
         """Whether the part puts out what it did to so many roundings, whatever has changed in it."""
         return all(same(before, copied(run()), tolerance) for run, before in zip(self.runs, self.outputs, strict=False))
+
+    def change(self) -> float:
+        """Return how far what the part puts out is from what it was, in the first run."""
+        return output_change(self.outputs[0], self.runs[0]())
 
     def channels(self, producer: nn.Module) -> dict[str, Channels]:
         """Return of each layer that reads `producer` which channel each of its inputs is, -1: none.

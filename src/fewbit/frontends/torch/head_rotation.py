@@ -18,6 +18,7 @@ from fewbit.frontends.torch.calls import copied, same
 from fewbit.frontends.torch.channel_scaling import Changes, exchange, parameter_like, stored_weight
 from fewbit.frontends.torch.layers import canonical_weight
 from fewbit.frontends.torch.links import Fold
+from fewbit.frontends.torch.output_change import CLEARLY, output_change
 from fewbit.transforms.link import Channels
 
 #: Roundings by which the output of a block may differ.
@@ -46,8 +47,13 @@ class HeadRotation:
             key = fold.link.producer.split(".")[-1], fold.link.outputs
             known = self._sizes.get(key)
             for size in _sizes(fold.link.channels) if known is None else [known] if known else []:
-                undo = exchange(self._turned(fold, size))
-                if same(expected, run(), _ROUNDINGS):
+                turned = self._turned(fold, size)
+                undo = exchange(turned[:1])
+                wrong = output_change(expected, run())  # the values alone
+                exchange(undo)
+                undo = exchange(turned)
+                found = run()
+                if same(expected, found, _ROUNDINGS) and CLEARLY * output_change(expected, found) < wrong:
                     before = [*undo, *before]
                     self._sizes[key] = size
                     self.count += 1

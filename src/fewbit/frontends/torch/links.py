@@ -26,6 +26,7 @@ from fewbit.frontends.torch.channel_scaling import (
     with_multiplied_inputs,
 )
 from fewbit.frontends.torch.layers import canonical_weight
+from fewbit.frontends.torch.output_change import CLEARLY
 from fewbit.interfaces import Layer
 from fewbit.transforms.link import Factors, Link
 
@@ -156,14 +157,19 @@ class LinkSearch:
         powers = draw.choice(_POWERS[fold.form], outputs) * draw.choice((-1, 1), outputs)
         used = np.isin(np.arange(outputs), fold.link.channels)
         factors = np.where(used, np.exp2(powers), 1.0)
-        exact = self._stays(fold, factors, factors) and self._stays(fold, 1.0 / factors, 1.0 / factors)
-        return exact and not self._stays(fold, factors, np.roll(factors, 1) * 2.0)
+        right = max(self._change(fold, own, own) for own in (factors, 1.0 / factors))
+        wrong = self._change(fold, factors, np.roll(factors, 1) * 2.0)
+        return right < np.inf and not wrong <= CLEARLY * right  # NaN, of float16 that overflows, is wrong enough
 
-    def _stays(self, fold: Fold, factors: Factors, columns: Factors) -> bool:
-        """Whether the output is what it was with these factors, which are taken back."""
+    def _change(self, fold: Fold, factors: Factors, columns: Factors) -> float:
+        """Return how far the output goes with these factors, which are taken back.
+
+        Infinitely far if the columns have the factors of the rows and a number still differs by more than roundings.
+        """
         before = fold.fold(factors, columns)
         try:
-            return self._marked.same_outputs(_ROUNDINGS[fold.form])
+            same = factors is not columns or self._marked.same_outputs(_ROUNDINGS[fold.form])
+            return self._marked.change() if same else np.inf
         finally:
             exchange(before)
 

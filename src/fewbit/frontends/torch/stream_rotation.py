@@ -7,7 +7,7 @@ gain commutes with every Q, a LayerNorm with one that keeps the mean; which one 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from fewbit.frontends.torch.channel_scaling import Changes, Form, exchange, para
 from fewbit.frontends.torch.head_rotation import HeadRotation
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.links import Fold, LinkSearch
+from fewbit.frontends.torch.output_change import CLEARLY, output_change
 from fewbit.interfaces import Layer
 from fewbit.transforms import Applied
 
@@ -127,15 +128,20 @@ class _Stream:
         writers = [name for name, size in layers.items() if size == width and name not in readers]
         stream, expected = f"rotation: the residual stream of {width} channels", copied(run())
         for keep_mean in (False, True):
-            before = self._turn(norms, writers, torch.from_numpy(matrix(width, keep_mean=keep_mean)))
-            if same(expected, run(), _ROUNDINGS):
+            turn = torch.from_numpy(matrix(width, keep_mean=keep_mean))
+            before = self._turn(norms, (), turn)
+            wrong = output_change(expected, run())  # what reads alone
+            exchange(before)
+            before = self._turn(norms, writers, turn)
+            found = run()
+            if same(expected, found, _ROUNDINGS) and CLEARLY * output_change(expected, found) < wrong:
                 mean = ", its mean kept" if keep_mean else ""
                 return f"{stream} was rotated{mean}: {len(norms)} norms read it, {len(writers)} layers write it", before
             exchange(before)
         return f"{stream} is as it was: not everything that reads and writes it was found", []
 
     @torch.no_grad()
-    def _turn(self, norms: Sequence[Fold], writers: Sequence[str], matrix: Tensor) -> Changes:
+    def _turn(self, norms: Sequence[Fold], writers: Collection[str], matrix: Tensor) -> Changes:
         """Turn every reader and writer; return what they had."""
         changed: Changes = []
         for fold in norms:
