@@ -73,6 +73,8 @@ def rows() -> list[Row]:
             table.append(fewbit(free, "hqq", name="hqq"))
             table.append(fewbit(f"{free} lsq", "least squares", name="nearest"))
         table.append(fewbit(scheme, "gptq"))
+    table += [fewbit(scheme, "gptq, asymmetric", asymmetric=True) for scheme in schemes]
+    table.append(fewbit("int2 g64 asym", "autoround, 100 steps", name="autoround", steps=100))
     table.append(fewbit("int4 g64", "gptq, order none", order="none"))
     table.append(fewbit("int4 g64", "gptq, order activation", order="activation"))
     table.append(fewbit("int4 g64", "gptq, no descent, no fit", sweeps=0, fit=False))

@@ -7,6 +7,7 @@ result.report.save("report.html")
 result.save("out/")
 """
 
+from fewbit.algorithms.autoround import AutoRound
 from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.hqq import Hqq
 from fewbit.algorithms.nearest import Nearest
@@ -29,6 +30,7 @@ from fewbit.schemes.scheme import Scheme
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoRound",
     "Calibration",
     "Codebook",
     "Evaluation",

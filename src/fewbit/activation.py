@@ -12,7 +12,7 @@ from typing import Any
 
 from fewbit.errors import CalibrationError
 from fewbit.numerics.namespace import Array, array_namespace, device, to_float32, to_numpy
-from fewbit.qtensor import quantize
+from fewbit.qtensor import fake_quantize, quantize
 from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.scheme import Scheme
 
@@ -47,12 +47,18 @@ class Activation:
         return cls(scheme=scheme, scale=scale, zero_point=zero)
 
     def rounded(self, values: Array) -> Array:
-        """Return the float32 values that the codes of `values` stand for; a static NaN is not found here."""
+        """Return the float32 values that the codes of `values` stand for; a static NaN is not found here.
+
+        Gradients pass straight through the rounding.
+        """
         if not self.scheme.scaled:
             return self.scheme.format.round(values)
         if self.scale is None:
-            # Without numbers there is no range, and nothing to round.
-            return quantize(values, self.scheme).dequantize() if prod(values.shape) else to_float32(values)
+            if not prod(values.shape):  # without numbers there is no range, and nothing to round
+                return to_float32(values)
+            if getattr(values, "requires_grad", False):
+                return fake_quantize(values, self.scheme)
+            return quantize(values, self.scheme).dequantize()
         return self.scheme.grid.rounded(to_float32(values), self.scale, self.zero_point)
 
     def like(self, values: Array) -> Activation:

@@ -240,6 +240,17 @@ class Replacement(Forms, Protocol):
         """Round the output of the quantized form by a range that is known now."""
 
 
+class Trainable(Protocol):
+    """A part of a model that runs with trial weights; its layers are quantized and installed."""
+
+    @property
+    def targets(self) -> Sequence[Array]:
+        """What the float part puts out for each sample."""
+
+    def forward(self, weights: Mapping[str, Array], sample: int) -> Array:
+        """Return the output for a sample with these weights (out, in) by layer, differentiable in them."""
+
+
 @dataclass(frozen=True, slots=True)
 class CalibratedPart:
     """Layers to quantize together, and what calibration has seen of their inputs."""
@@ -247,6 +258,15 @@ class CalibratedPart:
     layers: tuple[Layer, ...]
     #: Statistics by name, by layer; nothing for a layer that needs none or that no input reached.
     statistics: Mapping[str, Mapping[str, Any]]
+    #: For layers that are solved already: what they are trained in.
+    block: Trainable | None = None
+    #: Of such layers: why they cannot be trained, or not as asked.
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def again(self) -> bool:
+        """Whether its layers are solved already, each for itself."""
+        return self.block is not None or bool(self.remarks)
 
 
 class CalibrationRun(Protocol):
@@ -265,6 +285,10 @@ class Frontend(Protocol):
     @property
     def finds_links(self) -> bool:
         """Whether it can tell transforms what is linked, and calls `prepare` of a calibration."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether its models run with trial weights that gradients reach, as block reconstruction needs it."""
 
     def layers(self, model: Any) -> list[Layer]:
         """Return the quantizable layers in the order of the model."""
@@ -336,10 +360,12 @@ class Frontend(Protocol):
         *,
         sequential: bool,
         prepare: Callable[[Scope], None] | None = None,
+        trained: Collection[str] = (),
     ) -> CalibrationRun:
         """Return a run of `batches` through `model`; `wanted` names the statistics of each layer to be quantized.
 
-        `prepare` is given each block, or a model without blocks, before its layers are measured.
+        `prepare` is given each block, or a model without blocks, before its layers are measured. The `trained` layers
+        come again once the block that they are in, or all that is in no block, is solved.
         """
 
     def output_statistics(self, model: Any, wanted: Mapping[str, str], batches: Sequence[Any]) -> Mapping[str, Any]:

@@ -29,7 +29,8 @@ from fewbit.rescaling import Rescaling
 from fewbit.result import Result
 from fewbit.samples.batches import Joined
 from fewbit.schemes.scheme import ScaleType, Scheme
-from fewbit.solving import Data, needs_data, solve, statistics_of
+from fewbit.solved import Data
+from fewbit.solving import needs_data, solve, statistics_of, untrainable
 from fewbit.sources import open_source
 from fewbit.transforms import Applied, Transform, on_models
 
@@ -134,7 +135,7 @@ def quantize(
         given = given or _default_calibration(live)
         with clock.phase("calibration data"):
             batches = given.batches(live, source, seed=options.seed, progress=options.progress)
-        data = Data(batches=batches, sequential=given.sequential)
+        data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
     shown = data.batches or evaluated
     with _transformed(live, parsed, frontend, shown, made.target) as sentences, rescaling:
         if sentences:
@@ -278,6 +279,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
     found = [*transform_problems(recipe, made.quantized, finds_links=frontend.finds_links)]
     products = [(row.layer, row.input) for row in made.rounded_products if row.input]
+    found += untrainable(quantized, frontend, source.framework)
     found += [*frontend.problems(model, wanted), *frontend.product_problems(model, products)]
     if graph and storage_type not in (own, made.cast_whole and made.cast_whole.dtype):
         found.append(

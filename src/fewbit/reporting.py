@@ -11,7 +11,7 @@ from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import Execution, Frontend, target_of
 from fewbit.planning import Plan, PlanRow
 from fewbit.report.data import LayerReport, Report
-from fewbit.solving import Solved
+from fewbit.solved import Solved
 
 
 def report_of(
@@ -68,6 +68,7 @@ def _layer_report(row: PlanRow, done: Solved | None, measured: Measured, runs: E
         nearest_sqnr=done.nearest_sqnr if done else None,
         solved_sqnr=done.solved_sqnr if done else None,
         damping=done.damping if done else None,
+        block_losses=done.block_losses if done else None,
         seconds=done.seconds if done else None,
         output_sqnr=(measured.layers or {}).get(row.layer.name),
         kernel=str(runs) if runs else None,

@@ -1,4 +1,7 @@
-"""Solve every layer of a plan: those that need no data first, then block by block behind the quantized ones."""
+"""Solve every layer of a plan: those that need no data first, then block by block behind the quantized ones.
+
+The layers of a block whose algorithm trains them together are solved one by one first, and then again as a block.
+"""
 
 from __future__ import annotations
 
@@ -7,56 +10,30 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 from fewbit.activation import Activation
+from fewbit.algorithms.block import Block, BlockAlgorithm
 from fewbit.algorithms.solution import Solution
 from fewbit.biases import corrected, needs_bias, with_float_bias, with_integer_bias
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.evaluation.fidelity import decibels, fidelity, output_power
-from fewbit.evaluation.level_histogram import LevelHistogram, level_histogram
+from fewbit.evaluation.level_histogram import level_histogram
 from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias
-from fewbit.interfaces import Activations, CalibrationRun, Frontend, Progress, Replacement
+from fewbit.interfaces import Activations, CalibratedPart, CalibrationRun, Frontend, Progress
 from fewbit.planning import Plan, PlanRow
+from fewbit.problems import several
 from fewbit.qtensor import quantize
 from fewbit.rescaling import Rescaling
 from fewbit.schemes.scheme import ScaleType
+from fewbit.solved import Data, Solved
 from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.second_moment import SecondMoment
 
 #: Why a range cannot be fixed.
 UNREACHED = "no calibration input reached it, so it has no range; give other batches, or keep it"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Solved:
-    """A layer's quantized form and how it came about."""
-
-    replacement: Replacement
-    #: SQNR in dB of the weight.
-    weight_sqnr: float
-    #: SQNR in dB that a tenth of its rows stays below, and the one that a tenth goes above; `None` without any weight.
-    row_sqnr: tuple[float, float] | None
-    #: How the float weights lie on the levels; `None` for a cast, whose levels are as many as floats of 16 bits.
-    histogram: LevelHistogram | None
-    #: SQNR in dB of the layer's output on the calibration data, rounded to nearest and as solved.
-    nearest_sqnr: float | None = None
-    solved_sqnr: float | None = None
-    #: What was added to the diagonal of the second moment, as a share of its mean.
-    damping: float | None = None
-    #: What the algorithm alone took.
-    seconds: float = 0.0
-    #: What fell back.
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
-    """Calibration batches, and whether the layers of a block are measured one after the other."""
-
-    batches: Sequence[Any] = ()
-    sequential: bool = True
 
 
 def solve(
@@ -67,7 +44,7 @@ def solve(
     `rescaling` is given each block before its layers are measured.
     """
     rows = {row.layer.name: row for row in made.rows if row.scheme}
-    run = _Run(model, frontend, made.storage_type, _float_outputs(model, rows, frontend, data), rescaling)
+    run = _Run(model, frontend, made.storage_type, _float_outputs(model, rows, frontend, data), rescaling, data.seed)
     solved: dict[str, Solved] = {}
     try:
         # What waits inside of the calibration is let go of also when a layer cannot be solved.
@@ -76,10 +53,13 @@ def solve(
             batches=data.batches, sequential=data.sequential, prepare=rescaling or None,
         )  # fmt: skip
         with closing(_tracked(rows, calibrated, progress, rescaling)) as tracked:
-            for row, statistics in tracked:
-                found = _solve(row, statistics, run)
-                solved[row.layer.name] = found
-                found.replacement.install()
+            for part in tracked:
+                if part.again:
+                    _train(part, rows, solved, run)
+                    continue
+                for layer in part.layers:
+                    solved[layer.name] = _solve(rows[layer.name], part.statistics.get(layer.name, {}), run)
+                    solved[layer.name].replacement.install()
         _fix_outputs(model, solved, rows, frontend, data)
     finally:
         for done in solved.values():
@@ -98,6 +78,7 @@ class _Run:
     outputs: Mapping[str, Mapping[str, Any]]
     #: What has divided some of them since.
     rescaling: Rescaling | None = None
+    seed: int = 0
 
 
 def _float_outputs(
@@ -115,7 +96,25 @@ def _float_outputs(
 
 def needs_data(made: Plan) -> bool:
     """Whether an algorithm, or a range that is to be fixed, asks for statistics."""
-    return any(statistics_of(row) or _output_statistic(row) for row in made.rows)
+    return any(statistics_of(row) or _output_statistic(row) or _trains(row) for row in made.rows)
+
+
+def _trains(row: PlanRow) -> bool:
+    """Whether the layer is trained together with others of its block."""
+    return row.scheme is not None and isinstance(row.algorithm, BlockAlgorithm)
+
+
+def untrainable(rows: Sequence[PlanRow], frontend: Frontend, framework: str) -> list[str]:
+    """Return why layers cannot be trained, with a front end that gives no gradients."""
+    alike: dict[str, list[str]] = {}
+    for row in rows if not frontend.trains else ():
+        if _trains(row) and row.algorithm:
+            alike.setdefault(row.algorithm.name, []).append(row.layer.name)
+    return [
+        f"{several(names)}: {name} trains weights by gradients through the model, and an {framework} model gives none; "
+        "quantize the PyTorch module, or use gptq"
+        for name, names in alike.items()
+    ]
 
 
 def statistics_of(row: PlanRow) -> tuple[str, ...]:
@@ -149,21 +148,21 @@ def _tracked(
     calibrated: Callable[..., CalibrationRun],
     progress: Progress,
     rescaling: Rescaling | None,
-) -> Generator[tuple[PlanRow, Mapping[str, Any]]]:
-    """Yield every row with the statistics of its layer; it must be installed before the next is asked for."""
+) -> Generator[CalibratedPart]:
+    """Yield every layer with its statistics, parts of a block together; install them before asking for the next."""
     wanted = {name: statistics_of(row) for name, row in rows.items()}
-    # What is to be rescaled has to wait for its turn in the walk.
-    free = [row for name, row in rows.items() if not wanted[name] and not rescaling]
+    trained = {name for name, row in rows.items() if _trains(row)}
+    # What is to be rescaled, or trained with others, has to wait for its turn in the walk.
+    waiting = {name: names for name, names in wanted.items() if names or rescaling or name in trained}
+    free = [row for name, row in rows.items() if name not in waiting]
     for row in progress.track(free, "quantize") if free else ():
-        yield row, {}
-    waiting = {name: names for name, names in wanted.items() if names or rescaling}
+        yield CalibratedPart((row.layer,), {})
     if not waiting:
         return
-    stages: Any = calibrated(wanted=waiting)  # as good as a sequence: it has a length and is gone through once
+    # As good as a sequence: it has a length and is gone through once.
+    stages: Any = calibrated(wanted=waiting, trained=trained)
     for stage in progress.track(stages, "calibrate and quantize"):
-        for part in stage:
-            for layer in part.layers:
-                yield rows[layer.name], part.statistics.get(layer.name, {})
+        yield from stage
 
 
 def _solve(row: PlanRow, statistics: Mapping[str, Any], run: _Run) -> Solved:
@@ -175,29 +174,83 @@ def _solve(row: PlanRow, statistics: Mapping[str, Any], run: _Run) -> Solved:
         solution = row.algorithm(weight, statistics, row.scheme)
         seconds = time.perf_counter() - started
         activations = _activations(row, statistics)
+    except FewbitError as error:
+        raise type(error)(f"{row.layer.name}: {error}") from error
+    found = replace(_settled(row, solution, (activations, statistics), run), seconds=seconds)
+    seen = next((own for own in statistics.values() if isinstance(own, SecondMoment | GroupedMoment)), None)
+    if seen is None:
+        return found
+    values, moment = found.replacement.qtensor.dequantize(), seen.result()
+    signal = output_power(weight, moment)
+    nearest = decibels(signal, output_power(quantize(weight, row.scheme).dequantize() - weight, moment))
+    return replace(found, nearest_sqnr=nearest, solved_sqnr=decibels(signal, output_power(values - weight, moment)))
+
+
+def _settled(row: PlanRow, solution: Solution, given: tuple[Activations, Mapping[str, Any]], run: _Run) -> Solved:
+    """Return the layer with this weight, its bias with it; the float form is installed."""
+    assert row.scheme is not None
+    activations, statistics = given
+    weight = run.frontend.weight(run.model, row.layer)
+    try:
         solution, bias = _bias(row, solution, activations, statistics, run)
     except FewbitError as error:
         raise type(error)(f"{row.layer.name}: {error}") from error
-    values = solution.qtensor.dequantize()
-    nearest = best = None
-    seen = next((own for own in statistics.values() if isinstance(own, SecondMoment | GroupedMoment)), None)
-    if seen is not None:
-        moment = seen.result()
-        signal = output_power(weight, moment)
-        nearest = decibels(signal, output_power(quantize(weight, row.scheme).dequantize() - weight, moment))
-        best = decibels(signal, output_power(values - weight, moment))
-    left = fidelity(weight, values)
+    left = fidelity(weight, solution.qtensor.dequantize())
+    read = {correction.statistic for correction in row.corrections}
     return Solved(
         replacement=run.frontend.replacement(run.model, row.layer, solution.qtensor, activations, bias),
+        activations=activations,
+        statistics={name: own for name, own in statistics.items() if name in read},
         weight_sqnr=left.sqnr,
         row_sqnr=left.rows,
         histogram=level_histogram(weight, solution.qtensor) if row.scheme.scaled else None,
-        nearest_sqnr=nearest,
-        solved_sqnr=best,
         damping=solution.damping,
-        seconds=seconds,
         remarks=solution.remarks,
     )
+
+
+def _train(part: CalibratedPart, rows: Mapping[str, PlanRow], solved: dict[str, Solved], run: _Run) -> None:
+    """Solve the layers of a part again, those of one algorithm together."""
+    alike: dict[BlockAlgorithm, list[str]] = {}
+    for layer in part.layers:
+        algorithm = rows[layer.name].algorithm
+        assert isinstance(algorithm, BlockAlgorithm)
+        alike.setdefault(algorithm, []).append(layer.name)
+        own = solved[layer.name]
+        solved[layer.name] = replace(own, remarks=(*own.remarks, *part.remarks))
+    for trainer, names in alike.items() if part.block else ():
+        _train_alike(trainer, part, {name: rows[name] for name in names}, solved, run)
+
+
+def _train_alike(
+    algorithm: BlockAlgorithm,
+    part: CalibratedPart,
+    rows: Mapping[str, PlanRow],
+    solved: dict[str, Solved],
+    run: _Run,
+) -> None:
+    """Solve the layers of `rows` again; they are installed before and after."""
+    assert part.block is not None
+    weights = {}
+    for name, row in rows.items():
+        solved[name].replacement.restore()
+        weights[name] = run.frontend.weight(run.model, row.layer)
+        solved[name].replacement.install()
+    starts = {name: solved[name].replacement.qtensor for name in rows}
+    started = time.perf_counter()
+    found = algorithm.solve_block(
+        Block(forward=part.block.forward, targets=part.block.targets, weights=weights, starts=starts), run.seed
+    )
+    seconds = time.perf_counter() - started
+    total = sum(prod(weight.shape) for weight in weights.values())
+    for name, row in rows.items():
+        before = solved[name]
+        before.replacement.restore()
+        solution = Solution(found.qtensors[name], before.damping, (*before.remarks, *found.remarks.get(name, ())))
+        after = _settled(row, solution, (before.activations, before.statistics), run)
+        taken = before.seconds + seconds * prod(weights[name].shape) / total
+        solved[name] = replace(after, block_losses=found.losses, seconds=taken)
+        after.replacement.install()
 
 
 def _bias(

@@ -12,6 +12,7 @@ import fewbit as fb
 from fewbit.kernels import Request, half_precision, refusals, select
 from fewbit.kernels.dequantize import Dequantize
 from fewbit.kernels.half_precision import HalfPrecision, OwnType, convolution_refusal
+from fewbit.numerics import instructions as instructions_at_hand
 from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_input_scheme, parse_scheme
 
@@ -86,7 +87,7 @@ def test_gradients_reach_inputs_and_bias():
     (("avx512_bf16", "amx_fp16"), ["bf16", "fp16"]), (("f16c", "avx512_f"), []),
 ])  # fmt: skip
 def test_only_instructions_of_the_processor_make_it_the_kernel(monkeypatch, instructions, fast):
-    monkeypatch.setattr(half_precision, "_instructions", lambda: frozenset(instructions))
+    monkeypatch.setattr(instructions_at_hand, "of_processor", lambda: frozenset(instructions))
     assert [text for text in ("bf16", "fp16") if select(request(text)) == HalfPrecision()] == fast
     if "fp16" not in fast:
         assert refusals(request("fp16")) == {"half": "this processor has no instructions for products in fp16"}

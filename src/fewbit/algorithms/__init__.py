@@ -20,9 +20,10 @@ ALGORITHMS = {
     "nearest": "fewbit.algorithms.nearest:Nearest",
     "gptq": "fewbit.algorithms.gptq:Gptq",
     "hqq": "fewbit.algorithms.hqq:Hqq",
+    "autoround": "fewbit.algorithms.autoround:AutoRound",
 }
 #: Algorithms of the design that this version does not have.
-LATER = ("adaround", "autoround", "awq")
+LATER = ("adaround", "awq")
 
 
 class Algorithm(Protocol):

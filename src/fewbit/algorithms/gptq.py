@@ -33,6 +33,9 @@ class Gptq:
     sweeps: int = 4
     #: Fit the scales to the codes in the end, where each row or group of a row has its own.
     fit: bool = True
+    #: Round for the output that the layer has in the float model, on inputs that have drifted behind quantized layers;
+    #: a layer where that measures no better on the calibration data is rounded for its own inputs.
+    asymmetric: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in ("auto", *ORDERS):
@@ -43,7 +46,7 @@ class Gptq:
             raise RecipeError(
                 f"gptq: sweeps {self.sweeps!r:.80} is no number of times; 4 is usual, 0 leaves descent out"
             )
-        for flag in ("relative", "search", "fit"):
+        for flag in ("relative", "search", "fit", "asymmetric"):
             if not isinstance(getattr(self, flag), bool):
                 raise RecipeError(f"gptq: {flag} = {getattr(self, flag)!r:.80} is not true or false")
 
@@ -54,8 +57,9 @@ class Gptq:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """The second moments of the layer's input."""
-        return ("relative_second_moment" if self.relative else "second_moment",)
+        """The second moments of the layer's input, and how far it has drifted."""
+        names = ("second_moment", *(["input_drift"] if self.asymmetric else []))
+        return tuple(f"relative_{name}" for name in names) if self.relative else names
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
         """Return `weight` (out, in) rounded for the inputs that the second moment in `statistics` has seen.
@@ -74,19 +78,25 @@ class Gptq:
 
             from fewbit.algorithms.column_groups import rounded_groups
             from fewbit.algorithms.column_loop import as_torch, rounded
+            from fewbit.algorithms.drifted_inputs import rounded_behind_drift
         except ImportError as error:
             raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
 
         seen = moment.result()
         if not bool((seen != 0.0).any()):
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
-        values = as_torch(weight).to(torch.float32)
+        values, remarks = as_torch(weight).to(torch.float32), tuple[str, ...]()
+        drift = statistics.get(self.statistics[-1]) if self.asymmetric else None
         if seen.ndim == 3:
             qtensor, used = rounded_groups(values, as_torch(seen).to(values.device), scheme, self)
+        elif drift is not None and drift.count:
+            qtensor, used, remarks = rounded_behind_drift(values, moment, drift, scheme, self)
         else:
             qtensor, used = rounded(values, moment, scheme, self)
+        if self.asymmetric and (drift is None or not drift.count):
+            remarks = ("the drift of its inputs could not be measured: it is not corrected",)
         if not is_torch(weight):
             xp = array_namespace(weight)
             qtensor = qtensor.map(lambda array: xp.asarray(array.numpy()))
         raised = f"damping raised from {self.damping:g} to {used:g}: its inputs are dependent"
-        return Solution(qtensor, used, remarks=(raised,) if used != self.damping else ())
+        return Solution(qtensor, used, remarks=(*([raised] if used != self.damping else []), *remarks))

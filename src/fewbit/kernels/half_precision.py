@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,14 +19,11 @@ from fewbit.kernels import Request
 from fewbit.kernels.purpose import Purpose
 from fewbit.kernels.window import Window
 from fewbit.numerics import sixteen_bits
+from fewbit.numerics.instructions import multiplies
 from fewbit.qtensor import QTensor
 
 #: A convolution that sums fewer products for each output waits for the casts instead.
 _DEEP = 128
-#: Instructions of x86 processors that multiply the type.
-_INSTRUCTIONS = {"bfloat16": ("avx512_bf16",), "float16": ("avx512_fp16", "amx_fp16")}
-#: Compute capability from which tensor cores do.
-_CAPABILITY = {"float16": (7, 0), "bfloat16": (8, 0)}
 _PURPOSE = Purpose(
     device=None, dtypes=("float32", "bfloat16", "float16"), rounds=True,
     needs="AVX512-BF16, AVX512-FP16 or AMX-FP16; tensor cores",
@@ -51,7 +47,7 @@ class HalfPrecision:
             return "its weights and inputs are the same cast"
         if request.dtype == cast.dtype:
             return f"the model computes in {request.dtype} already"
-        if not multiplies(cast, request.device):
+        if not multiplies(cast.dtype, request.device):
             where = "this processor" if request.device == "cpu" else f"this {request.device} device"
             return f"{where} has no instructions for products in {cast.name}"
         return None
@@ -108,19 +104,6 @@ def convolution_refusal(request: Request, depth: int) -> str | None:
     if depth < _DEEP:
         return f"of {depth} products for each output, fewer than {_DEEP}, casting costs more than it saves"
     return None
-
-
-def multiplies(cast: Cast, device: str) -> bool:
-    """Whether the device multiplies numbers of this type by instructions of its own."""
-    if device == "cuda":
-        return torch.cuda.is_available() and torch.cuda.get_device_capability() >= _CAPABILITY[cast.dtype]
-    return device == "cpu" and any(name in _instructions() for name in _INSTRUCTIONS[cast.dtype])
-
-
-@cache
-def _instructions() -> frozenset[str]:
-    """Return what torch knows of this processor."""
-    return frozenset(name for name, there in torch.cpu.get_capabilities().items() if there is True)
 
 
 def native(qtensor: QTensor) -> Tensor:

@@ -66,6 +66,8 @@ class LayerReport:
     solved_sqnr: float | None = None
     #: What was added to the diagonal of its second moment, as a share of the mean.
     damping: float | None = None
+    #: The loss of the block that it was trained in, at the start and at the end; `None` where none was.
+    block_losses: tuple[float, float] | None = None
     #: What its algorithm took.
     seconds: float | None = None
     #: What it runs on here, and why not on something faster; `None` for a kept layer.
@@ -202,6 +204,9 @@ class Report:
         if self.output_sqnr is not None:
             rows.append(("output SQNR", f"{self.output_sqnr:.2f} dB"))
             rows += [("measured on", self.text)] if self.text else []
+        if trained := [layer.block_losses for layer in self.layers if layer.block_losses]:
+            before, after = (sum(pair[end] for pair in trained) / len(trained) for end in (0, 1))
+            rows.append(("trained by block", f"{len(trained)} layers, mean loss {before:.4g} -> {after:.4g}"))
         if over := [layer for layer in self.layers if layer.overflow]:
             more = f", and {len(over) - 1} more" if len(over) > 1 else ""
             rows.append(("kept float", f"{over[0].name}: {over[0].overflow}{more}"))

@@ -2,6 +2,7 @@
 
 Every statistic is made by `init(width, like)` and takes `update(rows)`, `merge(other)`; `result` reads it. `of_rows`
 tells what it takes of a convolution: patches, or the input itself; of patches in groups, `of_groups` makes it.
+Those of `PAIRED` take `update(rows, floats)`: what the layer gets in the float model too.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ STATISTICS = {
     "relative_second_moment": "fewbit.statistics.second_moment:RelativeSecondMoment",
     "extremes": "fewbit.statistics.extremes:Extremes",
     "histogram": "fewbit.statistics.histogram:Histogram",
+    "input_drift": "fewbit.statistics.input_drift:InputDrift",
+    "relative_input_drift": "fewbit.statistics.input_drift:RelativeInputDrift",
     "mean": "fewbit.statistics.mean:Mean",
     "moving_average": "fewbit.statistics.moving_average:MovingAverage",
     "channel_magnitude": "fewbit.statistics.channel_magnitude:ChannelMagnitude",
     "row_sample": "fewbit.statistics.row_sample:RowSample",
 }
+#: Statistics of the inputs behind quantized layers together with those of the float model.
+PAIRED = ("input_drift", "relative_input_drift")

@@ -45,7 +45,7 @@ _QUANTIZED = ("DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger",
 class OnnxFrontend:
     """Layers, data and replacements of a graph."""
 
-    finds_links = False
+    finds_links = trains = False
 
     def __init__(self) -> None:
         self._probe: Probe | None = None
@@ -208,6 +208,7 @@ class OnnxFrontend:
         *,
         sequential: bool,
         prepare: Callable[[Scope], None] | None = None,  # noqa: ARG002
+        trained: Collection[str] = (),  # noqa: ARG002  # there is none: the plan says so
     ) -> CalibrationRun:
         """Return a run of `batches` through `model`, in sequential order each layer behind the quantized ones."""
         return CalibrationRun(model, layers, wanted, batches, sequential=sequential)

@@ -9,8 +9,12 @@ from fewbit.frontends.onnx.rounding import rounding_problem
 from fewbit.interfaces import QuantizedLayer
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.problems import several
-from fewbit.statistics import STATISTICS
+from fewbit.statistics import PAIRED, STATISTICS
 
+_PAIRED = (
+    "onnxruntime runs the quantized graph alone, without the float one beside it; leave out `asymmetric`, or quantize "
+    "the PyTorch module"
+)
 _INSIDE = (
     "it is inside of a branch or a loop, whose values onnxruntime does not show; keep it, or use dynamic ranges and "
     "rounding to nearest"
@@ -33,6 +37,8 @@ def _problem(model: OnnxModel, quantized: QuantizedLayer, statistics: Sequence[s
     measured = [name for name in statistics if _measurable(quantized, name)]
     if own.node.graph is not model.graph.graph and (measured or (output is not None and output.static)):
         return _INSIDE
+    if set(PAIRED) & set(statistics):
+        return _PAIRED
     found = [rounding_problem(scheme) for scheme in (quantized.input, output) if scheme is not None]
     return next((text for text in found if text), None)
 

@@ -1,12 +1,13 @@
 """Walk through the blocks of a model, each on the inputs that the model with its earlier blocks changed gives it.
 
 inputs[k + 1] = inputs[base] with outputs[k] in its slots where the trace says so, else the model run up to block k + 1.
-What is in memory: the inputs of one block for all batches, and what its successors share, such as masks.
+What is in memory: the inputs of one block for all batches, and what its successors share, such as masks. On demand the
+inputs that the unchanged blocks before would have given go along, and what the unchanged block makes of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,14 @@ class BlockInputs:
     """One block and the calls that it gets; both are good until the walk's next step."""
 
     def __init__(
-        self, model: nn.Module, link: BlockLink, batches: Sequence[Any], calls: list[Call], *, feeds: bool = False
+        self,
+        model: nn.Module,
+        link: BlockLink,
+        batches: Sequence[Any],
+        calls: list[Call],
+        *,
+        unchanged: list[Call] | None = None,
+        feeds: bool = False,
     ) -> None:
         self.link = link
         #: What the block is called with: a call for each batch, or more where the model calls it several times.
@@ -36,6 +44,12 @@ class BlockInputs:
         self._feeds = feeds
         self._paused: PausedRuns | None = None
         self._finished: list[Any] = []
+        #: Whether there is nothing quantized before it, or what it would get without that is known.
+        self.alongside = unchanged is not None or not link.previous
+        #: What the block would be called with behind unchanged ones; `None`: the same.
+        self._unchanged = unchanged
+        #: What it makes of that as long as it is unchanged itself; empty where no one asked.
+        self.float_outputs: list[Any] = []
 
     @property
     def name(self) -> str:
@@ -51,6 +65,18 @@ class BlockInputs:
     def module(self) -> nn.Module:
         """The block as it now is."""
         return self._model.get_submodule(self.name)
+
+    def keep_float_outputs(self) -> None:
+        """Run the block, still unchanged, on what unchanged blocks before it would have given; if it can be run."""
+        unchanged = self.calls if self._unchanged is None else self._unchanged
+        self.float_outputs = [call.copy().run(self.module) for call in unchanged if self.link.replayable]
+        self._unchanged = None
+
+    def rewind(self, calls: list[Call]) -> None:
+        """Abandon what is paused, and have the block called with `calls` from now on."""
+        if self._paused:
+            self._paused.close()
+        self._paused, self.calls = None, calls
 
     def pause(self, groups: Sequence[Sequence[str]]) -> PausedRuns:
         """Return runs of the calls that wait at the layers of `groups`; the calls are used up."""
@@ -114,7 +140,9 @@ def walk_blocks(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) 
         whole = link.previous == current.name and len(base) == current.number == len(batches)
         feeds = any(later.chained and later.previous == link.name for later in links[index + 1 : index + 2])
         if link.chained and whole:
-            current = BlockInputs(model, link, batches, _passed_on(current, link, base), feeds=feeds)
+            unchanged = _replaced(base, link, current.float_outputs) if current.float_outputs else None
+            calls = _replaced(base, link, current.last_outputs())
+            current = BlockInputs(model, link, batches, calls, unchanged=unchanged, feeds=feeds)
         else:
             current.calls.clear()
             reached = batches if link.calls else ()
@@ -127,12 +155,12 @@ def walk_blocks(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) 
         yield current
 
 
-def _passed_on(block: BlockInputs, link: BlockLink, base: list[Call]) -> list[Call]:
-    """Return the calls of the block after `block`."""
+def _replaced(base: list[Call], link: BlockLink, outputs: Iterable[Any]) -> list[Call]:
+    """Return the calls of a block whose previous one gave `outputs`."""
     calls = []
-    for known, output in zip(base, block.last_outputs(), strict=True):
-        outputs = items(output)
-        calls.append(known.replaced({slot: outputs[which] for slot, which in link.slots.items()}))
+    for known, output in zip(base, outputs, strict=True):
+        parts = items(output)
+        calls.append(known.replaced({slot: parts[which] for slot, which in link.slots.items()}))
     return calls
 
 

@@ -7,21 +7,24 @@ the runs of the block wait at each part and go on behind it; what cannot wait is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fewbit.frontends.torch.block_inputs import BlockInputs, walk_blocks
 from fewbit.frontends.torch.blocks import Partition, find_blocks
 from fewbit.frontends.torch.calls import Call, run_batch
+from fewbit.frontends.torch.float_inputs import FloatInputs
+from fewbit.frontends.torch.held_weights import HeldWeights
 from fewbit.frontends.torch.input_watch import InputWatch
 from fewbit.frontends.torch.link_scope import LinkScope
-from fewbit.frontends.torch.quantized import QuantizedLayer
+from fewbit.frontends.torch.reconstruction import block_part, model_part
 from fewbit.frontends.torch.resident_memory import give_back, trim
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.samples.batches import Mapped
+from fewbit.statistics import PAIRED
 
 
 class CalibrationRun:
@@ -36,13 +39,15 @@ class CalibrationRun:
         *,
         sequential: bool = False,
         prepare: Callable[[LinkScope], None] | None = None,
+        trained: Collection[str] = (),
     ) -> None:
         """Prepare; `wanted` names the statistics of each layer that is to be quantized, `sequential` cuts blocks up.
 
-        `prepare` gets each block before it is measured, or the model if it has none.
+        `prepare` gets each block before it is measured, or the model if it has none. The `trained` layers come again at
+        the end of their block, all together.
         """
         self._model, self._wanted, self._batches, self._sequential = model, wanted, batches, sequential
-        self._prepare = prepare
+        self._prepare, self._trained = prepare, trained
         self._partition: Partition = find_blocks(model, layers)
 
     def __len__(self) -> int:
@@ -61,8 +66,8 @@ class CalibrationRun:
                 layers = blocks[step.name].layers
                 own_runs, repeatable = _runs_of(step), step.link.replayable
                 self._prepare(LinkScope(self._model, step.name, layers, own_runs, repeatable=repeatable, known=known))
-            with _Held(step.module) as held, step:
-                yield self._block_parts(own, step, held)
+            with HeldWeights(step.module) as held, step:
+                yield self._block_parts(own, step, held, self._floats(own, step))
                 if left:  # else no one asks for the outputs
                     held.renew()
                     step.finish()
@@ -76,9 +81,41 @@ class CalibrationRun:
         runs = Mapped(lambda batch: partial(run_batch, self._model, batch, every_score=scores), self._batches)
         if self._prepare and not blocks:
             self._prepare(LinkScope(self._model, "", self._partition.outside, runs))
-        yield self._parts(outside, runs)
+        yield self._outside_parts(outside, runs)
 
-    def _block_parts(self, layers: list[Layer], step: BlockInputs, held: _Held) -> Iterator[CalibratedPart]:
+    def _outside_parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
+        """Yield the parts of layers outside of blocks, and those that are trained together."""
+        trained = tuple(layer for layer in layers if layer.name in self._trained)
+        together = model_part(self._model, trained, self._batches) if trained else None
+        yield from self._parts(layers, runs)
+        if together:
+            yield together
+
+    def _floats(self, layers: list[Layer], step: BlockInputs) -> Mapping[str, Sequence[Tensor]]:
+        """Run the float block, where someone asks what it does; return the inputs of layers that are to be compared."""
+        paired = {name for name, wanted in self._wanted.items() if set(PAIRED) & set(wanted)}
+        own = {layer.name for layer in layers} & paired
+        if paired or self._trained:
+            with FloatInputs(self._model, own) as inputs:
+                step.keep_float_outputs()
+            return inputs.by_layer(len(step.calls))
+        return {}
+
+    def _block_parts(
+        self, layers: list[Layer], step: BlockInputs, held: HeldWeights, floats: Mapping[str, Sequence[Tensor]]
+    ) -> Iterator[CalibratedPart]:
+        """Yield the parts of a block, and its layers that are trained together."""
+        trained = tuple(layer for layer in layers if layer.name in self._trained)
+        calls = [call.copy() for call in step.calls] if trained else []
+        yield from self._measured_parts(layers, step, held, floats)
+        if trained:
+            step.rewind(calls)
+            held.renew()
+            yield block_part(self._model, trained, step)
+
+    def _measured_parts(
+        self, layers: list[Layer], step: BlockInputs, held: HeldWeights, floats: Mapping[str, Sequence[Tensor]]
+    ) -> Iterator[CalibratedPart]:
         """Yield the parts of a block; in sequential order its runs wait where they can."""
         measured, rest = self._split(layers)
         groups = self._groups(measured, step) if self._sequential and measured else None
@@ -88,7 +125,7 @@ class CalibrationRun:
         if rest:
             yield CalibratedPart(tuple(rest), {})
         paused = step.pause([[layer.name for layer in group] for group in groups])
-        watch = InputWatch(self._model, measured, self._wanted)
+        watch = InputWatch(self._model, measured, self._wanted, floats)
         for group in groups:
             held.renew()
             yield CalibratedPart(group, watch.shared(group, paused.reach(group[0].name)))
@@ -121,28 +158,6 @@ class CalibrationRun:
         watch = InputWatch(self._model, layers, self._wanted)
         measured = [layer for layer in layers if watch.names(layer)]
         return measured, [layer for layer in layers if layer not in measured]
-
-
-class _Held:
-    """The quantized layers of a block dequantized once, while it runs for every batch."""
-
-    def __init__(self, block: nn.Module) -> None:
-        self._block = block
-        self._layers: list[QuantizedLayer] = []
-
-    def renew(self) -> None:
-        """Hold what has been quantized since."""
-        new = [part for part in self._block.modules() if isinstance(part, QuantizedLayer) and part not in self._layers]
-        for layer in new:
-            layer.hold()
-        self._layers += new
-
-    def __enter__(self) -> _Held:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for layer in self._layers:
-            layer.release()
 
 
 def _runs_of(step: BlockInputs) -> list[Callable[[], Any]]:

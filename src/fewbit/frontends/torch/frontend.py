@@ -43,7 +43,7 @@ _LARGEST = 2.0**120
 class TorchFrontend:
     """Layers, data and replacements of any `nn.Module`."""
 
-    finds_links = True
+    finds_links = trains = True
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the quantizable layers in the order of the model.
@@ -203,9 +203,10 @@ class TorchFrontend:
         *,
         sequential: bool,
         prepare: Callable[[Scope], None] | None = None,
+        trained: Collection[str] = (),
     ) -> CalibrationRun:
         """Return a run of `batches` through `model`, one block at a time behind the quantized ones."""
-        return CalibrationRun(model, layers, wanted, batches, sequential=sequential, prepare=prepare)
+        return CalibrationRun(model, layers, wanted, batches, sequential=sequential, prepare=prepare, trained=trained)
 
     def output_statistics(
         self, model: nn.Module, wanted: Mapping[str, str], batches: Sequence[Any]

@@ -17,7 +17,7 @@ from fewbit.catalogue import lookup
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.frontends.torch.convolution import Convolution, same_rows
 from fewbit.interfaces import Layer
-from fewbit.statistics import STATISTICS
+from fewbit.statistics import PAIRED, STATISTICS
 
 
 @dataclass(slots=True)
@@ -27,6 +27,8 @@ class InputWatch:
     model: nn.Module
     layers: Sequence[Layer]
     wanted: Mapping[str, Sequence[str]]
+    #: What layers are given in the float model, by call.
+    floats: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     #: The layer that keeps the statistic of each; found in the first run.
     leaders: dict[str, str] = field(default_factory=dict)
     #: Layers in the order of their calls in the first run.
@@ -63,9 +65,10 @@ class InputWatch:
         """Return the statistics of layers that all get these inputs."""
         kept: dict[str, Any] = {}
         wanted = {name: layer for layer in reversed(group) for name in self.names(layer)}
-        for rows in inputs:
+        for number, rows in enumerate(inputs):
             kept = kept or {name: self._statistic(name, layer, rows) for name, layer in wanted.items()}
-            self._update(group[0], kept, rows)
+            own = next((self.floats[layer.name] for layer in group if layer.name in self.floats), None)
+            self._update(group[0], kept, rows, own[number] if own else None)
         return {layer.name: {name: kept[name] for name in self.names(layer) if name in kept} for layer in group}
 
     def groups(self, run: Callable[[], Any]) -> list[tuple[Layer, ...]]:
@@ -102,7 +105,12 @@ class InputWatch:
 
     def names(self, layer: Layer) -> list[str]:
         """Return the statistics that `layer` is to have and can have."""
-        return [name for name in self.wanted[layer.name] if layer.multiplies_rows or not _class(name).of_rows]
+        unknown = () if layer.name in self.floats and layer.groups == 1 else PAIRED
+        return [
+            name
+            for name in self.wanted[layer.name]
+            if (layer.multiplies_rows or not _class(name).of_rows) and name not in unknown
+        ]
 
     def _statistic(self, name: str, layer: Layer, rows: Tensor) -> Any:
         kind, convolution = _class(name), Convolution.of(self._module(layer.name))
@@ -115,16 +123,22 @@ class InputWatch:
     def _module(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)
 
-    def _update(self, layer: Layer, statistics: Mapping[str, Any], inputs: Tensor) -> None:
+    def _update(
+        self, layer: Layer, statistics: Mapping[str, Any], inputs: Tensor, floats: Tensor | None = None
+    ) -> None:
         """Take in the rows of what `layer` is given: of a convolution a patch for each position."""
         convolution = Convolution.of(self._module(layer.name))
+
+        def pieces(given: Tensor, *, of_rows: bool) -> Iterable[Tensor]:
+            if not convolution:
+                return (given,)
+            return convolution.rows(given) if of_rows else (convolution.channels_last(given),)
+
         for name, statistic in statistics.items():
-            pieces: Iterable[Tensor] = (inputs,)
-            if convolution:
-                pieces = convolution.rows(inputs) if statistic.of_rows else (convolution.channels_last(inputs),)
+            both = (inputs, floats) if name in PAIRED and floats is not None else (inputs,)
             try:
-                for rows in pieces:
-                    statistic.update(rows)
+                for rows in zip(*(pieces(given, of_rows=statistic.of_rows) for given in both), strict=True):
+                    statistic.update(*rows)
             except FewbitError as error:
                 raise type(error)(f"{layer.name}: {name}: {error}") from error
 

@@ -132,8 +132,7 @@ class QuantizedLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dequantized weight, for code that reads `layer.weight`; made anew at each access."""
-        weight: Tensor = self.qtensor.dequantize().to(self.dtype)
-        return weight
+        return self.arranged(self.qtensor.dequantize().to(self.dtype))
 
     def canonical(self) -> dict[str, Tensor]:
         """Return the tensors that stand for this layer's weight in a state_dict."""
@@ -143,9 +142,13 @@ class QuantizedLayer(nn.Module):
             "weight_scheme": scheme
         }
 
-    def hold(self) -> None:
-        """Keep the dequantized weight until `release`, for many calls in a row."""
-        self._held = self.weight
+    def hold(self, trial: Tensor | None = None) -> None:
+        """Keep the dequantized weight, or a `trial` one (out, in), until `release`, for many calls in a row."""
+        self._held = self.weight if trial is None else self.arranged(trial).to(self.dtype)
+
+    def arranged(self, weight: Tensor) -> Tensor:
+        """Return a weight (out, in) in the shape of the float module's."""
+        return weight
 
     def release(self) -> None:
         """Dequantize at every call again."""
@@ -226,7 +229,8 @@ class QuantizedLinear(QuantizedLayer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as torch's own layers
         """Return the output for `input (..., in)` as (..., out), both rounded where that is asked for."""
-        if self._held is not None and self._held.dtype == input.dtype:
+        # A trial weight is multiplied by whatever comes, also under autocast.
+        if self._held is not None and (self._held.dtype == input.dtype or self._held.requires_grad):
             return super().forward(input)
         kernel, prepared, rounded = self.kernel(input.dtype)
         activation = self.input.activation if self.input is not None else None

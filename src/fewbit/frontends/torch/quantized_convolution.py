@@ -71,10 +71,9 @@ class QuantizedConvolution(QuantizedLayer):
             self._windows = {**(self._windows if len(self._windows) < _SHAPES else {}), key: found}
         return self._windows[key]
 
-    @property
-    def weight(self) -> Tensor:
-        """The dequantized weight in the shape of the float module; made anew at each access."""
-        return self.convolution.weight(super().weight)
+    def arranged(self, weight: Tensor) -> Tensor:
+        """Return a weight (out, in) in the shape of the float module's."""
+        return self.convolution.weight(weight)
 
     @property
     def spatial(self) -> int:

@@ -1,0 +1,72 @@
+"""A block of a module as a function of the weights of some of its layers, for algorithms that train them together.
+
+The layers are quantized and installed already; while the block runs they hold trial weights, so that their inputs and
+outputs are rounded as they will be. Samples are calls of the block, targets what it put out behind float blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.errors import CalibrationError
+from fewbit.frontends.torch.block_inputs import BlockInputs
+from fewbit.frontends.torch.calls import Call, configured_without_cache, evaluating, hidden
+from fewbit.frontends.torch.quantized import QuantizedLayer
+from fewbit.interfaces import CalibratedPart, Layer
+from fewbit.samples.batches import Mapped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstruction:
+    """What a part of a model is to put out, and a way to run it."""
+
+    model: nn.Module
+    #: Dotted path of what runs; empty: the model.
+    name: str
+    calls: Sequence[Call]
+    #: Its output before any of its layers was quantized, by call.
+    targets: Sequence[Tensor]
+
+    def forward(self, weights: Mapping[str, Tensor], sample: int) -> Tensor:
+        """Return the output for the call number `sample` under these weights (out, in), differentiable in them."""
+        for name, weight in weights.items():
+            layer = self.model.get_submodule(name)
+            assert isinstance(layer, QuantizedLayer)
+            layer.hold(weight)
+        module = self.model.get_submodule(self.name)
+        call = self.calls[sample].copy()  # a module may write into what it is given
+        with evaluating(module), configured_without_cache(module):
+            return _first_tensor(module(*call.args, **call.kwargs))
+
+
+def block_part(model: nn.Module, layers: tuple[Layer, ...], step: BlockInputs) -> CalibratedPart:
+    """Return the layers of a block that are to be trained, each quantized and installed by now."""
+    if not (step.link.replayable and step.calls):
+        why = "it cannot be run on its own" if step.link.calls else "no calibration input reached it"
+        return CalibratedPart(layers, {}, remarks=(f"its block {step.name} was not trained: {why}",))
+    targets = [_first_tensor(output) for output in step.float_outputs]
+    block = Reconstruction(model=model, name=step.name, calls=step.calls, targets=targets)
+    remarks = () if step.alongside else (f"{step.name} was trained for its float output on quantized inputs",)
+    return CalibratedPart(layers, {}, block=block, remarks=remarks)
+
+
+def model_part(model: nn.Module, layers: tuple[Layer, ...], batches: Sequence[Any]) -> CalibratedPart:
+    """Return layers outside of blocks, not quantized yet, to be trained for the output of the model as it now is."""
+    calls = Mapped(Call.of, batches)
+    with configured_without_cache(model):
+        targets = [_first_tensor(call.copy().run(model)) for call in calls]
+    return CalibratedPart(layers, {}, block=Reconstruction(model=model, name="", calls=calls, targets=targets))
+
+
+def _first_tensor(output: Any) -> Tensor:
+    found = hidden(output)
+    if found is None or not torch.is_floating_point(found):
+        raise CalibrationError(
+            f"an output of type {type(output).__name__} begins with no float tensor to train for; use gptq"
+        )
+    return found

@@ -1,0 +1,47 @@
+"""What layers are solved on, and what a solved layer is: its quantized form, and how that came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewbit.evaluation.level_histogram import LevelHistogram
+from fewbit.interfaces import Activations, Replacement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solved:
+    """A layer's quantized form and how it came about."""
+
+    replacement: Replacement
+    #: How its input and output are rounded, and what corrections of its bias read: for solving it again.
+    activations: Activations
+    statistics: Mapping[str, Any]
+    #: SQNR in dB of the weight.
+    weight_sqnr: float
+    #: SQNR in dB that a tenth of its rows stays below, and the one that a tenth goes above; `None` without any weight.
+    row_sqnr: tuple[float, float] | None
+    #: How the float weights lie on the levels; `None` for a cast, whose levels are as many as floats of 16 bits.
+    histogram: LevelHistogram | None
+    #: SQNR in dB of the layer's output on the calibration data, rounded to nearest and as solved.
+    nearest_sqnr: float | None = None
+    solved_sqnr: float | None = None
+    #: What was added to the diagonal of the second moment, as a share of its mean.
+    damping: float | None = None
+    #: The loss of the block that it was trained in, at the start and at the end.
+    block_losses: tuple[float, float] | None = None
+    #: What the algorithm alone took; of training a share by its weights.
+    seconds: float = 0.0
+    #: What fell back.
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Calibration batches, and whether the layers of a block are measured one after the other."""
+
+    batches: Sequence[Any] = ()
+    sequential: bool = True
+    #: For the order in which samples are trained on.
+    seed: int = 0

@@ -1,0 +1,155 @@
+"""GPTQ for the output of the float model: the corrected weight is that of least squares, used where it helps."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fewbit as fb
+from fewbit.algorithms.drifted_inputs import corrected, output_error
+from fewbit.algorithms.gptq import Gptq
+from fewbit.errors import PlanError
+from fewbit.schemes.notation import parse_scheme
+from fewbit.statistics.input_drift import InputDrift
+from fewbit.statistics.second_moment import SecondMoment
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+WEIGHT = draw(24, 32)
+FLOATS = draw(600, 32, seed=1) @ draw(32, 32, seed=2) / 5
+#: What a quantized layer before may make of them: a part that depends on them is lost, and noise comes in.
+ROWS = FLOATS @ (torch.eye(32) * 0.8 + draw(32, 32, seed=3) * 0.04) + draw(600, 32, seed=4) * 0.1
+
+
+def statistics(rows=ROWS, floats=FLOATS):
+    moment, drift = SecondMoment.init(32, rows), InputDrift.init(32, rows)
+    moment.update(rows)
+    drift.update(rows, floats)
+    return {"second_moment": moment, "input_drift": drift}
+
+
+def gptq(**options):
+    return Gptq(relative=False, asymmetric=True, **options)
+
+
+def left(values, rows=ROWS, floats=FLOATS):
+    """Return the mean squared error of the output beside the float layer's on its own inputs, in float64."""
+    off = rows.double() @ values.double().T - floats.double() @ WEIGHT.double().T
+    return float(off.square().sum(1).mean())
+
+
+def test_the_corrected_weight_is_that_of_least_squares():
+    seen = statistics()
+    found = corrected(WEIGHT, seen["second_moment"].result(), seen["input_drift"].result(), 1e-9)
+    expected = torch.linalg.lstsq(ROWS.double(), FLOATS.double() @ WEIGHT.double().T).solution.T
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)  # a float32 system of condition 1e3
+
+
+def test_the_error_is_that_of_the_output_but_for_a_constant():
+    seen = [own.result() for own in statistics().values()]
+    constant = left(WEIGHT)
+    for seed in range(3):
+        values = WEIGHT + draw(24, 32, seed=10 + seed) * 0.1
+        assert output_error(WEIGHT, values, *seen) + constant == pytest.approx(left(values), rel=1e-4)
+
+
+@pytest.mark.parametrize("text", ["int4 g16", "int2 g16 asym", "nf4 g16", "int3 channel", "int4 tensor", "mxfp4"])
+def test_it_leaves_less_of_the_float_output_than_plain_gptq(text):
+    scheme = parse_scheme(text)
+    found, plain = (Gptq(relative=False, asymmetric=on)(WEIGHT, statistics(), scheme) for on in (True, False))
+    assert left(found.qtensor.dequantize()) < 0.9 * left(plain.qtensor.dequantize())
+    assert found.remarks == ()
+
+
+def test_inputs_that_have_not_drifted_make_no_difference():
+    seen = statistics(floats=ROWS)
+    found, plain = (Gptq(relative=False, asymmetric=on)(WEIGHT, seen, parse_scheme("int4 g16")) for on in (True, False))
+    assert torch.equal(found.qtensor.codes, plain.qtensor.codes)
+    assert torch.equal(found.qtensor.scale, plain.qtensor.scale)
+    assert found.remarks == ()
+
+
+def test_a_correction_that_measures_no_better_is_left_out_and_reported(monkeypatch):
+    from fewbit.algorithms import drifted_inputs
+
+    monkeypatch.setattr(drifted_inputs, "corrected", lambda weight, *_: -weight)
+    found, plain = (
+        gptq()(WEIGHT, statistics(), parse_scheme("int4 g16")),
+        Gptq(relative=False)(WEIGHT, statistics(), parse_scheme("int4 g16")),
+    )
+    assert torch.equal(found.qtensor.codes, plain.qtensor.codes)
+    assert found.remarks == ("correcting for the drift of its inputs measured no better: it is left out",)
+
+
+def test_without_the_drift_it_is_plain_gptq_and_says_so():
+    seen = {"second_moment": statistics()["second_moment"]}
+    found, plain = (
+        gptq()(WEIGHT, seen, parse_scheme("int4 g16")),
+        Gptq(relative=False)(WEIGHT, seen, parse_scheme("int4 g16")),
+    )
+    assert torch.equal(found.qtensor.codes, plain.qtensor.codes)
+    assert found.remarks == ("the drift of its inputs could not be measured: it is not corrected",)
+
+
+def test_numpy_in_numpy_out():
+    seen = statistics(ROWS.numpy(), FLOATS.numpy())
+    found = gptq()(WEIGHT.numpy(), seen, parse_scheme("int4 g16")).qtensor
+    assert isinstance(found.codes, np.ndarray)
+    assert left(torch.from_numpy(found.dequantize())) < left(WEIGHT)
+
+
+# In a model.
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, rows):
+        return rows + self.down(torch.relu(self.up(rows)))
+
+
+class Stack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.head = nn.ModuleList(Residual() for _ in range(3)), nn.Linear(32, 4)
+
+    def forward(self, rows):
+        for layer in self.layers:
+            rows = layer(rows)
+        return self.head(rows)
+
+
+def run(algorithm, *, sequential=True):
+    recipe = fb.Recipe([fb.Rule(r"layers\..*", weight="int2 g16 asym", algorithm=algorithm), fb.keep(".*")])
+    data = fb.Calibration(data=[draw(4, 16, 32, seed=n) for n in range(8)], sequential=sequential)
+    return fb.quantize(Stack(), recipe, calibration=data)
+
+
+def test_a_model_comes_nearer_to_the_float_one():
+    rows = draw(64, 32, seed=500)
+    with torch.no_grad():
+        errors = [
+            float((run({"name": "gptq", "asymmetric": on}).model(rows) - Stack()(rows)).square().mean())
+            for on in (True, False)
+        ]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_layers_measured_apart_from_the_float_model_say_so():
+    report = run({"name": "gptq", "asymmetric": True}, sequential=False).report
+    assert report.layers[0].remarks == ("the drift of its inputs could not be measured: it is not corrected",)
+
+
+def test_a_graph_has_no_float_model_beside_it(onnx_model):
+    model = onnx_model("(float[n, 16] x) => (float[n, 8] y) { y = MatMul(x, w) }", {"w": (16, 8)})
+    recipe = fb.Recipe([fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(asymmetric=True))])
+    with pytest.raises(PlanError, match=r"without the float one beside it; leave out `asymmetric`, or quantize the Py"):
+        fb.quantize(model, recipe, calibration=[{"x": np.zeros((4, 16), np.float32)}])
