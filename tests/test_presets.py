@@ -7,7 +7,8 @@ import pytest
 from fewbit.errors import NotYetError, RecipeError
 from fewbit.interfaces import Layer
 from fewbit.presets import LATER, PRESETS, parse_recipe, preset
-from fewbit.recipe import Recipe, Rule
+from fewbit.recipe import Recipe
+from fewbit.rule import Rule
 from fewbit.schemes.notation import input_scheme_to_text
 
 #: What the design writes about each: bits of a weight, group size (`None`: a scale for each channel), symmetry.

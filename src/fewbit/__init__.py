@@ -19,8 +19,9 @@ from fewbit.formats.minifloat import Float
 from fewbit.measurement import Evaluation
 from fewbit.pipeline import Options, load, plan, quantize
 from fewbit.qtensor import QTensor
-from fewbit.recipe import Recipe, Rule, keep
+from fewbit.recipe import Recipe
 from fewbit.result import Result
+from fewbit.rule import Rule, keep
 from fewbit.samples.files import Samples
 from fewbit.samples.preprocessing import Preprocessing
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor, PerTile, PerToken

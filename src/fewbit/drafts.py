@@ -11,7 +11,8 @@ from fewbit.algorithms.nearest import Nearest
 from fewbit.corrections import Correction
 from fewbit.interfaces import Layer, QuantizedLayer, Target
 from fewbit.problems import layer_problems, product_problems, several
-from fewbit.recipe import Recipe, Rule
+from fewbit.recipe import Recipe
+from fewbit.rule import Rule
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 

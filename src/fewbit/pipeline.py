@@ -23,10 +23,11 @@ from fewbit.overflow import needs_check, without_large_activations, without_larg
 from fewbit.planning import Plan, resolve
 from fewbit.presets import parse_recipe
 from fewbit.problems import transform_problems
-from fewbit.recipe import Recipe, Rule
+from fewbit.recipe import Recipe
 from fewbit.reporting import remarks_of, report_of
 from fewbit.rescaling import Rescaling
 from fewbit.result import Result
+from fewbit.rule import Rule
 from fewbit.samples.batches import Joined
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.solved import Data

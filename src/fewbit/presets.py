@@ -14,7 +14,8 @@ from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.nearest import Nearest
 from fewbit.catalogue import unknown
 from fewbit.errors import NotYetError, RecipeError, SchemeError
-from fewbit.recipe import Recipe, Rule, keep
+from fewbit.recipe import Recipe
+from fewbit.rule import Rule, keep
 from fewbit.schemes.notation import parse_scheme
 
 #: Schemes of the linear layers and convolutions by preset, of the weight and of the input.

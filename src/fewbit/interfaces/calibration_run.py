@@ -1,0 +1,38 @@
+"""A calibration as stages and parts, which someone quantizes one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fewbit.interfaces.forms import Trainable
+from fewbit.interfaces.layer import Layer
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedPart:
+    """Layers to quantize together, and what calibration has seen of their inputs."""
+
+    layers: tuple[Layer, ...]
+    #: Statistics by name, by layer; nothing for a layer that needs none or that no input reached.
+    statistics: Mapping[str, Mapping[str, Any]]
+    #: For layers that are solved already: what they are trained in.
+    block: Trainable | None = None
+    #: Of such layers: why they cannot be trained, or not as asked.
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def again(self) -> bool:
+        """Whether its layers are solved already, each for itself."""
+        return self.block is not None or bool(self.remarks)
+
+
+class CalibrationRun(Protocol):
+    """The stages of a calibration, each an iterator of parts."""
+
+    def __len__(self) -> int:
+        """Return the number of stages."""
+
+    def __iter__(self) -> Iterator[Iterator[CalibratedPart]]:
+        """Yield the stages; quantize and install the layers of a part before asking for the next."""

@@ -1,0 +1,55 @@
+"""Front ends, checkpoint formats and runtimes by name: where the implementations of the contracts are."""
+
+from __future__ import annotations
+
+from fewbit.catalogue import lookup
+from fewbit.errors import NotYetError
+from fewbit.interfaces.checkpoint import CheckpointFormat
+from fewbit.interfaces.frontend import Frontend
+from fewbit.interfaces.target import Target
+
+#: Checkpoint formats of the design that this version does not write.
+CHECKPOINTS_LATER = ("awq", "gguf", "gptq")
+#: Front ends by framework.
+FRONTENDS = {
+    "torch": "fewbit.frontends.torch.frontend:TorchFrontend",
+    "onnx": "fewbit.frontends.onnx.frontend:OnnxFrontend",
+}
+#: Checkpoint formats by the word for them in `to=`, which is also the `quant_method` of their `config.json`.
+CHECKPOINTS = {
+    "compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors",
+}
+#: Runtimes that ONNX files are written for, by the word for them in `to=` and `runtime=`.
+RUNTIME_FILES = {
+    "ort-cpu": "fewbit.checkpoints.onnx.format:ort_cpu",
+    "tensorrt": "fewbit.checkpoints.onnx.format:tensorrt",
+    "migraphx": "fewbit.checkpoints.onnx.format:migraphx",
+    "openvino": "fewbit.checkpoints.onnx.format:openvino",
+}
+
+
+def target_of(name: str) -> Target:
+    """Return the checkpoint format or the runtime called `name`.
+
+    Raises:
+        NotYetError: one of the design that this version does not write.
+        RecipeError: no such format.
+
+    """
+    known = {**CHECKPOINTS, **RUNTIME_FILES}
+    if name in CHECKPOINTS_LATER:
+        raise NotYetError(f"files of {name!r} are not in this version; there is: {', '.join(known)}")
+    made: Target = lookup(known, name, what="checkpoint format")()
+    return made
+
+
+def checkpoint_format(name: str) -> CheckpointFormat:
+    """Return the checkpoint format called `name`, one that can be read; raises `RecipeError`: no such format."""
+    made: CheckpointFormat = lookup(CHECKPOINTS, name, what="checkpoint format")()
+    return made
+
+
+def frontend_of(framework: str) -> Frontend:
+    """Return the front end of a framework."""
+    made: Frontend = lookup(FRONTENDS, framework, what="front end")()
+    return made
