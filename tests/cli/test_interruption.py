@@ -15,6 +15,16 @@ def handlers():
     return [signal.getsignal(number) for number in SIGNALS], sys.unraisablehook
 
 
+@pytest.fixture
+def heard():
+    """No signal is ignored, as SIGHUP is under nohup."""
+    before = [signal.signal(number, signal.default_int_handler) for number in SIGNALS]
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_comes_out_as_an_interrupt_and_its_code_is_that_of_a_shell(number):
     before, ending = handlers(), Interruptible()

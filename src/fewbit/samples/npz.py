@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-from zipfile import ZipFile
+from typing import IO, Any
+from zipfile import ZipFile, ZipInfo
 
 from fewbit.errors import CalibrationError
 from fewbit.samples.batches import Numbers, require_numbers, same_count
@@ -70,11 +70,12 @@ class NpzFile:
 
 def _arrays(path: Path) -> dict[str, StoredArray]:
     try:
-        archive = ZipFile(path)
+        with ZipFile(path) as archive:
+            members = archive.infolist()
     except Exception as error:  # of struct, and of versions, beside its own
         raise CalibrationError(f"{path} is no .npz archive: {error}; save it with numpy.savez") from error
     found = {}
-    for member in archive.infolist():
+    for member in members:
         name = member.filename.removesuffix(".npy")
         what = f"{path}: {name!r}"
         if name == member.filename:
@@ -83,7 +84,11 @@ def _arrays(path: Path) -> dict[str, StoredArray]:
             raise CalibrationError(
                 f"{what} claims {member.file_size} bytes, more than the file can hold; fetch it again"
             )
-        # The archive lives as long as an array of it.
-        opened = partial(archive.open, member)
-        found[name] = StoredArray.of(opened, member.file_size, what)
+        found[name] = StoredArray.of(partial(_member, path, member), member.file_size, what)
     return found
+
+
+def _member(path: Path, member: ZipInfo) -> IO[bytes]:
+    """Open a member; the file of the archive is closed together with it."""
+    with ZipFile(path) as archive:
+        return archive.open(member)

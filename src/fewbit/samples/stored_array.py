@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import IO, Any
+from weakref import finalize
 
 import numpy as np
 
@@ -25,7 +26,7 @@ _HEADERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dt
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class StoredArray:
     """An array whose first axis is that of samples; its stream stays open, since batches are read in order."""
 
@@ -108,12 +109,12 @@ class StoredArray:
             self._stream.close()
             self._stream = None
 
-    def __del__(self) -> None:
-        self.close()
-
     def _read(self, start: int, into: memoryview) -> None:
         try:
-            self._stream = self._stream or self._open()
+            if self._stream is None:
+                self._stream = self._open()
+                # Garbage in cycles is taken apart in any order: a `__del__` here may come after the stream's own.
+                finalize(self, self._stream.close)
             self._stream.seek(start)
             got = self._stream.readinto(into)  # type: ignore[attr-defined]
         except Exception as error:  # as above
