@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewbit.algorithms import ALGORITHMS, LATER, options_applied, parse_algorithm, solve
+from fewbit.algorithms import ALGORITHMS, LATER, parse_algorithm, solve
 from fewbit.algorithms.nearest import Nearest
 from fewbit.algorithms.solution import Solution
-from fewbit.catalogue import lookup
+from fewbit.catalogue import lookup, with_options
 from fewbit.errors import NotYetError, RecipeError
 from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_scheme
@@ -68,7 +68,7 @@ def test_solve_hands_weight_statistics_and_scheme_to_the_algorithm():
 
 def test_options_of_a_table_reach_the_algorithm():
     options = {"damping": 0.5}
-    assert options_applied(Damped, options, "algorithm 'damped'") == Damped(damping=0.5)
+    assert with_options(Damped, options, "algorithm 'damped'") == Damped(damping=0.5)
 
 
 def test_parsing_leaves_the_table_as_it_was():
@@ -85,7 +85,7 @@ def test_an_unknown_algorithm_is_refused_with_the_closest_name():
 def test_an_unknown_option_is_refused_with_the_known_ones():
     message = r"^unknown option of algorithm 'damped': 'dampening'; did you mean 'damping'\? known: damping, order$"
     with pytest.raises(RecipeError, match=message):
-        options_applied(Damped, {"dampening": 0.5}, "algorithm 'damped'")
+        with_options(Damped, {"dampening": 0.5}, "algorithm 'damped'")
     with pytest.raises(RecipeError, match=r"^unknown option of algorithm 'nearest': 'order'; "):
         parse_algorithm({"name": "nearest", "order": "given"})
 

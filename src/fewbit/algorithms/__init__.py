@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from fewbit.algorithms.solution import Solution
-from fewbit.catalogue import lookup
+from fewbit.catalogue import lookup, with_options
 from fewbit.errors import NotYetError, RecipeError
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
@@ -73,20 +73,8 @@ def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:
     if name in LATER:
         raise NotYetError(f"algorithm {name!r} is not in this version; use one of: {', '.join(ALGORITHMS)}")
     factory = lookup(ALGORITHMS, str(name), what="algorithm")
-    return options_applied(factory, options, f"algorithm {name!r}")  # type: ignore[no-any-return]
-
-
-def options_applied(factory: Any, options: dict[str, Any], what: str) -> Any:
-    """Return `factory(**options)`, with an error that names an option that `factory` does not have."""
-    from dataclasses import fields
-
-    from fewbit.catalogue import unknown
-
-    names = [field.name for field in fields(factory)]
-    for option in options:
-        if option not in names:
-            raise RecipeError(unknown(option, names, what=f"option of {what}:"))
-    return factory(**options)
+    made: Algorithm = with_options(factory, options, f"algorithm {name!r}")
+    return made
 
 
 def solve(weight: Array, scheme: Scheme, algorithm: str | Algorithm = "nearest", statistics: Any = None) -> QTensor:
