@@ -7,12 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from fewbit.algorithms.solution import Solution
-from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias, make_room, quantize_bias
 from fewbit.interfaces import Activations
 from fewbit.numerics.namespace import Array
 from fewbit.planning import PlanRow
-from fewbit.schemes.scheme import ScaleType
 
 
 def needs_bias(row: PlanRow) -> bool:
@@ -45,8 +43,3 @@ def with_integer_bias(
     qtensor, remarks = make_room(solution.qtensor, weight, bias, scale)
     enlarged = replace(solution, qtensor=qtensor, remarks=(*solution.remarks, *remarks))
     return enlarged, quantize_bias(bias, scale, qtensor)
-
-
-def with_float_bias(solution: Solution, bias: Array, storage_type: ScaleType) -> tuple[Solution, FloatBias]:
-    """Return the solution as it is, and `bias` as files of this type hold it."""
-    return solution, FloatBias.stored_as(bias, storage_type)

@@ -2,7 +2,7 @@
 
 `wNa16` means N-bit weights and 16-bit activations; bare names round the inputs too, `-static` by fixed ranges. Up to 4
 bits weights are found by GPTQ, which measured best; above that rounding to nearest leaves little and needs no data, but
-for convolutions: where ranges are fixed data is there anyway, and GPTQ leaves an eighth of the noise.
+for convolutions: where ranges are fixed data is there anyway, and GPTQ leaves a quarter of the noise.
 """
 
 from __future__ import annotations

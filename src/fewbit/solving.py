@@ -16,7 +16,7 @@ from typing import Any
 from fewbit.activation import Activation
 from fewbit.algorithms.block import Block, BlockAlgorithm
 from fewbit.algorithms.solution import Solution
-from fewbit.biases import corrected, needs_bias, with_float_bias, with_integer_bias
+from fewbit.biases import corrected, needs_bias, with_integer_bias
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.evaluation.fidelity import decibels, fidelity, output_power
 from fewbit.evaluation.level_histogram import level_histogram
@@ -267,7 +267,7 @@ def _bias(
     if row.bias == "int32":
         weight = run.frontend.weight(run.model, row.layer)
         return with_integer_bias(solution, weight, own if bias is None else bias, activations)
-    return (solution, None) if bias is None else with_float_bias(solution, bias, run.storage_type)
+    return solution, None if bias is None else FloatBias.stored_as(bias, run.storage_type)
 
 
 def _activations(row: PlanRow, statistics: Mapping[str, Any]) -> Activations:
