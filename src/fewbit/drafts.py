@@ -25,8 +25,8 @@ class Draft:
     rule: Rule | None
     scheme: Scheme | None
     notes: list[str] = field(default_factory=list)
-    #: The corrections of the recipe.
-    asked: tuple[Correction, ...] = ()
+    #: The corrections of the recipe, whether they apply here or not.
+    wished: tuple[Correction, ...] = ()
     #: Schemes of input and output, where they are others than those of the rule.
     fitted: QuantizedLayer | None = None
 
@@ -40,7 +40,7 @@ class Draft:
     def corrections(self) -> tuple[Correction, ...]:
         """What repairs the layer: nothing where it has no bias or its output is not rows of its input times codes."""
         apt = self.scheme is not None and self.scheme.scaled and self.layer.bias and self.layer.multiplies_rows
-        return self.asked if apt else ()
+        return self.wished if apt else ()
 
     def quantized(self, storage_type: ScaleType) -> QuantizedLayer:
         """Return the layer with its schemes, the types of static scales settled."""
