@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 from canvas import TIMES, Axes, Canvas
-from samples import drawn
 
 from fewbit.evaluation.fidelity import fidelity
 from fewbit.formats.minifloat import E4M3
@@ -19,6 +18,7 @@ from fewbit.schemes.block_formats import MXFP4, NF4_DOUBLE, NVFP4
 from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.notation import parse_scheme
 from fewbit.schemes.scheme import Scheme
+from samples import drawn
 
 #: NVFP4 without its second level: e4m3 scales as they are.
 ONE_LEVEL = replace(

@@ -7,7 +7,6 @@ from math import log2
 
 import numpy as np
 from measured import ONE_LEVEL, TRUNCATED, decibels
-from samples import QUANTILES, drawn
 
 from fewbit.catalogue import lookup
 from fewbit.formats import FORMATS
@@ -15,6 +14,7 @@ from fewbit.formats.minifloat import Float
 from fewbit.qtensor import quantize
 from fewbit.schemes.block_formats import MXFP4, NVFP4
 from fewbit.schemes.notation import parse_scheme
+from samples import QUANTILES, drawn
 
 COSTS = (
     "int8 channel", "int4 channel", "int4 g128", "int4 g64", "int4 g32", "int4 g64 asym", "int4 g64 float-zero",
