@@ -65,7 +65,8 @@ def mistake(run):
 
 def test_a_quantized_file_is_measured_beside_its_reference(evaluate, folder):
     data = evaluate(folder / "int8.onnx", "--reference", folder / "model.onnx", "--data", folder / "data.npz")
-    held = np.load(folder / "data.npz")
+    with np.load(folder / "data.npz") as file:
+        held = dict(file)
     x, y = (outputs(folder / name, held["x"]).astype(np.float64) for name in ("model.onnx", "int8.onnx"))
     (own,) = data["outputs"]
     assert own["name"] == data["scores"] == "logits"
@@ -131,7 +132,8 @@ def test_a_file_beside_itself_loses_nothing_and_a_damaged_one_a_lot(evaluate, fo
 def test_without_a_reference_there_are_accuracy_size_and_latency(evaluate, folder, tmp_path):
     np.save(tmp_path / "labels.npy", np.zeros(50, np.int64))
     data = evaluate(folder / "int8.onnx", "--data", folder / "data.npz", "--labels", tmp_path / "labels.npy")
-    x = np.load(folder / "data.npz")["x"]
+    with np.load(folder / "data.npz") as file:
+        x = file["x"]
     assert data["accuracy"] == (outputs(folder / "int8.onnx", x).argmax(1) == 0).mean()
     assert (data["outputs"], data["top1_agreement"], data["reference"]) == ([], None, None)
     assert data["latency"][0]["reference_seconds"] is None
