@@ -1,4 +1,4 @@
-"""fewbit on all linear layers but the head; writes the weights that they compute with, as float32: a row of a table.
+"""fewbit on all linear layers but the head; writes the weights that the model computes with, as float32: a table's row.
 
 Run: python fewbit_row.py --model FOLDER --tokens FILE.npy --scheme "int4 g64" --algorithm '{"name": "gptq"}' --out FILE
 The last line printed is JSON: seconds, CPU seconds, peak memory of the process, and where the time went.
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True)
     parser.add_argument("--scheme", required=True)
     parser.add_argument("--algorithm", type=json.loads, default={"name": "gptq"})
+    parser.add_argument("--transforms", type=json.loads, default=[], help="JSON, as in a recipe")
     parser.add_argument("--sequential", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -44,6 +45,8 @@ def main() -> None:
     }
     rows = [row.layer.name for row in result.plan.rows if row.scheme]
     weights = {f"{name}.weight": result.model.get_submodule(name).qtensor.dequantize() for name in rows}
+    if given.transforms:  # which change what stays float too
+        weights = {name: value.float() for name, value in result.model.named_parameters()} | weights
     save_file({name: weight.contiguous() for name, weight in weights.items()}, given.out)
     line = {"scheme": given.scheme, "layers": len(rows), **figures, "remarks": list(result.report.remarks)}
     print(json.dumps({key: round(value, 1) if isinstance(value, float) else value for key, value in line.items()}))
@@ -52,10 +55,10 @@ def main() -> None:
 def quantize(model: Any, given: argparse.Namespace) -> fb.Result:
     rule = fb.Rule(kind="linear", weight=given.scheme, algorithm=given.algorithm)
     calibration = None
-    if rule.algorithm.statistics:
+    if rule.algorithm.statistics or given.transforms:
         batches = [torch.from_numpy(row)[None] for row in np.load(given.tokens)]
         calibration = fb.Calibration(data=batches, sequential=given.sequential)
-    return fb.quantize(model, fb.Recipe([rule]), calibration=calibration, dtype="float16")
+    return fb.quantize(model, fb.Recipe([rule], transforms=given.transforms), calibration=calibration, dtype="float16")
 
 
 if __name__ == "__main__":

@@ -7,216 +7,30 @@ Peers run from environments of their own, made by benchmarks/peers/make.sh; with
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import re
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from safetensors.torch import load_file, save_model
-
-from fewbit.evaluation.quality import compare
-from fewbit.evaluation.text import read_text, token_sequences
-from fewbit.report.data import installed_versions, this_machine
-from fewbit.sources import open_source
-
-HERE = Path(__file__).resolve().parent
-CACHE = HERE / "cache"
-COSTS = {"seconds": "seconds", "CPU s": "cpu_seconds", "solving s": "solving_seconds", "peak MB": "peak_mb"}
-TOPICS = "pydoc_data.topics"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table."""
-
-    tool: str
-    scheme: str
-    #: Options of the tool's script besides model, tokens, scheme and out.
-    options: tuple[str, ...] = ()
-    label: str = ""
-
-    def command(self, folder: Path, tokens: Path, out: Path) -> list[str]:
-        """Return the command line that makes the row's weights."""
-        python, script, calibrates = TOOLS[self.tool]
-        data = ["--tokens", str(tokens)] if calibrates else []
-        arguments = ["--model", str(folder), *data, "--scheme", self.scheme, "--out", str(out), *self.options]
-        return [str(python), str(HERE / script), *arguments]
-
-
-TOOLS = {
-    "fewbit": (Path(sys.executable), "fewbit_row.py", True),
-    "llm-compressor": (HERE / "peers/llmcompressor/bin/python", "peers/llmcompressor_gptq.py", True),
-    "HQQ": (HERE / "peers/hqq/bin/python", "peers/hqq_data_free.py", False),
-}
-
-
-def fewbit(scheme: str, label: str, **algorithm: Any) -> Row:
-    return Row("fewbit", scheme, ("--algorithm", json.dumps({"name": "gptq", **algorithm})), label)
+from weight_rows import Row, fewbit_row, table
 
 
 def rows() -> list[Row]:
     schemes = ["int4 g64", "int4 g64 asym", "int3 g64", "int3 g64 asym", "int2 g64 asym"]
-    table = []
+    found = []
     for scheme in schemes:
-        table.append(Row("fewbit", scheme, ("--algorithm", '{"name": "nearest"}'), "nearest"))
-        table.append(Row("llm-compressor", scheme, (), "GPTQ"))
+        found.append(Row("fewbit", scheme, ("--algorithm", '{"name": "nearest"}'), "nearest"))
+        found.append(Row("llm-compressor", scheme, (), "GPTQ"))
         if "asym" in scheme:
-            table.append(Row("HQQ", scheme, (), "data-free"))
+            found.append(Row("HQQ", scheme, (), "data-free"))
             free = scheme.replace("asym", "float-zero")
-            table.append(fewbit(free, "hqq", name="hqq"))
-            table.append(fewbit(f"{free} lsq", "least squares", name="nearest"))
-        table.append(fewbit(scheme, "gptq"))
-    table += [fewbit(scheme, "gptq, asymmetric", asymmetric=True) for scheme in schemes]
-    table.append(fewbit("int2 g64 asym", "autoround, 100 steps", name="autoround", steps=100))
-    table.append(fewbit("int4 g64", "gptq, order none", order="none"))
-    table.append(fewbit("int4 g64", "gptq, order activation", order="activation"))
-    table.append(fewbit("int4 g64", "gptq, no descent, no fit", sweeps=0, fit=False))
-    together = fewbit("int4 g64", "gptq, not true-sequential")
-    table.append(Row("fewbit", "int4 g64", (*together.options, "--no-sequential"), together.label))
-    return table
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, and the piece of it to begin with."""
-
-    #: `None` is pydoc_data.topics.
-    path: str | None
-    first: int = 0
-
-    @classmethod
-    def parse(cls, given: str) -> Text:
-        """Return the text for `FILE` or `FILE:PIECE`."""
-        path, _, first = given.rpartition(":")
-        return cls(path, int(first)) if first.isdigit() and path else cls(given)
-
-    def __str__(self) -> str:
-        name = Path(self.path).name if self.path else TOPICS
-        return f"{name} from piece {self.first}" if self.first else name
-
-
-@dataclass
-class Bench:
-    """The model, the texts, and what has been measured on them."""
-
-    model: str
-    calibration: Text
-    texts: list[Text]
-    sequences: int = 8
-    length: int = 512
-    samples: int = 32
-    _float: Any = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        CACHE.mkdir(exist_ok=True)
-        self.source = open_source(self.model)
-        self.folder = CACHE / self.model
-        if not (self.folder / "config.json").exists():
-            self.folder.mkdir(exist_ok=True)
-            save_model(self.source.load(), str(self.folder / "model.safetensors"), metadata={"format": "pt"})
-            self.source.tokenizer().save_pretrained(self.folder)
-            configuration = {**self.source.configuration(), "dtype": "float32"}
-            (self.folder / "config.json").write_text(json.dumps(configuration))
-        self.batches = {str(text): self._pieces(text, self.sequences) for text in self.texts}
-        pieces = self._pieces(self.calibration, self.samples)
-        self.tokens = CACHE / f"tokens-{self._digest(torch.cat(pieces).numpy())}.npy"
-        np.save(self.tokens, torch.cat(pieces).numpy())
-
-    def _pieces(self, text: Text, count: int) -> list[torch.Tensor]:
-        words, _ = read_text(text.path)
-        found = token_sequences(self.source.tokenizer(), words, sequences=text.first + count, length=self.length)
-        return found[text.first :]
-
-    @staticmethod
-    def _digest(*parts: Any) -> str:
-        made = hashlib.sha256()
-        for part in parts:
-            made.update(part if isinstance(part, np.ndarray) else json.dumps(part, sort_keys=True).encode())
-        return made.hexdigest()[:16]
-
-    def measure(self, row: Row) -> dict[str, Any]:
-        """Return the figures of `row`, from the cache where nothing that they depend on has changed."""
-        own = row.tool == "fewbit"
-        code = [path.read_text() for path in sorted((HERE.parent / "src").rglob("*.py"))] if own else TOOLS[row.tool][1]
-        evaluated = [torch.cat(batches).numpy() for batches in self.batches.values()]
-        versions = installed_versions() if own else ""
-        key = self._digest(asdict(row), self.model, self.tokens.name, code, versions, *evaluated)
-        cached = CACHE / f"row-{key}.json"
-        if cached.exists():
-            return dict(json.loads(cached.read_text()))
-        weights = CACHE / "weights.safetensors"
-        ran = subprocess.run(
-            row.command(self.folder, self.tokens, weights), capture_output=True, text=True, check=False
-        )
-        if ran.returncode:
-            print(ran.stderr[-2000:], file=sys.stderr)
-            raise SystemExit(f"{row.tool} {row.scheme} {row.label}: exit code {ran.returncode}")
-        figures = json.loads(ran.stdout.strip().splitlines()[-1]) | self._quality(load_file(weights))
-        weights.unlink()
-        partial = cached.with_suffix(".partial")
-        partial.write_text(json.dumps(figures))
-        partial.rename(cached)
-        return figures
-
-    def _quality(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Return divergence, agreement and perplexity of the float model with `weights` in place, by text."""
-        if self._float is None:
-            self._float = open_source(self.folder).load()
-        parameters = dict(self._float.named_parameters())
-        before = {name: parameters[name].detach().clone() for name in weights}
-
-        @torch.no_grad()
-        def forward(tokens: torch.Tensor, own: dict[str, torch.Tensor]) -> torch.Tensor:
-            for name, weight in own.items():
-                parameters[name].data = weight
-            return self._float(tokens, use_cache=False).logits
-
-        found = {}
-        for text, batches in self.batches.items():
-            _, after = compare(lambda t: forward(t, before), lambda t: forward(t, weights), batches)
-            found[text] = [after.kl_divergence, after.top1_agreement, after.perplexity]
-        forward(batches[0][:, :1], before)
-        return {"quality": found}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2", help="smollm2 or smollm2-rotated")
-    parser.add_argument("--calibration", type=Text.parse, help="UTF-8 text; default: pydoc_data.topics from piece 8")
-    parser.add_argument("--text", type=Text.parse, action="append", help="text to evaluate on besides that")
-    parser.add_argument("--rows", default="", help="only rows whose 'tool scheme label' holds this regular expression")
-    given = parser.parse_args()
-    bench = Bench(given.model, given.calibration or Text(None, 8), [Text(None), *(given.text or [])])
-    print(
-        f"{given.model}; calibrated on {bench.samples} x {bench.length} tokens of {bench.calibration}, "
-        f"evaluated on {bench.sequences} x {bench.length} of each text; {this_machine()}; "
-        f"torch {installed_versions()['torch']}\n"
-    )
-    qualities = [f"{what}, {text}" for text in bench.batches for what in ("KL", "top-1", "perplexity")]
-    print(line(["tool", "scheme", *qualities, *COSTS]))
-    print(line(["---", "---", *["---:"] * (len(qualities) + len(COSTS))]), flush=True)
-    for row in rows():
-        if not re.search(given.rows, f"{row.tool} {row.scheme} {row.label}"):
-            continue
-        if not TOOLS[row.tool][0].exists():
-            print(f"{row.tool} is not installed: run benchmarks/peers/make.sh", file=sys.stderr)
-            continue
-        found = bench.measure(row)
-        quality = [f"{kl:.4f} | {top1:.3f} | {perplexity:.2f}" for kl, top1, perplexity in found["quality"].values()]
-        cost = [f"{found.get(name, float('nan')):.0f}" for name in COSTS.values()]
-        print(line([f"{row.tool}, {row.label}", row.scheme, *quality, *cost]), flush=True)
-
-
-def line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
+            found.append(fewbit_row(free, "hqq", name="hqq"))
+            found.append(fewbit_row(f"{free} lsq", "least squares", name="nearest"))
+        found.append(fewbit_row(scheme, "gptq"))
+    found += [fewbit_row(scheme, "gptq, asymmetric", asymmetric=True) for scheme in schemes]
+    found.append(fewbit_row("int2 g64 asym", "autoround, 100 steps", name="autoround", steps=100))
+    found.append(fewbit_row("int4 g64", "gptq, order none", order="none"))
+    found.append(fewbit_row("int4 g64", "gptq, order activation", order="activation"))
+    found.append(fewbit_row("int4 g64", "gptq, no descent, no fit", sweeps=0, fit=False))
+    together = fewbit_row("int4 g64", "gptq, not true-sequential")
+    found.append(Row("fewbit", "int4 g64", (*together.options, "--no-sequential"), together.label))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    table(__doc__, rows())
