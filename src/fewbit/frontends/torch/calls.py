@@ -49,6 +49,10 @@ class Call:
         device = next(model.parameters()).device
         return cls((), {name: tensor.to(device) for name, tensor in batch.items()})
 
+    def batch(self) -> Any:
+        """Return what `of` makes this call of, if all arguments have positions or all have names."""
+        return dict(self.kwargs) or (self.args if len(self.args) != 1 else self.args[0])
+
     def arguments(self) -> dict[Slot, Any]:
         """Return every argument by position or name."""
         arguments: dict[Slot, Any] = dict(enumerate(self.args))

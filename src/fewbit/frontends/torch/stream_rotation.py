@@ -24,6 +24,7 @@ from fewbit.frontends.torch.head_rotation import HeadRotation
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.links import Fold, LinkSearch
 from fewbit.frontends.torch.output_change import CLEARLY, output_change
+from fewbit.frontends.torch.short_call import shortened
 from fewbit.interfaces import Layer
 from fewbit.transforms import Applied
 
@@ -39,7 +40,7 @@ def rotate(model: nn.Module, batch: Any, matrix: MatrixOf, *, heads: bool) -> Ap
     call = Call.made_up(model) if batch is None else Call.of(batch)
     if call is None:
         return Applied(sentences=("rotation: no data shows what reads the residual stream; give some",))
-    given = dict(call.kwargs) or (call.args if len(call.args) > 1 else call.args[0])
+    given = shortened(model, call).batch()
     rotated = HeadRotation(model, matrix)
     shared = _untied(model, find_layers(model))
     before: Changes = []
@@ -129,8 +130,8 @@ class _Stream:
         stream, expected = f"rotation: the residual stream of {width} channels", copied(run())
         for keep_mean in (False, True):
             turn = torch.from_numpy(matrix(width, keep_mean=keep_mean))
-            before = self._turn(norms, (), turn)
-            wrong = output_change(expected, run())  # what reads alone
+            before = self._turn(norms[:1], (), turn)
+            wrong = output_change(expected, run())  # one that reads alone
             exchange(before)
             before = self._turn(norms, writers, turn)
             found = run()
