@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,10 @@ class Tool:
 
 TOOLS = {
     "fewbit": Tool("fewbit_row.py", None),
-    "llm-compressor": Tool("peers/llmcompressor_gptq.py", "llmcompressor"),
+    "llm-compressor": Tool("peers/llmcompressor_oneshot.py", "llmcompressor"),
+    "auto-round": Tool("peers/autoround_blocks.py", "llmcompressor"),
+    "llama.cpp": Tool("peers/llamacpp_quantize.py", "llamacpp"),
+    "torchao": Tool("peers/torchao_data_free.py", "torchao", calibrates=False),
     "HQQ": Tool("peers/hqq_data_free.py", "hqq", calibrates=False),
 }
 
@@ -192,7 +195,7 @@ def fewbit_row(scheme: str, label: str, transforms: Sequence[Any] = (), **algori
     return Row("fewbit", scheme, tuple(options), label)
 
 
-def table(description: str | None, rows: Sequence[Row]) -> None:
+def table(description: str | None, rows: Iterable[Row]) -> None:
     """Read the command line, measure those of `rows` that it asks for, and print a line for each."""
     given = _arguments(description)
     bench = Bench(given.model, given.calibration or Text(None, 8), [Text(None), *(given.text or [])])

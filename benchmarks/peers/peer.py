@@ -1,6 +1,6 @@
 """What the scripts of the peers share: schemes in fewbit's spelling, the float model, and the JSON line printed last.
 
-Run: not by itself; `llmcompressor_gptq.py` and `hqq_data_free.py` import it, each inside its own environment.
+Run: not by itself; `llmcompressor_oneshot.py`, `hqq_data_free.py` and others import it, each in its own environment.
 Source: benchmarks/peers; needs torch, transformers, safetensors and psutil, which every peer brings.
 """
 
@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import psutil
 import torch
 from safetensors.torch import save_file
@@ -34,6 +35,9 @@ class Scheme:
     group: int
     symmetric: bool
 
+    def __str__(self) -> str:
+        return self.text
+
     @classmethod
     def parse(cls, text: str) -> Scheme:
         """Return the scheme that `text` spells."""
@@ -45,18 +49,28 @@ class Scheme:
 
 def arguments(description: str | None, *, tokens: bool) -> argparse.Namespace:
     """Return the command line: `model`, `scheme`, `out`, and `tokens` where the peer calibrates."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
+    return parsed(parser(description, tokens=tokens))
+
+
+def parser(description: str | None, *, tokens: bool) -> argparse.ArgumentParser:
+    """Return what reads that command line, for a peer that has options of its own."""
+    words = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     if tokens:
-        parser.add_argument("--tokens", type=Path, required=True, help="int64 (sequences, length), a .npy file")
-    parser.add_argument("--scheme", type=Scheme.parse, required=True, help="'int4 g64', 'int3 g64 asym', ...")
-    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parsed = parser.parse_args()
-    if not (parsed.model / "config.json").is_file():
-        fail(f"{parsed.model} has no config.json; name a Hugging Face folder")
-    if not parsed.out.parent.is_dir():
-        fail(f"{parsed.out.parent} is not a folder; make it first")
-    return parsed
+        words.add_argument("--tokens", type=Path, required=True, help="int64 (sequences, length), a .npy file")
+    words.add_argument("--scheme", type=Scheme.parse, required=True, help="'int4 g64', 'int3 g64 asym', ...")
+    words.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    return words
+
+
+def parsed(words: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the command line, checked."""
+    given = words.parse_args()
+    if not (given.model / "config.json").is_file():
+        fail(f"{given.model} has no config.json; name a Hugging Face folder")
+    if not given.out.parent.is_dir():
+        fail(f"{given.out.parent} is not a folder; make it first")
+    return given
 
 
 def fail(message: str) -> NoReturn:
@@ -66,6 +80,16 @@ def fail(message: str) -> NoReturn:
 def load(folder: Path) -> Any:
     """Return the causal language model of `folder` in the dtype of its files."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+
+
+def read_tokens(path: Path, vocabulary: int) -> np.ndarray:
+    """Return the token ids of a file, (sequences, length)."""
+    tokens = np.load(path)
+    if tokens.ndim != 2 or tokens.dtype != np.int64 or not tokens.size:
+        fail(f"{path} is {tokens.dtype} {tokens.shape}; write int64 token ids of shape (sequences, length)")
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        fail(f"{path} has ids {tokens.min()} to {tokens.max()}, the model {vocabulary} tokens; use its own tokenizer")
+    return tokens
 
 
 def linear_layers(model: Any) -> dict[str, torch.nn.Linear]:
@@ -99,9 +123,16 @@ def peak_memory() -> int:
 
 
 def finish(
-    weights: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size], given: argparse.Namespace, **figures: Any
+    weights: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, torch.Size],
+    given: argparse.Namespace,
+    others: Mapping[str, torch.Tensor] | None = None,
+    **figures: Any,
 ) -> None:
-    """Check that `weights` are finite and of the `shapes` of the layers, write them as float32, print the JSON line."""
+    """Check that `weights` are finite and of the `shapes` of the layers, write them as float32, print the JSON line.
+
+    `others` are parameters that stay float and that the peer may have changed.
+    """
     if weights.keys() != shapes.keys():
         missing, unasked = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
         fail(f"the peer left out {missing} and quantized {unasked} unasked; mend this script")
@@ -109,10 +140,11 @@ def finish(
         if weight.shape != shapes[name]:
             fail(f"layer {name} came back as {tuple(weight.shape)}, not {tuple(shapes[name])}")
         if not torch.isfinite(weight).all():
-            fail(f"layer {name} came back with NaN or infinity; the peer cannot do '{given.scheme.text}' here")
-    save_file({f"{name}.weight": weight.float().contiguous() for name, weight in weights.items()}, given.out)
+            fail(f"layer {name} came back with NaN or infinity; the peer cannot do '{given.scheme}' here")
+    parameters = {**(others or {}), **{f"{name}.weight": weight for name, weight in weights.items()}}
+    save_file({name: values.float().contiguous() for name, values in parameters.items()}, given.out)
     started = psutil.Process().create_time()
-    line = {"scheme": given.scheme.text, "layers": len(weights), **figures, "seconds_total": time.time() - started}
+    line = {"scheme": str(given.scheme), "layers": len(weights), **figures, "seconds_total": time.time() - started}
     print(json.dumps({key: round(value, 1) if isinstance(value, float) else value for key, value in line.items()}))
 
 

@@ -1,4 +1,4 @@
-"""torchao's weight-only integers on all linear layers but the head, data-free; writes the weights that they compute with.
+"""torchao's weight-only integers on all linear layers but the head; writes the weights that they compute with.
 
 Run: torchao/bin/python torchao_data_free.py --model FOLDER --scheme "int4 g64" --out FILE
 Source: torchao's `quantize_` with `IntxWeightOnlyConfig`, every option its default but the scheme.

@@ -27,6 +27,9 @@ class Gptq:
     damping: float = 0.01
     #: Let every token count alike, however large its activations; otherwise the plain second moment, as in the paper.
     relative: bool = True
+    #: Let a token count as much more as an error of the layer's output there changes the loss, by its gradient in the
+    #: float model; takes the place of `relative`.
+    guided: bool = False
     #: Search scale and zero point of each group by the error they leave; otherwise the scheme's range method decides.
     search: bool = True
     #: Sweeps of coordinate descent after the column loop; 0: none.
@@ -46,9 +49,11 @@ class Gptq:
             raise RecipeError(
                 f"gptq: sweeps {self.sweeps!r:.80} is no number of times; 4 is usual, 0 leaves descent out"
             )
-        for flag in ("relative", "search", "fit", "asymmetric"):
+        for flag in ("relative", "guided", "search", "fit", "asymmetric"):
             if not isinstance(getattr(self, flag), bool):
                 raise RecipeError(f"gptq: {flag} = {getattr(self, flag)!r:.80} is not true or false")
+        if self.guided and self.asymmetric:
+            raise RecipeError("gptq: guided and asymmetric weigh errors by different outputs; use one of them")
 
     @property
     def name(self) -> str:
@@ -58,6 +63,8 @@ class Gptq:
     @property
     def statistics(self) -> tuple[str, ...]:
         """The second moments of the layer's input, and how far it has drifted."""
+        if self.guided:
+            return ("guided_second_moment",)
         names = ("second_moment", *(["input_drift"] if self.asymmetric else []))
         return tuple(f"relative_{name}" for name in names) if self.relative else names
 
@@ -93,6 +100,8 @@ class Gptq:
             qtensor, used, remarks = rounded_behind_drift(values, moment, drift, scheme, self)
         else:
             qtensor, used = rounded(values, moment, scheme, self)
+        if self.guided and not getattr(moment, "guided", False):
+            remarks = ("no gradient of its output is known: every row of its input counts alike",)
         if self.asymmetric and (drift is None or not drift.count):
             remarks = ("the drift of its inputs could not be measured: it is not corrected",)
         if not is_torch(weight):

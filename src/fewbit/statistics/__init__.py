@@ -2,7 +2,8 @@
 
 Every statistic is made by `init(width, like)` and takes `update(rows)`, `merge(other)`; `result` reads it. `of_rows`
 tells what it takes of a convolution: patches, or the input itself; of patches in groups, `of_groups` makes it.
-Those of `PAIRED` take `update(rows, floats)`: what the layer gets in the float model too.
+Those of `PAIRED` take `update(rows, floats)`: what the layer gets in the float model too. Those of `GUIDED` take
+`update(rows, weights)` where gradients of the loss tell what each row counts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 STATISTICS = {
     "second_moment": "fewbit.statistics.second_moment:SecondMoment",
     "relative_second_moment": "fewbit.statistics.second_moment:RelativeSecondMoment",
+    "guided_second_moment": "fewbit.statistics.guided_moment:GuidedSecondMoment",
     "extremes": "fewbit.statistics.extremes:Extremes",
     "histogram": "fewbit.statistics.histogram:Histogram",
     "input_drift": "fewbit.statistics.input_drift:InputDrift",
@@ -22,3 +24,5 @@ STATISTICS = {
 }
 #: Statistics of the inputs behind quantized layers together with those of the float model.
 PAIRED = ("input_drift", "relative_input_drift")
+#: Statistics of inputs whose rows count by gradients.
+GUIDED = ("guided_second_moment",)

@@ -22,9 +22,10 @@ from fewbit.frontends.torch.input_watch import InputWatch
 from fewbit.frontends.torch.link_scope import LinkScope
 from fewbit.frontends.torch.reconstruction import block_part, model_part
 from fewbit.frontends.torch.resident_memory import give_back, trim
+from fewbit.frontends.torch.token_weights import TokenWeights
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.samples.batches import Mapped
-from fewbit.statistics import PAIRED
+from fewbit.statistics import GUIDED, PAIRED
 
 
 class CalibrationRun:
@@ -48,7 +49,9 @@ class CalibrationRun:
         """
         self._model, self._wanted, self._batches, self._sequential = model, wanted, batches, sequential
         self._prepare, self._trained = prepare, trained
+        self._layers = layers
         self._partition: Partition = find_blocks(model, layers)
+        self._weights = TokenWeights()
 
     def __len__(self) -> int:
         return len(self._partition.blocks) + 1
@@ -58,6 +61,7 @@ class CalibrationRun:
         blocks = {block.name: block for block in self._partition.blocks}
         left = {block.name for block in blocks.values() if any(layer.name in self._wanted for layer in block.layers)}
         known: dict[Any, Any] = {}
+        self._weights = self._token_weights()
         for step in walk_blocks(self._model, list(blocks), self._batches) if left else ():
             own = [layer for layer in blocks[step.name].layers if layer.name in self._wanted]
             left.discard(step.name)
@@ -82,6 +86,12 @@ class CalibrationRun:
         if self._prepare and not blocks:
             self._prepare(LinkScope(self._model, "", self._partition.outside, runs))
         yield self._outside_parts(outside, runs)
+
+    def _token_weights(self) -> TokenWeights:
+        """Return what the rows of inputs count in the float model, where someone asks."""
+        if not any(set(GUIDED) & set(names) for names in self._wanted.values()):
+            return TokenWeights()
+        return TokenWeights.measured(self._model, self._layers, self._batches)
 
     def _outside_parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
         """Yield the parts of layers outside of blocks, and those that are trained together."""
@@ -125,7 +135,7 @@ class CalibrationRun:
         if rest:
             yield CalibratedPart(tuple(rest), {})
         paused = step.pause([[layer.name for layer in group] for group in groups])
-        watch = InputWatch(self._model, measured, self._wanted, floats)
+        watch = InputWatch(self._model, measured, self._wanted, floats, self._weights)
         for group in groups:
             held.renew()
             yield CalibratedPart(group, watch.shared(group, paused.reach(group[0].name)))
@@ -144,14 +154,15 @@ class CalibrationRun:
         if not measured:
             yield CalibratedPart(tuple(layers), {})
             return
-        watch = InputWatch(self._model, measured, self._wanted)
+        watch = InputWatch(self._model, measured, self._wanted, weights=self._weights)
         if not self._sequential:
             yield CalibratedPart(tuple(layers), watch.gather(runs))
             return
         if rest:
             yield CalibratedPart(tuple(rest), {})
         for group in watch.groups(runs[0]):
-            yield CalibratedPart(group, InputWatch(self._model, group, self._wanted).gather(runs))
+            own = InputWatch(self._model, group, self._wanted, weights=self._weights)
+            yield CalibratedPart(group, own.gather(runs))
 
     def _split(self, layers: list[Layer]) -> tuple[list[Layer], list[Layer]]:
         """Return the layers whose inputs are to be measured, and the others."""

@@ -88,14 +88,25 @@ def run_batch(model: nn.Module, batch: Any, *, every_score: bool = False) -> Any
     Without key-value caches, and of a language model that can do so with the scores of the last position only, unless
     `every_score` is wanted.
     """
+    with configured_without_cache(model):
+        return _sparing(model, batch, every_score=every_score).run(model)
+
+
+def run_with_gradients(model: nn.Module, batch: Any) -> Any:
+    """Run `model` on a batch without key-value caches, every score of it, and record what gradients need."""
+    call = _sparing(model, batch, every_score=True)
+    with configured_without_cache(model), evaluating(model), torch.enable_grad():
+        return model(*call.args, **call.kwargs)
+
+
+def _sparing(model: nn.Module, batch: Any, *, every_score: bool) -> Call:
     call = Call.of(batch)
     signature = inspect.signature(model.forward)
     free = signature.parameters.keys() - signature.bind_partial(*call.args).arguments
     if every_score or "labels" in call.kwargs:  # their loss takes the scores of all positions
         free -= {"logits_to_keep"}
     sparing = {name: value for name, value in _SPARING.items() if name in free}
-    with configured_without_cache(model):
-        return Call(call.args, {**call.kwargs, **sparing}).run(model)
+    return Call(call.args, {**call.kwargs, **sparing})
 
 
 def items(output: Any) -> dict[Item, Any]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from fewbit.catalogue import lookup
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.frontends.torch.convolution import Convolution, same_rows
+from fewbit.frontends.torch.token_weights import TokenWeights
 from fewbit.interfaces import Layer
-from fewbit.statistics import PAIRED, STATISTICS
+from fewbit.statistics import GUIDED, PAIRED, STATISTICS
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class InputWatch:
     wanted: Mapping[str, Sequence[str]]
     #: What layers are given in the float model, by call.
     floats: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    #: What the rows of their inputs count.
+    weights: TokenWeights = field(default_factory=TokenWeights)
     #: The layer that keeps the statistic of each; found in the first run.
     leaders: dict[str, str] = field(default_factory=dict)
     #: Layers in the order of their calls in the first run.
@@ -41,6 +44,7 @@ class InputWatch:
         kept: dict[tuple[str, str], Any] = {}
         #: Which of the layers with one input feeds a statistic: the first that asks for it.
         feeds: dict[tuple[str, str], str] = {}
+        number = 0
 
         def take(layer: Layer, rows: Tensor) -> None:
             leader = self._leader(layer, rows)
@@ -48,7 +52,7 @@ class InputWatch:
             for name in self.names(layer):
                 if feeds.setdefault((leader, name), layer.name) == layer.name:
                     own[name] = kept.setdefault((leader, name), self._statistic(name, layer, rows))
-            self._update(layer, own, rows)
+            self._update(layer, own, rows, {"guided": self.weights.of([layer.name], number)})
 
         for number, run in enumerate(runs):
             # Once it is known that each layer is called once, a run may stop at the last of them.
@@ -68,7 +72,8 @@ class InputWatch:
         for number, rows in enumerate(inputs):
             kept = kept or {name: self._statistic(name, layer, rows) for name, layer in wanted.items()}
             own = next((self.floats[layer.name] for layer in group if layer.name in self.floats), None)
-            self._update(group[0], kept, rows, own[number] if own else None)
+            weights = self.weights.of([layer.name for layer in group], number)
+            self._update(group[0], kept, rows, {"paired": own[number] if own else None, "guided": weights})
         return {layer.name: {name: kept[name] for name in self.names(layer) if name in kept} for layer in group}
 
     def groups(self, run: Callable[[], Any]) -> list[tuple[Layer, ...]]:
@@ -124,9 +129,12 @@ class InputWatch:
         return self.model.get_submodule(name)
 
     def _update(
-        self, layer: Layer, statistics: Mapping[str, Any], inputs: Tensor, floats: Tensor | None = None
+        self, layer: Layer, statistics: Mapping[str, Any], inputs: Tensor, beside: Mapping[str, Tensor | None]
     ) -> None:
-        """Take in the rows of what `layer` is given: of a convolution a patch for each position."""
+        """Take in the rows of what `layer` is given: of a convolution a patch for each position.
+
+        `beside` are the same rows in the float model, and what each counts, where that is known.
+        """
         convolution = Convolution.of(self._module(layer.name))
 
         def pieces(given: Tensor, *, of_rows: bool) -> Iterable[Tensor]:
@@ -135,7 +143,8 @@ class InputWatch:
             return convolution.rows(given) if of_rows else (convolution.channels_last(given),)
 
         for name, statistic in statistics.items():
-            both = (inputs, floats) if name in PAIRED and floats is not None else (inputs,)
+            second = beside.get("paired" if name in PAIRED else "guided" if name in GUIDED else "")
+            both = (inputs,) if second is None else (inputs, second)
             try:
                 for rows in zip(*(pieces(given, of_rows=statistic.of_rows) for given in both), strict=True):
                     statistic.update(*rows)

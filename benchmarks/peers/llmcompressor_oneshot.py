@@ -1,13 +1,13 @@
-"""GPTQ by llm-compressor on all linear layers but the head; writes the weights that they compute with, as float32.
+"""GPTQ or AWQ by llm-compressor on all linear layers but the head; writes the weights that they compute with.
 
-Run: llmcompressor/bin/python llmcompressor_gptq.py --model FOLDER --tokens FILE.npy --scheme "int4 g64" --out FILE
-Source: llmcompressor's `oneshot` with `GPTQModifier`, every option its default; its packed weights are unpacked again.
+Run: llmcompressor/bin/python llmcompressor_oneshot.py --model FOLDER --tokens FILE.npy --scheme "int4 g64" --out FILE
+Source: its `oneshot` with `GPTQModifier`, or `AWQModifier` before it or before rounding to nearest (`--modifiers`),
+every option its default; packed weights are unpacked again.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,38 @@ from compressed_tensors.compressors import compress_module, decompress_module
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.pipelines.cache import IntermediatesCache
 from loguru import logger
-from peer import Scheme, arguments, fail, finish, linear_layers, load, timed, versions
+from peer import Scheme, finish, linear_layers, load, parsed, parser, read_tokens, timed, versions
+
+#: What runs one after the other, by the word for it here.
+MODIFIERS: dict[str, list[Any]] = {
+    "gptq": [GPTQModifier],
+    "awq": [AWQModifier, QuantizationModifier],
+    "awq-gptq": [AWQModifier, GPTQModifier],
+}
+
+
+if not torch.cuda.is_available():
+    IntermediatesCache.pin_memory = lambda *_: None  # version 0.14 asks for a GPU here in any case
 
 
 def main() -> None:
-    given = arguments(__doc__, tokens=True)
+    words = parser(__doc__, tokens=True)
+    words.add_argument("--modifiers", choices=MODIFIERS, default="gptq")
+    given = parsed(words)
     found = versions("llmcompressor", "compressed-tensors", "transformers", "torch")
     warnings = collect_warnings()
     torch.manual_seed(0)  # the tool shuffles the sequences
     model = load(given.model)
     tokens = read_tokens(given.tokens, model.config.vocab_size)
     shapes = {name: layer.weight.shape for name, layer in linear_layers(model).items()}
-    cost = timed(lambda: quantize(model, tokens, given.scheme))
+    cost = timed(lambda: quantize(model, tokens, given.scheme, MODIFIERS[given.modifiers]))
     weights = stored_weights(model)
-    finish(weights, shapes, given, **cost, calibration=tokens.shape, warnings=warnings, versions=found)
+    norms = {name: own.detach() for name, own in model.named_parameters() if own.ndim == 1}  # AWQ changes them
+    finish(weights, shapes, given, norms, **cost, calibration=tokens.shape, warnings=warnings, versions=found)
 
 
 def collect_warnings() -> list[str]:
@@ -42,16 +59,7 @@ def collect_warnings() -> list[str]:
     return warnings
 
 
-def read_tokens(path: Path, vocabulary: int) -> np.ndarray:
-    tokens = np.load(path)
-    if tokens.ndim != 2 or tokens.dtype != np.int64 or not tokens.size:
-        fail(f"{path} is {tokens.dtype} {tokens.shape}; write int64 token ids of shape (sequences, length)")
-    if tokens.min() < 0 or tokens.max() >= vocabulary:
-        fail(f"{path} has ids {tokens.min()} to {tokens.max()}, the model {vocabulary} tokens; use its own tokenizer")
-    return tokens
-
-
-def quantize(model: Any, tokens: np.ndarray, scheme: Scheme) -> None:
+def quantize(model: Any, tokens: np.ndarray, scheme: Scheme, modifiers: list[Any]) -> None:
     """Run the tool on `model`, in place."""
     head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
     weights = {
@@ -63,7 +71,7 @@ def quantize(model: Any, tokens: np.ndarray, scheme: Scheme) -> None:
     oneshot(
         model=model,
         dataset=dataset,
-        recipe=GPTQModifier(config_groups=groups, ignore=head),
+        recipe=[*(made() for made in modifiers[:-1]), modifiers[-1](config_groups=groups, ignore=head)],
         num_calibration_samples=len(tokens),
         max_seq_length=tokens.shape[1],
     )

@@ -1,0 +1,144 @@
+"""What each row of a layer's input counts: the mean square of the loss's gradient at the layer's output there.
+
+Of a language model the loss is the cross-entropy of labels drawn from its own predictions, whose squared gradients are
+in the mean the curvature of the KL divergence; of another model a random projection of its output, likewise for the
+squared error. One forward and one backward of the float model for each batch; blocks are run again on the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fewbit.errors import CalibrationError
+from fewbit.frontends.torch.blocks import find_blocks
+from fewbit.frontends.torch.calls import hidden, run_with_gradients
+from fewbit.frontends.torch.layers import module_class
+from fewbit.interfaces import Layer
+
+#: Layers whose outputs have a row for each row of their inputs.
+_KINDS = ("Linear", "Conv1D")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWeights:
+    """Weights of the rows of layers' inputs, of mean 1 over all batches, (rows,) for each batch."""
+
+    by_layer: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+
+    def of(self, layers: Sequence[str], batch: int) -> Tensor | None:
+        """Return the mean of what the `layers` that share an input say of its rows; `None` where that is not known."""
+        known = [self.by_layer[name] for name in layers if name in self.by_layer]
+        if not known or batch >= len(known[0]):
+            return None
+        found: Tensor = sum(own[batch] for own in known) / len(known)  # type: ignore[assignment]
+        return found
+
+    @classmethod
+    def measured(cls, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -> TokenWeights:
+        """Return the weights of `layers`; one that a batch does not call exactly once has none.
+
+        Raises:
+            CalibrationError: there is no gradient of the model's output.
+
+        """
+        watched = [layer.name for layer in layers if module_class(model.get_submodule(layer.name)) in _KINDS]
+        seen: dict[str, list[list[Tensor]]] = {name: [] for name in watched}
+        head = {layer.shape[0] for layer in layers if layer.kind == "head"}
+        blocks = [block.name for block in find_blocks(model, layers).blocks]
+        draw = torch.Generator().manual_seed(0)
+        with _frozen(model), _run_again(model, blocks):
+            for batch in batches:
+                for name in watched:
+                    seen[name].append([])
+                with _listening(model, seen):
+                    _go_back(model, batch, head, draw)
+        single = {name: own for name, own in seen.items() if own and all(len(calls) == 1 for calls in own)}
+        return cls({name: kept for name, own in single.items() if (kept := _normalized([calls[0] for calls in own]))})
+
+
+def _go_back(model: nn.Module, batch: Any, head: set[int], draw: torch.Generator) -> None:
+    """Run the model on a batch, and its gradient back."""
+    try:
+        output = run_with_gradients(model, batch)
+        scores = getattr(output, "logits", None)
+        scores = hidden(output) if scores is None else scores
+        if scores is None or not scores.requires_grad:
+            raise CalibrationError("gptq: guided = true, and no gradient comes from the model's output; leave it out")
+        if scores.shape[-1] in head:
+            with torch.no_grad():
+                flat = scores.detach().reshape(-1, scores.shape[-1]).float()
+                labels = torch.multinomial(flat.softmax(-1).cpu(), 1, generator=draw).to(flat.device)
+                slope = flat.softmax(-1).scatter_add_(1, labels, -torch.ones_like(labels, dtype=flat.dtype))
+            scores.backward(slope.reshape(scores.shape).to(scores.dtype))
+        else:
+            scores.backward(torch.randn(scores.shape, generator=draw).to(scores))
+    except RuntimeError as error:
+        raise CalibrationError(
+            f"gptq: guided = true needs gradients, and the model has none: {str(error).splitlines()[0]}; leave it out"
+        ) from error
+
+
+@contextmanager
+def _listening(model: nn.Module, seen: Mapping[str, list[list[Tensor]]]) -> Iterator[None]:
+    """Keep the mean squares of the gradients at the outputs of layers, in the last list of each."""
+
+    def keep(name: str, slope: Tensor) -> None:
+        seen[name][-1].append(slope.float().square().mean(-1).reshape(-1))
+
+    def left(name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor:  # noqa: ARG001
+        if not output.requires_grad:
+            # The first layers of the model; a copy, since what follows may write into it.
+            output = output.detach().requires_grad_().clone()
+        output.register_hook(partial(keep, name))  # type: ignore[no-untyped-call]
+        return output
+
+    with ExitStack() as hooks:
+        for name in seen:
+            hooks.callback(model.get_submodule(name).register_forward_hook(partial(left, name)).remove)
+        yield
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter ask for a gradient: those of what flows are enough."""
+    asking = [own for own in model.parameters() if own.requires_grad]
+    for own in asking:
+        own.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for own in asking:
+            own.requires_grad_(True)
+
+
+@contextmanager
+def _run_again(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
+    """Have the blocks keep their inputs alone; what is inside of one comes again on the way back."""
+    with ExitStack() as undo:
+        for name in blocks:
+            module = model.get_submodule(name)
+            own = module.__dict__.get("forward")
+            undo.callback(_set_forward, module, own)
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+        yield
+
+
+def _set_forward(module: nn.Module, own: Any) -> None:
+    if own is None:
+        del module.forward
+    else:
+        module.forward = own
+
+
+def _normalized(weights: list[Tensor]) -> list[Tensor]:
+    """Return the weights with a mean of 1; nothing where there is none."""
+    mean = float(torch.stack([own.double().mean() for own in weights]).mean())
+    return [(own / mean).detach() for own in weights] if 0.0 < mean < float("inf") else []
