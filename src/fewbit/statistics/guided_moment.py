@@ -36,3 +36,8 @@ class GuidedSecondMoment(RelativeSecondMoment):
         # (x / rms) sqrt(rms sqrt(g)) = x (g / rms^2)^(1/4), whose square has the weight c.
         SecondMoment.update(self, of_equal_power(rows) * xp.sqrt(rms * xp.sqrt(weights))[:, None])
         self.guided = True
+
+    def merge(self, other: SecondMoment) -> None:
+        """Add what `other` has seen."""
+        SecondMoment.merge(self, other)
+        self.guided |= isinstance(other, GuidedSecondMoment) and other.guided

@@ -9,12 +9,13 @@ from fewbit.frontends.onnx.rounding import rounding_problem
 from fewbit.interfaces import QuantizedLayer
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.problems import several
-from fewbit.statistics import PAIRED, STATISTICS
+from fewbit.statistics import GUIDED, PAIRED, STATISTICS
 
 _PAIRED = (
     "onnxruntime runs the quantized graph alone, without the float one beside it; leave out `asymmetric`, or quantize "
     "the PyTorch module"
 )
+_GUIDED = "onnxruntime computes no gradients; leave out `guided`, or quantize the PyTorch module"
 _INSIDE = (
     "it is inside of a branch or a loop, whose values onnxruntime does not show; keep it, or use dynamic ranges and "
     "rounding to nearest"
@@ -39,6 +40,8 @@ def _problem(model: OnnxModel, quantized: QuantizedLayer, statistics: Sequence[s
         return _INSIDE
     if set(PAIRED) & set(statistics):
         return _PAIRED
+    if set(GUIDED) & set(statistics):
+        return _GUIDED
     found = [rounding_problem(scheme) for scheme in (quantized.input, output) if scheme is not None]
     return next((text for text in found if text), None)
 

@@ -94,6 +94,8 @@ def _listening(model: nn.Module, seen: Mapping[str, list[list[Tensor]]]) -> Iter
         seen[name][-1].append(slope.float().square().mean(-1).reshape(-1))
 
     def left(name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor:  # noqa: ARG001
+        if not torch.is_grad_enabled():
+            return output
         if not output.requires_grad:
             # The first layers of the model; a copy, since what follows may write into it.
             output = output.detach().requires_grad_().clone()

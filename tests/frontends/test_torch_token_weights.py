@@ -1,0 +1,155 @@
+"""What a row counts is the squared gradient that autograd finds at the layer's output; nothing is left behind."""
+
+from functools import partial
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import fewbit as fb
+from fewbit.errors import CalibrationError, RecipeError
+from fewbit.frontends.torch.layers import find_layers
+from fewbit.frontends.torch.token_weights import TokenWeights
+
+BATCHES = list(torch.randint(0, 90, (3, 2, 10), generator=torch.Generator().manual_seed(0)))
+
+
+def llama():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def by_autograd(model, names):
+    """Gradients of all outputs of the layers, kept by autograd, of the cross-entropy of labels drawn alike."""
+    draw = torch.Generator().manual_seed(0)
+    found = {name: [] for name in names}
+    for batch in BATCHES:
+        outputs = {}
+
+        def keep(name, outputs, module, args, output):
+            output.retain_grad()
+            outputs[name] = output
+
+        hooks = [model.get_submodule(name).register_forward_hook(partial(keep, name, outputs)) for name in names]
+        logits = model(batch, use_cache=False).logits
+        flat = logits.reshape(-1, 90)
+        labels = torch.multinomial(flat.detach().softmax(-1), 1, generator=draw)[:, 0]
+        nn.functional.cross_entropy(flat, labels, reduction="sum").backward()
+        for name in names:
+            found[name].append(outputs[name].grad.square().mean(-1).flatten())
+        for hook in hooks:
+            hook.remove()
+    return {name: [own / torch.cat(grads).mean() for own in grads] for name, grads in found.items()}
+
+
+def test_weights_are_the_squared_gradients_of_the_cross_entropy():
+    model = llama()
+    found = TokenWeights.measured(model, find_layers(model), BATCHES)
+    names = [layer.name for layer in find_layers(model) if layer.kind == "linear"]
+    expected = by_autograd(llama(), names)
+    assert len(names) == 21
+    for name in names:
+        for own, other in zip(found.by_layer[name], expected[name], strict=True):
+            # Blocks are run a second time on the way back; sums of float32 in another order.
+            torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+    spread = torch.cat(list(expected["model.layers.0.mlp.down_proj"]))
+    assert spread.max() > 2 * spread.min()  # else there is nothing to guide by
+
+
+def test_the_model_is_left_as_it_was():
+    model = llama()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    model.train()
+    TokenWeights.measured(model, find_layers(model), BATCHES)
+    assert model.training
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(own.grad is None for own in model.parameters())
+    still = [name for name, own in model.named_parameters() if not own.requires_grad]
+    assert still == ["model.embed_tokens.weight"]
+
+
+def test_layers_that_share_an_input_are_averaged():
+    weights = TokenWeights({"q": [torch.tensor([1.0, 3.0])], "k": [torch.tensor([3.0, 1.0])]})
+    assert weights.of(["q", "k", "v"], 0).tolist() == [2.0, 2.0]
+    assert weights.of(["q"], 0).tolist() == [1.0, 3.0]
+    assert weights.of(["v"], 0) is None
+    assert weights.of(["q"], 1) is None
+
+
+class Gated(nn.Module):
+    """Only tokens whose first number is positive reach the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu_()) * (x[..., :1] > 0)
+
+
+def gated_batches():
+    """Most tokens do not count, and lie in other directions than those that do."""
+    torch.manual_seed(1)
+    batches = []
+    for _ in range(8):
+        x = torch.randn(64, 16)
+        counts = torch.arange(64) % 8 == 0
+        x[counts, 8:], x[~counts, 1:8] = 0.0, 0.0
+        x[:, 0] = torch.where(counts, 1.0, -1.0)
+        batches.append(x)
+    return batches
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_guided_gptq_loses_less_of_what_reaches_the_output(sequential):
+    torch.manual_seed(0)
+    float_model, batches = Gated().eval(), gated_batches()
+    errors = {}
+    for guided in (False, True):
+        torch.manual_seed(0)
+        rule = fb.Rule(kind="linear", weight="int2 channel", algorithm=fb.Gptq(guided=guided))
+        calibration = fb.Calibration(data=batches, sequential=sequential)
+        result = fb.quantize(Gated().eval(), fb.Recipe([rule]), calibration=calibration)
+        assert not any(layer.remarks for layer in result.report.layers)
+        with torch.no_grad():
+            errors[guided] = sum(float((result.model(x) - float_model(x)).square().sum()) for x in batches)
+    assert errors[True] < 0.7 * errors[False]
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.own(self.own(x))
+
+
+def test_a_layer_that_is_called_twice_counts_rows_alike_and_says_so():
+    rule = fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(guided=True))
+    result = fb.quantize(Twice(), fb.Recipe([rule]), calibration=[torch.randn(20, 8)])
+    (layer,) = result.report.layers
+    assert layer.remarks == ("no gradient of its output is known: every row of its input counts alike",)
+
+
+class WithoutGradients(Twice):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.own(x)
+
+
+def test_a_model_without_gradients_is_refused_with_the_remedy():
+    rule = fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(guided=True))
+    with pytest.raises(CalibrationError, match=r"gptq: guided = true, and no gradient comes .*; leave it out"):
+        fb.quantize(WithoutGradients(), fb.Recipe([rule]), calibration=[torch.randn(20, 8)])
+
+
+def test_two_aims_at_once_are_refused():
+    with pytest.raises(RecipeError, match="use one of them"):
+        fb.Gptq(guided=True, asymmetric=True)
