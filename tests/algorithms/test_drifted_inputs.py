@@ -153,3 +153,10 @@ def test_a_graph_has_no_float_model_beside_it(onnx_model):
     recipe = fb.Recipe([fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(asymmetric=True))])
     with pytest.raises(PlanError, match=r"without the float one beside it; leave out `asymmetric`, or quantize the Py"):
         fb.quantize(model, recipe, calibration=[{"x": np.zeros((4, 16), np.float32)}])
+
+
+def test_a_graph_has_no_gradients(onnx_model):
+    model = onnx_model("(float[n, 16] x) => (float[n, 8] y) { y = MatMul(x, w) }", {"w": (16, 8)})
+    recipe = fb.Recipe([fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(guided=True))])
+    with pytest.raises(PlanError, match="computes no gradients; leave out `guided`, or quantize the PyTorch module"):
+        fb.quantize(model, recipe, calibration=[{"x": np.zeros((4, 16), np.float32)}])

@@ -21,6 +21,7 @@ from fewbit.errors import CalibrationError
 from fewbit.frontends.torch.blocks import find_blocks
 from fewbit.frontends.torch.calls import hidden, run_with_gradients
 from fewbit.frontends.torch.layers import module_class
+from fewbit.frontends.torch.resident_memory import trim
 from fewbit.interfaces import Layer
 
 #: Layers whose outputs have a row for each row of their inputs.
@@ -60,6 +61,7 @@ class TokenWeights:
                     seen[name].append([])
                 with _listening(model, seen):
                     _go_back(model, batch, head, draw)
+                trim()  # what one batch leaves behind must not add up over all of them
         single = {name: own for name, own in seen.items() if own and all(len(calls) == 1 for calls in own)}
         return cls({name: kept for name, own in single.items() if (kept := _normalized([calls[0] for calls in own]))})
 
@@ -74,9 +76,9 @@ def _go_back(model: nn.Module, batch: Any, head: set[int], draw: torch.Generator
             raise CalibrationError("gptq: guided = true, and no gradient comes from the model's output; leave it out")
         if scores.shape[-1] in head:
             with torch.no_grad():
-                flat = scores.detach().reshape(-1, scores.shape[-1]).float()
-                labels = torch.multinomial(flat.softmax(-1).cpu(), 1, generator=draw).to(flat.device)
-                slope = flat.softmax(-1).scatter_add_(1, labels, -torch.ones_like(labels, dtype=flat.dtype))
+                slope = scores.detach().reshape(-1, scores.shape[-1]).float().softmax(-1)
+                labels = torch.multinomial(slope.cpu(), 1, generator=draw).to(slope.device)
+                slope.scatter_add_(1, labels, -torch.ones_like(labels, dtype=slope.dtype))
             scores.backward(slope.reshape(scores.shape).to(scores.dtype))
         else:
             scores.backward(torch.randn(scores.shape, generator=draw).to(scores))
