@@ -275,6 +275,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
         recipe,
         storage_type=storage_type,
         target=target,
+        differentiable=frontend.trains,
     )
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]

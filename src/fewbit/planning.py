@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from math import prod
 from typing import Any
 
 from fewbit.algorithms import Algorithm
 from fewbit.corrections import Correction
-from fewbit.drafts import Draft, adapted, cast_too, draft_of, fitted_to, without_convolutions, without_torch
+from fewbit.drafts import Draft, draft_of
 from fewbit.errors import PlanError
+from fewbit.fitting import fitted
 from fewbit.footprint import quantized_tensors
 from fewbit.formats.cast import Cast
 from fewbit.integer_bias import BiasType
@@ -203,6 +203,7 @@ def resolve(
     *,
     storage_type: ScaleType,
     target: Target | None = None,
+    differentiable: bool = True,
 ) -> Plan:
     """Return the plan of `recipe` for a model with these layers and stored float tensors.
 
@@ -212,7 +213,7 @@ def resolve(
     problems = idle_rules(recipe, layers)
     if not any(draft.scheme or draft.product for draft in drafts):
         problems.append(nothing_quantized(layers))
-    adaptations = _fit(drafts, target, storage_type) if recipe.adapts else []
+    adaptations = fitted(drafts, target, storage_type, differentiable=differentiable) if recipe.adapts else []
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
     alike: dict[str, list[str]] = {}
     for draft in drafts:
@@ -235,23 +236,6 @@ def resolve(
         adaptations=tuple(adaptations),
         problems=tuple(problems),
     )
-
-
-def _fit(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:
-    """Fit the schemes of a preset to the target and to the widths of the model; return what to say of it."""
-    changed = fitted_to(drafts, target, storage_type)
-    if target is not None and target.holds_graph:
-        changed += cast_too(drafts)
-    if not _has_torch():
-        changed += without_torch(drafts)
-    return [*changed, *without_convolutions(drafts, target, storage_type), *adapted(drafts)]
-
-
-def _has_torch() -> bool:
-    try:
-        return find_spec("torch") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -> tuple[PlanRow, ...]:

@@ -1,0 +1,120 @@
+"""Fit a preset to the target, the machine, the kind of model and the widths of its layers, and say what was changed.
+
+An explicit recipe is taken at its word instead, and what cannot be had is a problem of the plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+from fewbit.adaptation import adapt
+from fewbit.algorithms.gptq import Gptq
+from fewbit.algorithms.nearest import Nearest
+from fewbit.drafts import Draft
+from fewbit.interfaces import QuantizedLayer, Target
+from fewbit.problems import several
+from fewbit.rule import Rule
+from fewbit.schemes.notation import input_scheme_to_text
+from fewbit.schemes.scheme import ScaleType
+
+
+def fitted(drafts: list[Draft], target: Target | None, storage_type: ScaleType, *, differentiable: bool) -> list[str]:
+    """Fit the drafts of a preset; return what to say of it."""
+    changed = _fitted_to(drafts, target, storage_type)
+    if target is not None and target.holds_graph:
+        changed += _cast_too(drafts)
+    if not _has_torch():
+        changed += _without_torch(drafts)
+    if not differentiable:
+        changed += _without_gradients(drafts)
+    return [*changed, *_without_convolutions(drafts, target, storage_type), *_adapted(drafts)]
+
+
+def _has_torch() -> bool:
+    try:
+        return find_spec("torch") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _without_convolutions(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:
+    """Keep the convolutions that `target` has no layout for, such as the patches of a ViT; return what to say of it."""
+    kept: dict[str, list[str]] = {}
+    for draft in drafts:
+        convolution = draft.scheme and draft.layer.kind == "conv"
+        if target and convolution and target.problem(draft.quantized(storage_type)):
+            draft.scheme = None
+            draft.notes.append(f"kept: {target.name} holds no {draft.layer.module_class}")
+            kept.setdefault(draft.layer.module_class, []).append(draft.layer.name)
+    return [f"{several(names)}: kept float, {target.name} holds no {kind}" for kind, names in kept.items() if target]
+
+
+def _fitted_to(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:
+    """Give layers the nearest schemes that `target` has a form for; return what to say of it."""
+    alike: dict[str, list[str]] = {}
+    for draft in drafts:
+        if target is None or draft.scheme is None:
+            continue
+        asked = draft.quantized(storage_type)
+        fitted = target.fitted(asked)
+        for name in ("input", "output"):
+            before, after = getattr(asked, name), getattr(fitted, name)
+            if before != after:
+                was, now = (input_scheme_to_text(own) if own else "float" for own in (before, after))
+                alike.setdefault(f"{name} '{was}' -> '{now}', the nearest that {target.name} has", []).append(
+                    draft.layer.name
+                )
+        if fitted.scheme != asked.scheme:
+            text = f"weight '{asked.scheme}' -> '{fitted.scheme}', which loses less in files for {target.name}"
+            alike.setdefault(text, []).append(draft.layer.name)
+        draft.scheme, draft.fitted = fitted.scheme, fitted
+    return [f"{several(names)}: {text}" for text, names in alike.items()]
+
+
+def _cast_too(drafts: list[Draft]) -> list[str]:
+    """Cast what a preset of casts keeps, since the graph around it is cast too; return what to say of it."""
+    schemes = {draft.scheme for draft in drafts if draft.scheme}
+    scheme = next(iter(schemes), None)
+    if len(schemes) != 1 or scheme is None or scheme.scaled:
+        return []
+    names = []
+    for draft in drafts:
+        rule = draft.rule
+        if rule is not None and rule.keep and rule.optional:
+            given = scheme if draft.layer.kind != "embedding" else None
+            draft.rule = Rule(kind=draft.layer.kind, weight=scheme, input=given, algorithm=Nearest(), optional=True)
+            draft.scheme, draft.notes = scheme, []
+            names.append(draft.layer.name)
+    return [f"{several(names)}: {scheme} too, as the whole graph is"] if names else []
+
+
+def _without_torch(drafts: list[Draft]) -> list[str]:
+    """Round 8-bit weights to nearest where GPTQ cannot run, as it needs torch; return what to say of it."""
+    names = []
+    for draft in drafts:
+        rule, scheme = draft.rule, draft.scheme
+        if rule is not None and scheme is not None and isinstance(rule.algorithm, Gptq) and scheme.format.bits >= 8:
+            draft.rule = replace(rule, algorithm=Nearest())
+            names.append(draft.layer.name)
+    return [f"{several(names)}: rounded to nearest; pip install 'fewbit[torch]' for gptq"] if names else []
+
+
+def _without_gradients(drafts: list[Draft]) -> list[str]:
+    """Let GPTQ do without the gradients of a model that has none; return what to say of it."""
+    names = []
+    for draft in drafts:
+        rule = draft.rule
+        if rule is not None and draft.scheme is not None and isinstance(rule.algorithm, Gptq) and rule.algorithm.guided:
+            draft.rule = replace(rule, algorithm=replace(rule.algorithm, guided=False))
+            names.append(draft.layer.name)
+    return [f"{several(names)}: gptq without gradients, which only PyTorch modules have"] if names else []
+
+
+def _adapted(drafts: list[Draft]) -> list[str]:
+    """Let the sizes of groups fit the widths of the layers; return what to say of it."""
+    changing = [draft for draft in drafts if draft.scheme]
+    schemes, sentences = adapt([QuantizedLayer(draft.layer, draft.scheme) for draft in changing if draft.scheme])
+    for draft, scheme in zip(changing, schemes, strict=True):
+        draft.scheme = scheme
+    return sentences
