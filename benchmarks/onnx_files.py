@@ -128,7 +128,8 @@ def available(tool: Quantizer) -> bool:
 
 
 def timed(tool: Quantizer, model: Path, batches: Sequence[Batch], out: Path) -> float:
-    """Quantize; return the seconds."""
+    """Quantize; return the seconds. Says who is at work: the lines of a model come when all are done."""
+    print(f"{model.name}: {tool.tool}, {tool.label}", file=sys.stderr, flush=True)
     started = time.perf_counter()
     told = tool.write(model, batches, out)
     return time.perf_counter() - started if told is None else told

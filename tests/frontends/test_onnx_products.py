@@ -111,6 +111,19 @@ def test_what_a_graph_cannot_round_is_a_problem_of_the_plan(onnx_model, text, me
     assert any(message in problem for problem in made.problems), made.problems
 
 
+def test_products_that_are_no_matmul_are_a_problem_of_the_plan_unless_kept(onnx_model):
+    text = TEXT.replace("MatMul(q, kt)", 'Einsum<equation="bqd,bdk->bqk">(q, kt)')
+    proto = onnx_model(text, CONSTANTS)
+    made = fb.plan(proto, fb.Recipe([rule("int8 static")]))
+    assert made.problems == (
+        "Einsum:s.query_key: it is an Einsum, and operands of a MatMul are rounded; keep it, or export the attention "
+        "as MatMul and Softmax",
+    )
+    kept = fb.Recipe([fb.keep("Einsum:.*"), rule("int8 static")])
+    result = fb.quantize(proto, kept, calibration=batches(), evaluation=batches(1))
+    assert list(result.model.products) == ["MatMul:y.probabilities_value"]
+
+
 def test_products_in_a_branch_have_no_fixed_range(onnx_model):
     inner = "s = MatMul(x, xt)  p = Softmax<axis=-1>(s)  t = MatMul(p, x)"
     text = f"""(float[n, 5, 8] x, bool b) => (float[n, 5, 8] y) {{ xt = Transpose<perm=[0, 2, 1]>(x)

@@ -311,16 +311,10 @@ def test_what_a_graph_would_compute_otherwise_is_an_error_that_names_each_layer(
     ]
 
 
-def test_products_inside_attention_and_key_value_caches_are_refused(decoder):
+def test_key_value_caches_are_refused(decoder):
     tokens, cache = decoder.batch, key_value_cache(decoder.model)
     with pytest.raises(CheckpointError, match=r"argument 'past_key_values' of the example batch is a key-value cache"):
         TorchFrontend().graph(decoder.model, {"input_ids": tokens, "past_key_values": cache})
-    torch.manual_seed(0)
-    model = transformers.BertModel(transformers.BertConfig(**_SHAPE))
-    rules = [fb.Rule(kind="attention", input="int8"), fb.Rule(kind="linear", weight="int8")]
-    fb.quantize(model, fb.Recipe(rules), evaluation=[tokens])
-    with pytest.raises(CheckpointError, match=r"query_key and 1 more: .* no rounded products .* leave out the rules"):
-        TorchFrontend().graph(model, tokens)
 
 
 def test_without_a_batch_a_language_model_is_traced_on_token_ids_and_a_mask(encoder, graphs):

@@ -89,3 +89,47 @@ def test_the_type_of_operands_is_that_of_what_they_are_made_of(onnx_model):
     body = "a = Neg(q)  s = MatMul(a, k)  p = Softmax<axis=-1>(s)  o = MatMul(p, v)  y = Neg(o)"
     model = graph(onnx_model, body, inputs=inputs, output="float16[n, a, b, c] y")
     assert {own.dtype for own in find_products(model)} == {ir.DataType.FLOAT16}
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "output"),
+    [
+        (
+            """s = Einsum<equation="bhqd,bhkd->bhqk">(q, k)  p = Softmax<axis=-1>(s)
+            y = Einsum<equation="bhqk,bhkd->bhqd">(p, v)""",
+            FLOATS,
+            "float[n, a, b, c] y",
+        ),
+        (
+            "s = Gemm<transB=1>(q, k, c)  p = Softmax<axis=-1>(s)  y = Gemm(p, v)",
+            "float[6, 8] q, float[6, 8] k, float[6, 8] v, float[6, 6] c",
+            "float[6, 8] y",
+        ),
+    ],
+)
+def test_products_of_other_operators_are_found_with_the_reason_why_they_stay_float(onnx_model, body, inputs, output):
+    kind = body.split("= ")[1].split("<")[0]
+    model = graph(onnx_model, body, inputs=inputs, output=output)
+    assert found(model) == {
+        f"{kind}:s.query_key": {"query": "q", "key": "k"},
+        f"{kind}:y.probabilities_value": {"probabilities": "p", "value": "v"},
+    }
+    assert all(f"a{'n' * (kind == 'Einsum')} {kind}, and operands" in own.float_reason for own in find_products(model))
+
+
+def test_a_gemm_with_a_weight_is_a_layer_and_no_product(onnx_model):
+    body = "s = Gemm(q, w)  p = Softmax<axis=-1>(s)  y = Gemm(p, w)"
+    model = graph(onnx_model, body, {"w": (8, 8)}, inputs="float[6, 8] q", output="float[6, 8] y")
+    assert find_products(model) == []
+
+
+def test_a_whole_attention_is_two_products_that_nobody_sees(onnx_model):
+    model = graph(onnx_model, "y = Neg(q)")
+    (node,) = model.graph
+    node.op_type, node.name = "Attention", "/encoder/Attention"
+    assert list(found(model)) == ["encoder.query_key", "encoder.probabilities_value"]
+    assert {own.float_reason for own in find_products(model)} == {
+        "it is inside of an Attention, and operands of a MatMul are rounded"
+    }
+    node.domain = "someone.else"
+    assert find_products(model) == []

@@ -1,7 +1,8 @@
 """Find the products inside attention, S = Q K^T and O = P V with P = softmax(S), by the flow around each Softmax.
 
 A MatMul of two activations whose outcome is scaled, masked or reshaped on its way to a Softmax is the first; one that
-takes what comes of that Softmax is the second. Both have to be there. Names are those of the module that makes them.
+takes what comes of that Softmax is the second. Both have to be there. Einsum, Gemm and whole attentions are found too,
+and stay float. Names are those of the module that makes them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ _BETWEEN = frozenset(
     }
 )  # fmt: skip
 
+#: Operators that multiply two activations.
+_MULTIPLY = ("MatMul", "Einsum", "Gemm")
+#: Operators that are a whole attention, by domain.
+_WHOLE = {
+    "": ("Attention",),
+    "ai.onnx": ("Attention",),
+    "com.microsoft": ("Attention", "GroupQueryAttention", "MultiHeadAttention", "PackedMultiHeadAttention"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Operand:
@@ -39,12 +49,24 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class GraphProduct:
-    """A MatMul inside attention."""
+    """A product inside attention: a node of its own, or a part of one that is a whole attention."""
 
     #: As the front end shows it.
     layer: Layer
     node: ir.Node
+    #: Of a whole attention there are none to be seen.
     operands: Mapping[str, Operand]
+
+    @property
+    def float_reason(self) -> str | None:
+        """Why its operands cannot be rounded; `None`: they can."""
+        if self.node.op_type == "MatMul":
+            return None
+        kind = self.node.op_type
+        article = "an" if kind[0] in "AE" else "a"
+        return (
+            f"it is {'inside of ' if not self.operands else ''}{article} {kind}, and operands of a MatMul are rounded"
+        )
 
     @property
     def output(self) -> ir.Value:
@@ -77,16 +99,20 @@ class GraphProduct:
 
 def find_products(model: ir.Model) -> list[GraphProduct]:
     """Return the products inside attention in the order of the graph, those of branches and loops too."""
-    found: dict[int, tuple[ir.Node, str, int]] = {}
+    found: dict[int, tuple[str, int]] = {}
     for node in model.graph.all_nodes():
         if _is("Softmax", node):
             taken = dict(_behind(node))
             first = list(_before(node)) if taken else []
             if first:
-                found |= {id(own): (own, "query_key", 0) for own in first}
-                found |= {id(own): (own, "probabilities_value", index) for own, index in taken.items()}
-    products = [found[id(node)] for node in model.graph.all_nodes() if id(node) in found]
-    made = [_product(*own) for own in products]
+                found |= {id(own): ("query_key", 0) for own in first}
+                found |= {id(own): ("probabilities_value", index) for own, index in taken.items()}
+    made = []
+    for node in model.graph.all_nodes():
+        if id(node) in found:
+            made.append(_product(node, *found[id(node)]))
+        elif node.op_type in _WHOLE.get(node.domain, ()):
+            made += [GraphProduct(_layer(node, role), node, {}) for role in OPERANDS]
     offers = [list(_offers(own)) for own in made]
     counts = Counter(name for names in offers for name in set(names))
     names = [next(name for name in own if counts[name] == 1) for own in offers]
@@ -96,11 +122,14 @@ def find_products(model: ir.Model) -> list[GraphProduct]:
 def _product(node: ir.Node, role: str, first: int) -> GraphProduct:
     """Return a product by its role; `first` is the place of the first operand of that."""
     names = OPERANDS[role]
-    layer = Layer(role, "attention", (0, 0), node.op_type, multiplies_rows=False, operands=names)
     places = {names[0]: first, names[1]: 1 - first}
     # Of the first input the last axis is summed over, of the second the last but one.
     axes = {name: (-2 if index else -1) if name != "value" else (-1 if index else -2) for name, index in places.items()}
-    return GraphProduct(layer, node, {name: Operand(places[name], axes[name]) for name in names})
+    return GraphProduct(_layer(node, role), node, {name: Operand(places[name], axes[name]) for name in names})
+
+
+def _layer(node: ir.Node, role: str) -> Layer:
+    return Layer(role, "attention", (0, 0), node.op_type, multiplies_rows=False, operands=OPERANDS[role])
 
 
 def _before(softmax: ir.Node) -> Iterator[ir.Node]:
@@ -121,7 +150,7 @@ def _reached(softmax: ir.Node, beside: Callable[[ir.Node], list[tuple[ir.Node, i
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            if _is("MatMul", node):
+            if node.domain in ("", "ai.onnx") and node.op_type in _MULTIPLY:
                 if _multiplies_activations(node):
                     yield node, place
             elif node.domain in ("", "ai.onnx") and node.op_type in _BETWEEN:
@@ -136,7 +165,8 @@ def _makers(node: ir.Node) -> Iterator[ir.Node]:
 
 
 def _multiplies_activations(node: ir.Node) -> bool:
-    known = [value for value in node.inputs if value is not None and not is_constant(value)]
+    factors = node.inputs[:2] if node.op_type == "Gemm" else node.inputs
+    known = [value for value in factors if value is not None and not is_constant(value)]
     return len(known) == 2 and all(value.dtype is None or value.dtype in FLOATS for value in known)
 
 

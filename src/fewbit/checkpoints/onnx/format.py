@@ -64,13 +64,8 @@ class OnnxFile:
         """Return why the runtime cannot have a layer under its schemes, or `None`."""
         return self.runtime.problem(quantized)
 
-    def product_problem(self, product: Layer, scheme: Scheme) -> str | None:
+    def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
         """Return why the runtime cannot have operands of a product inside attention so, or `None`."""
-        if product.module_class != "MatMul":
-            return (
-                "a graph that is exported from a module holds no rounded products; leave out the rules of kind "
-                "attention, or export the float module and quantize the .onnx file"
-            )
         return self.runtime.product_problem(scheme)
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:

@@ -69,10 +69,13 @@ def product_statistics(
 
 def product_problems(model: OnnxModel, wanted: Sequence[tuple[Layer, Scheme]]) -> list[str]:
     """Return a sentence for each thing that a graph cannot do with its products."""
-    inner = {own.layer.name for own in find_products(model.graph) if own.node.graph is not model.graph.graph}
+    known = _known(model)
     alike: dict[str, list[str]] = {}
     for layer, scheme in wanted:
-        text = _problem(scheme, inside=layer.name in inner)
+        own = known[layer.name]
+        text = _problem(scheme, inside=own.node.graph is not model.graph.graph)
+        if own.float_reason:
+            text = f"{own.float_reason}; keep it, or export the attention as MatMul and Softmax"
         if text:
             alike.setdefault(text, []).append(layer.name)
     return [f"{several(names)}: {text}" for text, names in alike.items()]

@@ -18,8 +18,8 @@ from fewbit.frontends.torch.calls import Call
 from fewbit.frontends.torch.exporter import export
 from fewbit.frontends.torch.float_copy import float_copy
 from fewbit.frontends.torch.graph_form import UNREACHED, GraphForm
+from fewbit.frontends.torch.graph_products import install_products
 from fewbit.frontends.torch.quantized import QuantizedLayer
-from fewbit.frontends.torch.rounded_product import RoundedProduct
 from fewbit.onnx_graph.constants import origin
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.problems import several
@@ -38,7 +38,7 @@ def quantized_graph(model: nn.Module, batch: Any) -> OnnxModel:
 
     """
     call = _made_up(model) if batch is None else Call.of(batch)
-    _require_holdable(model, call)
+    _require_holdable(call)
     made = OnnxModel.of(export(float_copy(model), call), Path(type(model).__name__))
     forms = _forms(model)
     by_weight = {f"{name}.weight": form for form in forms for name in form.names}
@@ -49,6 +49,7 @@ def quantized_graph(model: nn.Module, batch: Any) -> OnnxModel:
     _require_sound(forms, made.graph)
     rounded = {name: own for form in forms for name, own in form.rounded()}
     made.layers.update({name: rounded[name] for name in made.found if name in rounded})
+    install_products(model, made)
     return made
 
 
@@ -89,13 +90,7 @@ def _require_sound(forms: list[GraphForm], graph: ir.Model) -> None:
         raise CheckpointError("\n".join(f"{several(names)}: {text}" for text, names in alike.items()))
 
 
-def _require_holdable(model: nn.Module, call: Call) -> None:
-    products = [name for name, part in model.named_modules() if isinstance(part, RoundedProduct)]
-    if products:
-        raise CheckpointError(
-            f"{several(products)}: ONNX graphs of this version hold no rounded products inside attention; "
-            "leave out the rules of kind attention"
-        )
+def _require_holdable(call: Call) -> None:
     caches = call.caches()
     if caches:
         raise CheckpointError(
