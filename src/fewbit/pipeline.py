@@ -279,7 +279,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     )
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
-    found = [*transform_problems(recipe, made.quantized, finds_links=frontend.finds_links)]
+    found = transform_problems(recipe, made.quantized, rotates=frontend.rotates)
     products = [(row.layer, row.input) for row in made.rounded_products if row.input]
     found += untrainable(quantized, frontend, source.framework)
     found += [*frontend.problems(model, wanted), *frontend.product_problems(model, products)]

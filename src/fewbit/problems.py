@@ -105,13 +105,15 @@ def _bias_problems(quantized: QuantizedLayer) -> list[str]:
     return problems
 
 
-def transform_problems(recipe: Recipe, quantized: Sequence[QuantizedLayer], *, finds_links: bool) -> list[str]:
+def transform_problems(recipe: Recipe, quantized: Sequence[QuantizedLayer], *, rotates: bool) -> list[str]:
     """Return why the transforms of a recipe make no sense for these layers, or cannot be carried out."""
     transforms = on_links(recipe.transforms)
-    needing = [own.name for own in transforms] + [own.name for own in on_models(recipe.transforms) if own.needs_links]
-    if needing and not finds_links:
-        names = " and ".join(needing)
-        return [f"{names}: links between layers are found in torch modules only; leave it out for ONNX models"]
+    turning = [own.name for own in on_models(recipe.transforms) if own.needs_links]
+    if turning and not rotates:
+        return [
+            f"{' and '.join(turning)}: the residual stream of torch modules only can be rotated; quantize the PyTorch "
+            "module and save it as ONNX, or use smoothquant"
+        ]
     schemes = {own.layer.name: Rounded(own.scheme, own.input) for own in quantized}
     problems = [problem for own in transforms if (problem := own.problem(schemes))]
     if len(transforms) > 1:

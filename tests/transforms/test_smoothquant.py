@@ -153,14 +153,6 @@ def test_combinations_without_sense_are_errors_of_the_plan(outliers):
         fb.quantize(model, recipe("smoothquant"))
 
 
-def test_an_onnx_model_is_refused(onnx_model):
-    graph = "(float[N,8] x) => (float[N,4] y) { y = MatMul(x, w) }"
-    made = fb.plan(onnx_model(graph, {"w": (8, 4)}), recipe("smoothquant"))
-    assert made.problems == (
-        "smoothquant: links between layers are found in torch modules only; leave it out for ONNX models",
-    )
-
-
 def test_options_are_checked_and_stand_in_toml():
     assert parse_transform("smoothquant") == SmoothQuant(0.5)
     text = '[[rules]]\nkind = "linear"\nweight = "int8"\ninput = "int8"\n'

@@ -25,8 +25,8 @@ class Frontend(Protocol):
     """What knows a framework."""
 
     @property
-    def finds_links(self) -> bool:
-        """Whether it can tell transforms what is linked, and calls `prepare` of a calibration."""
+    def rotates(self) -> bool:
+        """Whether it can rotate the residual stream of a model."""
 
     @property
     def trains(self) -> bool:

@@ -17,6 +17,23 @@ Factors: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Channels: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 
+def storable(gain: Factors, factors: Factors, beside: float = 0.0) -> Factors:
+    """Return factors close by under which what is stored of a divided gain has 8 bits, as every 16-bit file holds it.
+
+    That is the gain less what is added to it each time, `beside`.
+
+    >>> gain = np.asarray([3.0, 0.0])
+    >>> (gain / storable(gain, np.asarray([1.7, 1.7]))).tolist()
+    [1.765625, 0.0]
+    """
+    mantissa, exponent = np.frexp(gain / factors - beside)
+    divided = np.ldexp(np.rint(mantissa * 256) / 256, exponent) + beside
+    # A gain of 0 stays 0 under every factor; one that becomes 0 cannot.
+    lost = (divided == 0.0) | (gain == 0.0)
+    found: Factors = np.where(lost, factors, gain / np.where(lost, 1.0, divided))
+    return found
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Link:
     """Where the output channels of a module go; that nothing else reads them is proven before there is one.

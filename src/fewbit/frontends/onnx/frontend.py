@@ -15,6 +15,7 @@ from fewbit.float_bias import FloatBias
 from fewbit.frontends.onnx.batches import Numbers, feeds_of, inputs_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
 from fewbit.frontends.onnx.execution import execution
+from fewbit.frontends.onnx.link_scope import LinkScope
 from fewbit.frontends.onnx.magnitudes import largest_activations, largest_weight, value_extremes
 from fewbit.frontends.onnx.norm_folding import fold_norms, is_norm
 from fewbit.frontends.onnx.probe import Probe
@@ -23,7 +24,7 @@ from fewbit.frontends.onnx.products import OnnxProductForms, product_forms, prod
 from fewbit.frontends.onnx.random_inputs import random_inputs
 from fewbit.frontends.onnx.ready import ready
 from fewbit.frontends.onnx.replacement import OnnxReplacement
-from fewbit.frontends.onnx.stored import as_stored, constants, stored_tensors
+from fewbit.frontends.onnx.stored import as_stored, constants, require_numbers, stored_tensors
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, QuantizedLayer, StoredTensor
 from fewbit.onnx_graph.arrangement import Kernel
@@ -45,7 +46,7 @@ _QUANTIZED = ("DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger",
 class OnnxFrontend:
     """Layers, data and replacements of a graph."""
 
-    finds_links = trains = False
+    rotates = trains = False
 
     def __init__(self) -> None:
         self._probe: Probe | None = None
@@ -177,11 +178,7 @@ class OnnxFrontend:
             self.weight(model, layer)
             if layer.bias:
                 self.bias(model, layer)
-        for name, tensor in constants(model):
-            if name in names and tensor.dtype.is_floating_point():
-                bad = int(np.count_nonzero(np.isnan(tensor.numpy().astype(np.float32, copy=False))))
-                if bad:
-                    raise NonFiniteError(f"{name}: {bad} of its numbers are NaN; repair them")
+        require_numbers(model, names)
 
     def round_floats(self, model: OnnxModel, names: Collection[str], storage_type: ScaleType) -> int:  # noqa: ARG002
         """Return 0: what stays float in a graph keeps the type that it has there."""
@@ -207,10 +204,12 @@ class OnnxFrontend:
         batches: Sequence[Any],
         *,
         sequential: bool,
-        prepare: Callable[[Scope], None] | None = None,  # noqa: ARG002
+        prepare: Callable[[Scope], None] | None = None,
         trained: Collection[str] = (),  # noqa: ARG002  # there is none: the plan says so
     ) -> CalibrationRun:
-        """Return a run of `batches` through `model`, in sequential order each layer behind the quantized ones."""
+        """Return a run of `batches`, in order each layer behind quantized ones; `prepare` is given the float graph."""
+        if prepare is not None:
+            prepare(LinkScope(model, layers, batches))
         return CalibrationRun(model, layers, wanted, batches, sequential=sequential)
 
     def output_statistics(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx_ir as ir
 
+from fewbit.errors import NonFiniteError
 from fewbit.frontends.onnx.batches import Numbers
 from fewbit.interfaces import BYTES, StoredTensor
 from fewbit.onnx_graph.constants import tensor_of
@@ -62,3 +63,12 @@ def _described(name: str, tensor: ir.TensorProtocol) -> StoredTensor:
     shape = tuple(int(size) for size in tensor.shape.numpy())
     # What no checkpoint stores under its own type counts by its bytes.
     return StoredTensor(name, kind, shape) if kind in BYTES else StoredTensor(name, "uint8", (tensor.nbytes,))
+
+
+def require_numbers(model: OnnxModel, names: Collection[str]) -> None:
+    """Raise `NonFiniteError`, with its name, for a float constant among `names` that holds NaN."""
+    for name, tensor in constants(model):
+        if name in names and tensor.dtype.is_floating_point():
+            bad = int(np.count_nonzero(np.isnan(tensor.numpy().astype(np.float32, copy=False))))
+            if bad:
+                raise NonFiniteError(f"{name}: {bad} of its numbers are NaN; repair them")

@@ -43,7 +43,7 @@ _LARGEST = 2.0**120
 class TorchFrontend:
     """Layers, data and replacements of any `nn.Module`."""
 
-    finds_links = trains = True
+    rotates = trains = True
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the quantizable layers in the order of the model.

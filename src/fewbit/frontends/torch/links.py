@@ -28,7 +28,7 @@ from fewbit.frontends.torch.channel_scaling import (
 from fewbit.frontends.torch.layers import canonical_weight
 from fewbit.frontends.torch.output_change import CLEARLY
 from fewbit.interfaces import Layer
-from fewbit.transforms.link import Factors, Link
+from fewbit.transforms.link import Factors, Link, storable
 
 #: Powers of two that the random factors are, in both directions: far enough to meet a bend such as that of ReLU6; of a
 #: gain beside 1 near enough to leave it its precision.
@@ -52,11 +52,7 @@ class Fold:
         norm: Any = self.model.get_submodule(self.link.producer)
         gain = norm.weight.detach().double().cpu().numpy()
         beside = 1.0 if self.form is Form.GAIN_BESIDE_ONE else 0.0
-        mantissa, exponent = np.frexp((gain + beside) / factors - beside)
-        divided = np.ldexp(np.rint(mantissa * 256) / 256, exponent) + beside
-        # A gain of 0 stays 0 under every factor; one that becomes 0 cannot.
-        lost = (divided == 0.0) | ((gain + beside) == 0.0)
-        return np.where(lost, factors, (gain + beside) / np.where(lost, 1.0, divided))
+        return storable(gain + beside, factors, beside)
 
     def fold(self, factors: Factors, columns: Factors | None = None) -> Changes:
         """Divide the producer's channels by `factors`, multiply the columns that read them; return what was there.

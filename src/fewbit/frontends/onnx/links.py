@@ -1,0 +1,134 @@
+"""The links of a graph: candidates from its data flow, each accepted by an exact fold of random factors.
+
+With powers of two f: W_producer / f and W_consumers diag(f) must leave what the consumers put out as it was, and with
+the factors of the columns moved on by one channel they must not. Only the nodes from the one to the others run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fewbit.frontends.onnx.batches import Numbers
+from fewbit.frontends.onnx.channel_path import Path
+from fewbit.frontends.onnx.channel_scaling import Changes, Producer, exchange, multiplied, producer_of
+from fewbit.frontends.onnx.simulation import Simulation
+from fewbit.frontends.onnx.walk import Walk
+from fewbit.onnx_graph.layers import GraphLayer
+from fewbit.onnx_graph.live import OnnxModel
+from fewbit.transforms.link import Factors, Link, storable
+
+#: Powers of two that the random factors are, in both directions: far enough to meet a bend such as that of ReLU6.
+_POWERS = (4, 5, 6)
+#: Roundings by which outputs may differ: powers of two change none, but kernels may add in another order.
+_ROUNDINGS = 8.0
+#: How many times as far a wrong fold must lead as the right one, for that to be proven right.
+_CLEARLY = 16.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fold:
+    """A link of a graph, and how numbers move along it."""
+
+    link: Link
+    producer: Producer
+    consumers: tuple[GraphLayer, ...]
+
+    def storable(self, factors: Factors) -> Factors:
+        """Return factors close by under which a gain becomes a number of 8 bits."""
+        gain = self.producer.gain()
+        return factors if gain is None else storable(gain, factors)
+
+    def fold(self, factors: Factors, columns: Factors | None = None) -> Changes:
+        """Divide the producer's channels by `factors`, multiply the columns that read them; return what was there.
+
+        `columns` are others for the columns.
+        """
+        spread = self.link.spread(factors if columns is None else columns)
+        changes = self.producer.divided(factors)
+        return exchange([*changes, *(change for own in self.consumers for change in multiplied(own, spread))])
+
+
+def find_folds(model: OnnxModel, batches: Sequence[Any]) -> tuple[Fold, ...]:
+    """Return the links of the float graph, in its order, as the first of `batches` shows them."""
+    simulation = Simulation(model, {})
+    paths = list(_candidates(model))
+    groups = [list(dict.fromkeys((*path.needs(), path.producer.result.name or ""))) for path in paths]
+    folds = []
+    with Walk(simulation, groups, list(batches[:1])) as walk:
+        for number, path in enumerate(paths):
+            values: dict[str, Numbers] = {}
+            walk.run(number, values.__setitem__)
+            fold = _proven(path, simulation, values)
+            if fold is not None:
+                folds.append(fold)
+    return tuple(folds)
+
+
+def _candidates(model: OnnxModel) -> Iterator[Path]:
+    layers = {id(own.node): own for own in model.found.values()}
+    for node in model.graph.graph:
+        producer = producer_of(node, layers) if node.domain in ("", "ai.onnx") else None
+        path = Path.behind(producer, layers) if producer is not None else None
+        if path is not None:
+            yield path
+
+
+def _proven(path: Path, simulation: Simulation, values: Mapping[str, Numbers]) -> Fold | None:
+    """Return the fold along a path, if it is exact."""
+    shape, producer = values[path.producer.result.name or ""].shape, path.producer
+    outputs = shape[producer.axis]
+    sizes = {_size(producer, place) for place in range(len(producer.vectors))}
+    if sizes - {outputs}:  # a vector that is spread over one channel, or a number for all
+        return None
+    channels = path.channels(simulation, values)
+    if channels is None:
+        return None
+    link = Link(producer.name, tuple(own.layer.name for own in path.consumers), channels, outputs)
+    fold = Fold(link, producer, path.consumers)
+    return fold if _is_exact(fold, path, simulation, values) else None
+
+
+def _size(producer: Producer, place: int) -> int:
+    node, index = producer.vectors[place]
+    value = node.inputs[index]
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.size
+
+
+def _is_exact(fold: Fold, path: Path, simulation: Simulation, values: Mapping[str, Numbers]) -> bool:
+    draw, outputs = np.random.RandomState(0), fold.link.outputs
+    used = np.isin(np.arange(outputs), fold.link.channels)
+    factors = np.where(used, np.exp2(draw.choice(_POWERS, outputs) * draw.choice((-1, 1), outputs)), 1.0)
+    nodes = (*path.producer.nodes, *path.nodes, *(own.node for own in path.consumers))
+    places = sorted(simulation.flow.places[id(node)] for node in nodes)
+    given = {name: values[name] for name in path.needs()}
+    names = [own.output.name or "" for own in path.consumers]
+
+    def run() -> list[Numbers]:
+        made = simulation.session(places, given, names).run(given)
+        return [made[name] for name in names]
+
+    def change(rows: Factors, columns: Factors) -> float:
+        undo = fold.fold(rows, columns)
+        try:
+            return max(_change(a, b) for a, b in zip(expected, run(), strict=True))
+        finally:
+            exchange(undo)
+
+    expected = run()
+    right = max(change(own, own) for own in (factors, 1.0 / factors))
+    wrong = change(factors, np.roll(factors, 1) * 2.0)
+    kind = expected[0].dtype
+    return right <= _ROUNDINGS * float(np.finfo(kind).eps) and not wrong <= _CLEARLY * right
+
+
+def _change(before: Numbers, after: Numbers) -> float:
+    """Return by how much the numbers have changed, the most, as shares of themselves and of the mean magnitude."""
+    own, other = (values.astype(np.float64) for values in (before, after))
+    scale = np.abs(own) + np.abs(own).mean()
+    return float((np.abs(other - own) / np.where(scale > 0, scale, 1.0)).max(initial=0.0))
