@@ -19,6 +19,7 @@ from fewbit.interfaces import Activations
 from fewbit.onnx_graph.constants import fold_constants
 from fewbit.onnx_graph.file import read_model
 from fewbit.onnx_graph.layers import GraphLayer, find_layers
+from fewbit.onnx_graph.pooling import pool_means
 from fewbit.qtensor import QTensor
 
 
@@ -62,6 +63,7 @@ class OnnxModel:
     def of(cls, graph: ir.Model, path: Path) -> OnnxModel:
         """Return the model of a graph, whose constants are brought into one form."""
         fold_constants(graph)
+        pool_means(graph)
         return cls(graph, path, {own.layer.name: own for own in find_layers(graph)})
 
     def copy(self) -> tuple[ir.Model, dict[str, GraphLayer]]:

@@ -121,13 +121,15 @@ def _positive(values: Numbers, draw: np.random.Generator) -> Numbers:
     """Return numbers from 1 to 2 of the same shape; what is no float stays."""
     if values.dtype.kind != "f":
         return values
-    return draw.uniform(1.0, 2.0, values.shape).astype(values.dtype)
+    drawn: Numbers = np.asarray(draw.uniform(1.0, 2.0, values.shape))
+    return drawn.astype(values.dtype)
 
 
 def _multiplied(values: Numbers, exponents: Numbers, axis: int) -> Numbers:
     shape = [1] * values.ndim
     shape[axis] = -1
-    return values * np.exp2(exponents).astype(values.dtype).reshape(shape)
+    multiplied: Numbers = values * np.exp2(exponents).astype(values.dtype).reshape(shape)
+    return multiplied
 
 
 def _rows(own: GraphLayer, values: Numbers) -> Numbers:

@@ -176,7 +176,7 @@ def _own_constant(node: ir.Node, place: int) -> ir.Value:
         return value
     name = f"{value.name}:{node.outputs[0].name}"
     made = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
-    graph.register_initializer(made)  # type: ignore[union-attr]
+    graph.register_initializer(made)
     node.replace_input_with(place, made)
     return made
 
