@@ -1,5 +1,6 @@
 """More than a protobuf holds: over 2 GiB of constants go in and out of a process that may not hold as much."""
 
+import os
 import subprocess
 import sys
 
@@ -30,9 +31,10 @@ HOLD = f"np.ones(({ROWS}, {WIDTH}), np.float32)"
 
 
 def _ran(code, *words):
-    return subprocess.run(
-        [sys.executable, "-c", START + code, *map(str, words)], capture_output=True, text=True, check=False
-    )
+    # Stacks of threads count too.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    command = [sys.executable, "-c", START + code, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **threads})
 
 
 def _written(folder):
