@@ -1,8 +1,9 @@
 """Presets: recipes by name. Head and embedding stay float, group sizes adapt to the model; convolutions to the file.
 
 `wNa16` means N-bit weights and 16-bit activations; bare names round the inputs too, `-static` by fixed ranges. Up to 4
-bits weights are found by GPTQ, which measured best; above that rounding to nearest leaves little and needs no data, but
-for convolutions: where ranges are fixed data is there anyway, and GPTQ leaves a quarter of the noise.
+bits weights are found by GPTQ guided by gradients, which measured best; above that rounding to nearest leaves little
+and needs no data, but for convolutions: where ranges are fixed data is there anyway, and GPTQ leaves a quarter of the
+noise.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ PRESETS: dict[str, tuple[str, str | None]] = {
     "bf16": ("bf16", "bf16"),
 }
 #: How their codes are found.
-ALGORITHMS: dict[str, Algorithm] = dict.fromkeys(("w4a16", "w4a16-asym", "w3a16", "w2a16", "w4a8"), Gptq())
-#: The same of convolutions, where it is another.
-OF_CONVOLUTIONS: dict[str, Algorithm] = {"w8a8-static": Gptq()}
+_FEW_BITS = ("w4a16", "w4a16-asym", "w3a16", "w2a16", "w4a8")
+ALGORITHMS: dict[str, Algorithm] = dict.fromkeys(_FEW_BITS, Gptq(guided=True))
+#: The same of convolutions, whose gradients are not taken.
+OF_CONVOLUTIONS: dict[str, Algorithm] = dict.fromkeys((*_FEW_BITS, "w8a8-static"), Gptq())
 #: Presets of the design that this version does not have.
 LATER = [
     "iq4_xs",

@@ -8,10 +8,14 @@ import transformers
 from torch import nn
 
 import fewbit as fb
-from fewbit.errors import CalibrationError, RecipeError
+from fewbit.errors import RecipeError
 from fewbit.frontends.torch.layers import find_layers
 from fewbit.frontends.torch.token_weights import TokenWeights
 
+UNKNOWN = (
+    "no gradient at its output is known, since it is called several times or the model cannot be differentiated: "
+    "every row of its input counts alike"
+)
 BATCHES = list(torch.randint(0, 90, (3, 2, 10), generator=torch.Generator().manual_seed(0)))
 
 
@@ -135,7 +139,7 @@ def test_a_layer_that_is_called_twice_counts_rows_alike_and_says_so():
     rule = fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(guided=True))
     result = fb.quantize(Twice(), fb.Recipe([rule]), calibration=[torch.randn(20, 8)])
     (layer,) = result.report.layers
-    assert layer.remarks == ("no gradient of its output is known: every row of its input counts alike",)
+    assert layer.remarks == (UNKNOWN,)
 
 
 class WithoutGradients(Twice):
@@ -144,10 +148,34 @@ class WithoutGradients(Twice):
         return self.own(x)
 
 
-def test_a_model_without_gradients_is_refused_with_the_remedy():
-    rule = fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(guided=True))
-    with pytest.raises(CalibrationError, match=r"gptq: guided = true, and no gradient comes .*; leave it out"):
-        fb.quantize(WithoutGradients(), fb.Recipe([rule]), calibration=[torch.randn(20, 8)])
+class Interrupted(Twice):
+    """Its own operation has no gradient."""
+
+    def forward(self, x):
+        return Cut.apply(self.own(x))
+
+
+class Cut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, slope):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("kind", [WithoutGradients, Interrupted])
+def test_a_model_without_gradients_counts_rows_alike_and_says_so(kind):
+    rows = [torch.randn(20, 8, generator=torch.Generator().manual_seed(0))]
+    results = []
+    for guided in (True, False):
+        torch.manual_seed(0)
+        rule = fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(guided=guided))
+        results.append(fb.quantize(kind(), fb.Recipe([rule]), calibration=rows))
+    assert results[0].report.layers[0].remarks == (UNKNOWN,)
+    codes = [result.model.own.qtensor.codes for result in results]
+    assert torch.equal(*codes)
 
 
 def test_two_aims_at_once_are_refused():

@@ -16,6 +16,8 @@ from fewbit.numerics.namespace import Array, array_namespace, is_torch
 from fewbit.qtensor import quantize
 from fewbit.schemes.scheme import Scheme
 
+_UNKNOWN = "since it is called several times or the model cannot be differentiated"
+
 
 @dataclass(frozen=True, slots=True)
 class Gptq:
@@ -101,7 +103,7 @@ class Gptq:
         else:
             qtensor, used = rounded(values, moment, scheme, self)
         if self.guided and not getattr(moment, "guided", False):
-            remarks = ("no gradient of its output is known: every row of its input counts alike",)
+            remarks = (f"no gradient at its output is known, {_UNKNOWN}: every row of its input counts alike",)
         if self.asymmetric and (drift is None or not drift.count):
             remarks = ("the drift of its inputs could not be measured: it is not corrected",)
         if not is_torch(weight):

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fewbit.errors import CalibrationError
 from fewbit.frontends.torch.blocks import find_blocks
 from fewbit.frontends.torch.calls import hidden, run_with_gradients
 from fewbit.frontends.torch.layers import module_class
@@ -46,9 +45,7 @@ class TokenWeights:
     def measured(cls, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -> TokenWeights:
         """Return the weights of `layers`; one that a batch does not call exactly once has none.
 
-        Raises:
-            CalibrationError: there is no gradient of the model's output.
-
+        Nor has any of a model that cannot be differentiated.
         """
         watched = [layer.name for layer in layers if module_class(model.get_submodule(layer.name)) in _KINDS]
         seen: dict[str, list[list[Tensor]]] = {name: [] for name in watched}
@@ -60,32 +57,37 @@ class TokenWeights:
                 for name in watched:
                     seen[name].append([])
                 with _listening(model, seen):
-                    _go_back(model, batch, head, draw)
+                    if not _go_back(model, batch, head, draw):
+                        return cls()
                 trim()  # what one batch leaves behind must not add up over all of them
         single = {name: own for name, own in seen.items() if own and all(len(calls) == 1 for calls in own)}
         return cls({name: kept for name, own in single.items() if (kept := _normalized([calls[0] for calls in own]))})
 
 
-def _go_back(model: nn.Module, batch: Any, head: set[int], draw: torch.Generator) -> None:
-    """Run the model on a batch, and its gradient back."""
+def _go_back(model: nn.Module, batch: Any, head: set[int], draw: torch.Generator) -> bool:
+    """Run the model on a batch, and its gradient back; whether it has one."""
     try:
         output = run_with_gradients(model, batch)
         scores = getattr(output, "logits", None)
         scores = hidden(output) if scores is None else scores
         if scores is None or not scores.requires_grad:
-            raise CalibrationError("gptq: guided = true, and no gradient comes from the model's output; leave it out")
-        if scores.shape[-1] in head:
-            with torch.no_grad():
-                slope = scores.detach().reshape(-1, scores.shape[-1]).float().softmax(-1)
-                labels = torch.multinomial(slope.cpu(), 1, generator=draw).to(slope.device)
-                slope.scatter_add_(1, labels, -torch.ones_like(labels, dtype=slope.dtype))
-            scores.backward(slope.reshape(scores.shape).to(scores.dtype))
-        else:
-            scores.backward(torch.randn(scores.shape, generator=draw).to(scores))
-    except RuntimeError as error:
-        raise CalibrationError(
-            f"gptq: guided = true needs gradients, and the model has none: {str(error).splitlines()[0]}; leave it out"
-        ) from error
+            return False
+        scores.backward(_slope(scores.detach(), draw, labelled=scores.shape[-1] in head))
+    except RuntimeError as error:  # of an operator without gradient, or of what is written over
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+    return True
+
+
+def _slope(scores: Tensor, draw: torch.Generator, *, labelled: bool) -> Tensor:
+    """Return the gradient of the loss at the model's output; `labelled`: of the cross-entropy of drawn labels."""
+    if not labelled:
+        return torch.randn(scores.shape, generator=draw).to(scores)
+    slope = scores.reshape(-1, scores.shape[-1]).float().softmax(-1)
+    labels = torch.multinomial(slope.cpu(), 1, generator=draw).to(slope.device)
+    slope.scatter_add_(1, labels, -torch.ones_like(labels, dtype=slope.dtype))
+    return slope.reshape(scores.shape).to(scores.dtype)
 
 
 @contextmanager
