@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from fewbit.qtensor import quantize
-from fewbit.ranges.entropy import Entropy
 from fewbit.ranges.least_squares import LeastSquares
 from fewbit.ranges.squared_error import SquaredError
 from fewbit.schemes.notation import parse_scheme
@@ -27,14 +26,13 @@ LIMIT = 10**9 / MATRIX  # 4.26 times the matrix
 SHORT = {
     "mse": SquaredError(steps=1),
     "lsq": LeastSquares(starts=1, rounds=1),
-    "entropy": Entropy(stride=1024),
 }
 METHODS = ("absmax", "minmax", "percentile", "mse", "lsq", "entropy")
 #: Rows that are enough for each granularity: several of the slices that it is worked on in.
 SMALL = {"g64": 64, "channel": 64, "tensor": 64, "tile128x128": 256}
 SYMMETRIES = ("sym", "asym")
 #: What NumPy's stable sort takes beside its arrays, as a multiple of the matrix; tracemalloc does not see it.
-UNSEEN = {"percentile": 0.5, "entropy": 0.5}
+UNSEEN = {"percentile": 0.5}
 
 
 def scheme_of(text):
