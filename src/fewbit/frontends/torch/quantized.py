@@ -17,8 +17,8 @@ from fewbit.frontends.torch.canonical import from_canonical, to_canonical
 from fewbit.frontends.torch.rounding import Rounding
 from fewbit.integer_bias import IntegerBias, bias_scale
 from fewbit.interfaces import Activations
-from fewbit.kernels import Kernel, Request, select
-from fewbit.kernels.dequantize import embedding
+from fewbit.kernels import Kernel, Request, opaque, select
+from fewbit.kernels.dequantize import embedding, wants_gradient
 from fewbit.kernels.packed import packed, unpacked
 from fewbit.kernels.window import Window
 from fewbit.qtensor import QTensor
@@ -226,16 +226,36 @@ class QuantizedLinear(QuantizedLayer):
         super().__init__(qtensor, dtype)
         self._parameters["bias"] = bias  # `register_parameter` refuses the name of a property
         self.out_features, self.in_features = qtensor.shape
+        self._number = opaque.numbered(self)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as torch's own layers
         """Return the output for `input (..., in)` as (..., out), both rounded where that is asked for."""
         # A trial weight is multiplied by whatever comes, also under autocast.
         if self._held is not None and (self._held.dtype == input.dtype or self._held.requires_grad):
             return super().forward(input)
-        kernel, prepared, rounded = self.kernel(input.dtype)
-        activation = self.input.activation if self.input is not None else None
-        output = kernel.apply(input, prepared, self.bias if rounded is None else rounded, activation)
+        output = opaque.linear(input, self._number, self.out_features) if self._hidden(input) else self.product(input)
         return output if self.output is None else self.output(output)
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """Return what the kernel makes of inputs, which it rounds."""
+        kernel, prepared, rounded = self.kernel(inputs.dtype)
+        activation = self.input.activation if self.input is not None else None
+        return kernel.apply(inputs, prepared, self.bias if rounded is None else rounded, activation)
+
+    def _hidden(self, inputs: Tensor) -> bool:
+        """Whether a compiler looks on that cannot see through the kernel, or none was selected yet."""
+        if (
+            not torch.compiler.is_compiling()
+            or self.input is None
+            or wants_gradient(inputs, self._parameters.get("bias"))
+        ):
+            return False
+        ready = self._ready.get((inputs.dtype, None))
+        return ready is None or ready[0].name in opaque.UNTRACED
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = opaque.numbered(self)
 
     def compute(self, inputs: Tensor) -> Tensor:
         """Return `inputs @ weight.T + bias` by the weight that is held."""
