@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fewbit.numerics.namespace import Array, array_namespace, compiling, constants_like
+import numpy as np
 
-#: Up to so many thresholds are compared with one by one.
-_FEW = 32
+from fewbit.numerics.buckets import buckets_for
+from fewbit.numerics.namespace import Array, array_namespace, compiling, constants_like, is_torch
+
+#: Up to so many thresholds are compared with one by one, fewer by eager torch, which is slow at it.
+_FEW, _FEW_IN_TORCH = 32, 8
 
 
 def look_up(table: Sequence[float], index: Array) -> Array:
@@ -21,12 +24,18 @@ def look_up(table: Sequence[float], index: Array) -> Array:
 def rank(thresholds: Sequence[float], values: Array) -> Array:
     """Return how many of the ascending `thresholds` are at or below each of `values`, as int32."""
     xp = array_namespace(values)
-    if len(thresholds) <= _FEW:
+    few = len(thresholds) <= _FEW
+    faster_by_table = not few or (is_torch(values) and len(thresholds) > _FEW_IN_TORCH)
+    buckets = buckets_for(tuple(thresholds), values) if faster_by_table else None
+    if buckets is not None:
+        return buckets.rank(values)
+    if few:
         # Comparisons run on vector units and fuse; a binary search does neither.
         kind = xp.int32 if compiling(values) else xp.uint8
         count = xp.zeros_like(values, dtype=kind)
         for threshold in thresholds:
-            count = count + xp.astype(values >= threshold, kind)
+            above = values >= threshold
+            count += above.view(kind) if isinstance(above, np.ndarray) else xp.astype(above, kind)
         return xp.astype(count, xp.int32)
     table = constants_like(list(thresholds), "float32", values)
     flat = xp.searchsorted(table, xp.reshape(values, (-1,)), side="right")
