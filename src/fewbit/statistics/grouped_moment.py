@@ -6,35 +6,28 @@ The rows (positions, groups * n) hold the groups side by side; see `second_momen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fewbit.errors import NonFiniteError
 from fewbit.numerics.namespace import Array, array_namespace, device
 from fewbit.statistics.row_power import of_equal_power
+from fewbit.statistics.row_sum import RowSum
 
 #: Rows that are turned at once: batched products want them with the groups in front.
 _AT_ONCE = 4096
 
 
 @dataclass(slots=True)
-class GroupedMoment:
-    """Sums of outer products of the parts of rows, and how many rows there were."""
+class GroupedMoment(RowSum):
+    """Sums of outer products of the parts of rows, float32 (groups, n, n), and how many rows there were."""
 
-    #: It takes the patches that the weight is multiplied with.
-    of_rows: ClassVar[bool] = True
-
-    #: float32 (groups, n, n).
-    total: Array
     #: Whether rows are scaled to a mean square of 1, each as a whole.
-    relative: bool
-    #: Rows seen.
-    count: int = 0
+    relative: bool = False
 
     @classmethod
     def init(cls, width: int, groups: int, like: Array, *, relative: bool = False) -> GroupedMoment:
         """Return the statistic of no rows of `groups` parts of `width` numbers, in the framework of `like`."""
         xp = array_namespace(like)
-        return cls(xp.zeros((groups, width, width), dtype=xp.float32, device=device(like)), relative)
+        return cls(xp.zeros((groups, width, width), dtype=xp.float32, device=device(like)), relative=relative)
 
     @property
     def groups(self) -> int:
@@ -62,11 +55,6 @@ class GroupedMoment:
             parts = xp.permute_dims(xp.reshape(own, (-1, self.groups, self.width)), (1, 0, 2))
             self.total += xp.matmul(xp.permute_dims(parts, (0, 2, 1)), parts)
         self.count += int(rows.shape[0])
-
-    def merge(self, other: GroupedMoment) -> None:
-        """Add what `other` has seen."""
-        self.total += other.total
-        self.count += other.count
 
     def result(self) -> Array:
         """Return float32 (groups, n, n), each symmetric; zeros when nothing was seen. Not to be written into.

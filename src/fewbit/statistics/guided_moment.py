@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fewbit.numerics.namespace import Array, array_namespace
 from fewbit.statistics.row_power import of_equal_power
+from fewbit.statistics.row_sum import RowSum
 from fewbit.statistics.second_moment import RelativeSecondMoment, SecondMoment
 
 
@@ -37,7 +38,7 @@ class GuidedSecondMoment(RelativeSecondMoment):
         SecondMoment.update(self, of_equal_power(rows) * xp.sqrt(rms * xp.sqrt(weights))[:, None])
         self.guided = True
 
-    def merge(self, other: SecondMoment) -> None:
+    def merge(self, other: RowSum) -> None:
         """Add what `other` has seen."""
         SecondMoment.merge(self, other)
         self.guided |= isinstance(other, GuidedSecondMoment) and other.guided

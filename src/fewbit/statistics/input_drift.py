@@ -7,23 +7,15 @@ rows divided by rms(x'), as in the relative second moment.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fewbit.errors import NonFiniteError
 from fewbit.numerics.namespace import Array, array_namespace, device
+from fewbit.statistics.row_sum import RowSum
 
 
 @dataclass(slots=True)
-class InputDrift:
-    """Sum of outer products of differences and rows, and how many there were."""
-
-    #: Of a convolution it takes the patches that the weight is multiplied with.
-    of_rows: ClassVar[bool] = True
-
-    #: float32 (width, width).
-    total: Array
-    #: Rows seen.
-    count: int = 0
+class InputDrift(RowSum):
+    """Sum of outer products of differences and rows, float32 (width, width), and how many there were."""
 
     @classmethod
     def init(cls, width: int, like: Array) -> InputDrift:
@@ -44,11 +36,6 @@ class InputDrift:
         )
         self.total += xp.matmul((floats - rows).T, rows * self._weights(rows))
         self.count += int(rows.shape[0])
-
-    def merge(self, other: InputDrift) -> None:
-        """Add what `other` has seen."""
-        self.total += other.total
-        self.count += other.count
 
     def result(self) -> Array:
         """Return D, float32 (width, width); zeros when nothing was seen.

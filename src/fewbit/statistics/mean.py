@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from fewbit.errors import NonFiniteError
 from fewbit.numerics.namespace import Array, array_namespace, device
+from fewbit.statistics.row_sum import RowSum
 
 
 @dataclass(slots=True)
-class Mean:
-    """Sum of rows, and how many there were."""
-
-    #: Of a convolution it takes the patches that the weight is multiplied with.
-    of_rows: ClassVar[bool] = True
-
-    #: float64 (width,).
-    total: Array
-    #: Rows seen.
-    count: int = 0
+class Mean(RowSum):
+    """Sum of rows, float64 (width,), and how many there were."""
 
     @classmethod
     def init(cls, width: int, like: Array) -> Mean:
@@ -43,11 +36,6 @@ class Mean:
         rows = xp.reshape(rows, (-1, self.width))
         self.total += xp.sum(rows, axis=0, dtype=xp.float64)
         self.count += int(rows.shape[0])
-
-    def merge(self, other: Mean) -> None:
-        """Add what `other` has seen."""
-        self.total += other.total
-        self.count += other.count
 
     def divided(self, factors: Any) -> Mean:
         """Return the means of the same rows with feature j divided by `factors[j]`, float64 (width,) of NumPy."""

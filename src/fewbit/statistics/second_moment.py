@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from fewbit.errors import NonFiniteError
 from fewbit.numerics.namespace import Array, array_namespace, device, is_torch
 from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.row_power import of_equal_power
+from fewbit.statistics.row_sum import RowSum
 
 _T = TypeVar("_T")
 
@@ -22,16 +23,12 @@ _PANEL = 256
 
 
 @dataclass(slots=True)
-class SecondMoment:
-    """Sum of outer products of rows, and how many there were."""
+class SecondMoment(RowSum):
+    """Sum of outer products of rows, and how many there were; float32 (width, width).
 
-    #: Of a convolution it takes the patches that the weight is multiplied with.
-    of_rows: ClassVar[bool] = True
+    Only entries on and above the diagonal panels are filled.
+    """
 
-    #: float32 (width, width); only entries on and above the diagonal panels are filled.
-    total: Array
-    #: Rows seen.
-    count: int = 0
     #: The result and what was made of it, until more rows come.
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -69,10 +66,9 @@ class SecondMoment:
         self.count += int(rows.shape[0])
         self._derived.clear()
 
-    def merge(self, other: SecondMoment) -> None:
+    def merge(self, other: RowSum) -> None:
         """Add what `other` has seen."""
-        self.total += other.total
-        self.count += other.count
+        RowSum.merge(self, other)
         self._derived.clear()
 
     def result(self) -> Array:
