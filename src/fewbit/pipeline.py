@@ -30,6 +30,7 @@ from fewbit.result import Result
 from fewbit.rule import Rule
 from fewbit.samples.batches import Joined
 from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.shared_scales import names_global_scales, with_shared_scales
 from fewbit.solved import Data
 from fewbit.solving import needs_data, solve, statistics_of, untrainable
 from fewbit.sources import open_source
@@ -72,7 +73,7 @@ def plan(
     source = _float_source(model)
     skeleton = source.skeleton()
     made = _plan(source, skeleton, parse_recipe(recipe), to=to, dtype=dtype, batch=batch)
-    return _checked(made, frontend_of(source.framework), skeleton)
+    return _checked(made, frontend_of(source.framework), skeleton, batch)
 
 
 def quantize(
@@ -123,9 +124,10 @@ def quantize(
             live = frontend.place(live, options.device)
     given = given.opened(live, frontend) if given else None
     evaluated, name = asked.opened(live, frontend) if asked else ((), None)
-    sample = first_batch(live, given, evaluated) if parsed.names_products else None
+    shown_by_runs = parsed.names_products or names_global_scales(parsed)
+    sample = first_batch(live, given, evaluated) if shown_by_runs else None
     planned = partial(_plan, source, live, parsed, to=to, dtype=dtype, batch=sample)
-    made = _checked(planned(), frontend, live)
+    made = _checked(planned(), frontend, live, sample)
     made.require_sound()
     kept = {tensor.name for tensor in made.manifest({}, {}).floats}
     frontend.require_finite(live, [own.layer for own in made.quantized], kept, made.storage_type)
@@ -140,7 +142,7 @@ def quantize(
     shown = data.batches or evaluated
     with _transformed(live, parsed, frontend, shown, made.target) as sentences, rescaling:
         if sentences:
-            made = _checked(planned(), frontend, live)
+            made = _checked(planned(), frontend, live, sample)
         with clock.phase("check") if needs_check(made) else nullcontext():
             made, unchecked = without_large_activations(made, frontend, live, Joined(data.batches, evaluated))
         kept = {tensor.name for tensor in made.manifest({}, {}).floats}
@@ -156,7 +158,7 @@ def quantize(
                 measured = measure(live, forms, evaluated, frontend, options.progress, beside=beside)
     for switch in (*forms, *beside):
         switch.install()
-    idle = given is not None and not data.batches and not (given.holds_batches and parsed.names_products)
+    idle = given is not None and not data.batches and not (given.holds_batches and shown_by_runs)
     report = replace(
         report_of(made, solved, measured, frontend, live, rescaling.notes),
         remarks=(*sentences, *rescaling.sentences, *unchecked, *remarks_of(changed, solved, made, idle=idle)),
@@ -268,15 +270,9 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     layers = frontend.layers(model)
     if recipe.names_products:
         layers += frontend.products(model, batch)
-    made = resolve(
-        source.name,
-        layers,
-        frontend.floats(model),
-        recipe,
-        storage_type=storage_type,
-        target=target,
-        differentiable=frontend.trains,
-    )
+    floats = frontend.floats(model)
+    settled: dict[str, Any] = {"storage_type": storage_type, "target": target, "differentiable": frontend.trains}
+    made = resolve(source.name, layers, floats, recipe, **settled)
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
     found = transform_problems(recipe, made.quantized, rotates=frontend.rotates)
@@ -296,7 +292,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     return replace(made, problems=(*made.problems, *found))
 
 
-def _checked(made: Plan, frontend: Frontend, model: Any) -> Plan:
-    """Return the plan with what the numbers of `model` and the machine at hand have to say to it."""
-    made = without_large_weights(made, frontend, model)
+def _checked(made: Plan, frontend: Frontend, model: Any, batch: Any) -> Plan:
+    """Return the plan with what the numbers of `model`, a run and the machine at hand have to say to it."""
+    made = with_shared_scales(without_large_weights(made, frontend, model), frontend, model, batch)
     return replace(made, hints=(*made.hints, *hints_of(made, frontend, model)))

@@ -58,6 +58,8 @@ class PlanRow:
     bias: BiasType = "float"
     #: What repairs it once its weight is rounded.
     corrections: tuple[Correction, ...] = ()
+    #: The layers of its module that it shares a global scale with, since they are given the same.
+    fused: tuple[str, ...] = ()
     #: Why it is kept, what it is tied to.
     notes: tuple[str, ...] = ()
     #: What would overflow the cast that its rule names, for which it is kept; `None`: nothing that is known.
@@ -158,11 +160,8 @@ class Plan:
             if self.unties and configuration.get("tie_word_embeddings"):
                 configuration["tie_word_embeddings"] = False
         kept = [row for row in self.rows if not row.scheme and row.layer.kind != "attention"]
-        weights = [
-            StoredTensor(f"{row.layer.name}.weight", self.storage_type, row.layer.stored or row.layer.shape)
-            for row in kept
-            if row.bytes_after
-        ]
+        stored = [row.layer for row in kept if row.bytes_after]
+        weights = [StoredTensor(f"{own.name}.weight", self.storage_type, own.stored or own.shape) for own in stored]
         return Manifest(
             quantized=self.quantized,
             kept=tuple(row.layer for row in kept),

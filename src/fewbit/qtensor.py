@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from fewbit.errors import SchemeError
-from fewbit.formats.number_format import NumberFormat
 from fewbit.formats.scale_type import round_scale
-from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split
+from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split, spread
 from fewbit.numerics.namespace import (
     Array,
     array_namespace,
@@ -24,7 +23,11 @@ from fewbit.numerics.namespace import (
 )
 from fewbit.numerics.noise import uniform
 from fewbit.numerics.rounding import straight_through
+from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.fixed import Fixed
+from fewbit.ranges.least_squares import LeastSquares
+from fewbit.ranges.scale_levels import ScaleLevels
+from fewbit.ranges.squared_error import SquaredError
 from fewbit.schemes.scheme import Scheme
 
 
@@ -137,13 +140,61 @@ def _parameters(weight: Array, scheme: Scheme, importance: Array | None) -> tupl
         return beside_boxes(one), one, None
     if importance is not None:
         importance = xp.broadcast_to(xp.astype(importance, xp.float32), shape)
+    levels = searched_levels(scheme)
+    ranged = scheme if levels is None else replace(scheme, range_method=AbsMax())
     bounds = [
-        _bounds(weight[rows, ...], box, scheme, None if importance is None else importance[rows, ...])
+        _bounds(weight[rows, ...], box, ranged, None if importance is None else importance[rows, ...])
         for rows in _slices(weight, box)
     ]
     low, high = (xp.concat(list(parts), axis=0) if len(bounds) > 1 else parts[0] for parts in zip(*bounds, strict=True))
-    scale, stored = _settled(scheme.grid.scale(low, high), low, high, scheme, counts(shape, box))
+    wanted = group_scales(low, high, scheme)
+    scale, stored = _settled(wanted, scheme, counts(shape, box))
+    if levels is not None and isinstance(stored, QTensor):
+        scale, stored = _at_best_levels(weight, importance, scheme, levels, (wanted, stored))
     return scale, stored, scheme.grid.zero_point(low, scale)
+
+
+def group_scales(low: Array, high: Array, scheme: Scheme) -> Array:
+    """Return the scales for bounds `low <= 0 <= high`, not yet as they are stored."""
+    xp, scale = array_namespace(low), scheme.grid.scale(low, high)
+    if scheme.scale_scheme is None:
+        return scale
+    # The scale 1 of an empty group must not stretch the range of the others.
+    empty = 1.0 if scheme.scale_scheme.ranging == Fixed(1.0) else 0.0
+    return xp.where(high - low > 0.0, scale, xp.zeros_like(scale) + empty)
+
+
+def searched_levels(scheme: Scheme) -> ScaleLevels | None:
+    """Return the levels among which scales are searched, where they are quantized and are to be searched."""
+    method = scheme.ranging
+    if scheme.scale_scheme is None or not scheme.symmetric or not isinstance(method, SquaredError | LeastSquares):
+        return None
+    return ScaleLevels(scheme.scale_scheme.format, method.smallest)
+
+
+def _at_best_levels(
+    weight: Array, importance: Array | None, scheme: Scheme, levels: ScaleLevels, found: tuple[Array, QTensor]
+) -> tuple[Array, QTensor]:
+    """Return the scales at the levels of least error, ready to broadcast, and as they are stored.
+
+    `found` are the scales that clip nothing, and what is stored of them; its own scale, that of the levels, stays.
+    """
+    xp, (wanted, stored) = array_namespace(weight), found
+    box = scheme.granularity.box(tuple(weight.shape))
+    inner = stored.scheme.granularity.box(stored.shape)
+    unit = beside_boxes(spread(stored.scale_values(), stored.shape, inner))
+    uneven = any(size % step for size, step in zip(weight.shape, box, strict=True))
+    codes = []
+    for rows in _slices(weight, box):
+        own = slice(rows.start // box[0], -(-rows.stop // box[0]))
+        boxes = split(to_float32(weight[rows, ...]), box)
+        # What fills an uneven last box counts nothing.
+        counted = importance[rows, ...] if importance is not None else xp.ones_like(weight[rows, ...])
+        weights = split(xp.astype(counted, xp.float32), box) if uneven or importance is not None else None
+        axes = box_axes(weight.ndim)
+        codes.append(levels(boxes, axes, scheme.grid, weights, wanted[own, ...], unit[own, ...])[1])
+    stored = replace(stored, codes=xp.reshape(xp.concat(codes, axis=0), stored.shape))
+    return xp.reshape(stored.dequantize(), wanted.shape), stored
 
 
 def _stored_zero_point(zero: Array, scheme: Scheme) -> Array:
@@ -178,28 +229,15 @@ def _bounds(weight: Array, box: tuple[int, ...], scheme: Scheme, importance: Arr
     return scheme.ranging(boxes, box_axes(weight.ndim), scheme.grid, weights)
 
 
-def _settled(
-    scale: Array, low: Array, high: Array, scheme: Scheme, shape: tuple[int, ...]
-) -> tuple[Array, Array | QTensor]:
+def _settled(scale: Array, scheme: Scheme, shape: tuple[int, ...]) -> tuple[Array, Array | QTensor]:
     """Return the final scale in the shape of `scale`, and what is stored of it in `shape`."""
     xp = array_namespace(scale)
     if scheme.scale_scheme is None:
         rounded = round_scale(scale, scheme.scale_type)
         return rounded, xp.reshape(rounded, shape)
-    # The scale 1 of an empty group must not stretch the range of the others.
-    empty = 1.0 if isinstance(scheme.scale_scheme.ranging, Fixed) else 0.0
-    scale = xp.where(high - low > 0.0, scale, xp.zeros_like(scale) + empty)
     stored = quantize(xp.reshape(scale, shape), scheme.scale_scheme)
-    stored = replace(stored, codes=_positive(stored.codes, scheme.scale_scheme.format))
+    stored = replace(stored, codes=ScaleLevels(scheme.scale_scheme.format).positive(stored.codes))
     return xp.reshape(stored.dequantize(), scale.shape), stored
-
-
-def _positive(codes: Array, number_format: NumberFormat) -> Array:
-    """Return `codes` with those that stand for 0 replaced by the least positive level: a scale of 0 erases a group."""
-    xp = array_namespace(codes)
-    least = min(level for level in number_format.levels if level > 0.0)
-    code = number_format.encode(constants_like([least], "float32", codes))
-    return xp.where(number_format.decode(codes) > 0.0, codes, xp.broadcast_to(code, codes.shape))
 
 
 def _codes(

@@ -28,6 +28,7 @@ from fewbit.problems import several
 from fewbit.qtensor import quantize
 from fewbit.rescaling import Rescaling
 from fewbit.schemes.scheme import ScaleType
+from fewbit.shared_scales import SharedScales, under
 from fewbit.solved import Data, Solved
 from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.second_moment import SecondMoment
@@ -44,7 +45,9 @@ def solve(
     `rescaling` is given each block before its layers are measured.
     """
     rows = {row.layer.name: row for row in made.rows if row.scheme}
-    run = _Run(model, frontend, made.storage_type, _float_outputs(model, rows, frontend, data), rescaling, data.seed)
+    shared = SharedScales(made.rows, partial(frontend.weight, model))
+    outputs = _float_outputs(model, rows, frontend, data)
+    run = _Run(model, frontend, made.storage_type, outputs, shared, rescaling, data.seed)
     solved: dict[str, Solved] = {}
     try:
         # What waits inside of the calibration is let go of also when a layer cannot be solved.
@@ -76,6 +79,8 @@ class _Run:
     storage_type: ScaleType
     #: Statistics by name of the outputs that layers have in the float model, as corrections want them.
     outputs: Mapping[str, Mapping[str, Any]]
+    #: The schemes of layers that share a global scale.
+    shared: SharedScales
     #: What has divided some of them since.
     rescaling: Rescaling | None = None
     seed: int = 0
@@ -171,7 +176,8 @@ def _solve(row: PlanRow, statistics: Mapping[str, Any], run: _Run) -> Solved:
     weight = run.frontend.weight(run.model, row.layer)
     started = time.perf_counter()
     try:
-        solution = row.algorithm(weight, statistics, row.scheme)
+        scheme = run.shared.scheme(row)
+        solution = under(row.algorithm(weight, statistics, scheme), row.scheme)
         seconds = time.perf_counter() - started
         activations = _activations(row, statistics)
     except FewbitError as error:
@@ -182,7 +188,7 @@ def _solve(row: PlanRow, statistics: Mapping[str, Any], run: _Run) -> Solved:
         return found
     values, moment = found.replacement.qtensor.dequantize(), seen.result()
     signal = output_power(weight, moment)
-    nearest = decibels(signal, output_power(quantize(weight, row.scheme).dequantize() - weight, moment))
+    nearest = decibels(signal, output_power(quantize(weight, scheme).dequantize() - weight, moment))
     return replace(found, nearest_sqnr=nearest, solved_sqnr=decibels(signal, output_power(values - weight, moment)))
 
 

@@ -248,7 +248,8 @@ def test_one_token_of_huge_activations_decides_unless_tokens_count_alike():
 
 def test_auto_is_group_aware_up_to_4_bits_and_none_above():
     weight, inputs = weights(24, 64), correlated(64)
-    for text, order in (("int4 g16", "group-aware"), ("int5 g16", "none"), ("nf4 g16", "none")):
+    named_orders = (("int4 g16", "group-aware"), ("int5 g16", "none"), ("nf4 g16", "group-aware"), ("e4m3 g16", "none"))
+    for text, order in named_orders:
         auto, named, other = (
             solved(text, weight, inputs, gptq(order=which, sweeps=0)).codes
             for which in ("auto", order, {"none": "group-aware", "group-aware": "none"}[order])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewbit.algorithms import column_scales, columns, columns_batched
 from fewbit.algorithms.column_loop import assembled, order_of
-from fewbit.algorithms.column_scales import ColumnScales, own_scales, spans_of
+from fewbit.algorithms.column_scales import ColumnScales, plain_scales, spans_of
 from fewbit.algorithms.hessian import factor_each
 from fewbit.formats.scale_type import round_scale
 from fewbit.qtensor import QTensor
@@ -52,7 +52,7 @@ def rounded_groups(weight: Tensor, moment: Tensor, scheme: Scheme, options: Gptq
     gradient = torch.matmul(grouped(weight) - units * scale, hessian.damped)
     own = (scale, zero, every)
     columns_batched.descend(units, gradient, hessian.damped[:, None], own, grid, options.sweeps)
-    if options.fit and own_scales(scheme) and len(spans_of(width, scheme)) == 1:
+    if options.fit and plain_scales(scheme) and len(spans_of(width, scheme)) == 1:
         scales = replace(scales, scale=_fitted(units, gradient, hessian.damped, scale, scheme).reshape(weight.shape))
     return assembled(units.reshape(weight.shape), scales, stored, scheme), hessian.damping
 

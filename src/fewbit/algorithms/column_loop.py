@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewbit.algorithms import column_scales, columns
 from fewbit.algorithms.column_order import ORDERS, Order
-from fewbit.algorithms.column_scales import ColumnScales, own_scales, spans_of
+from fewbit.algorithms.column_scales import ColumnScales, at_levels, own_scales, plain_scales, spans_of
 from fewbit.algorithms.hessian import Hessian, factor
 from fewbit.algorithms.scale_fit import fitted_scales
 from fewbit.formats.integer import Int
@@ -42,7 +42,7 @@ def order_of(options: Gptq, scheme: Scheme) -> Order:
     """Return the order of the columns, `auto` resolved."""
     if options.order != "auto":
         return options.order
-    return "group-aware" if isinstance(scheme.format, Int) and scheme.format.bits <= 4 else "none"
+    return "group-aware" if scheme.format.bits <= 4 else "none"
 
 
 def as_torch(array: Array) -> Tensor:
@@ -78,18 +78,22 @@ class _ColumnLoop:
         self.weight, self.hessian, self.scheme, self.options = weight, hessian, scheme, options
         #: Scales are chosen when a group is reached, from weights that hold the errors made before.
         self.dynamic = own_scales(scheme) and options.order != "activation"
+        if scheme.scale_scheme is not None:
+            self.dynamic &= scheme.symmetric
+        #: What scales that are quantized themselves are counted in, (out, groups).
+        self.unit: Tensor | None = None
         self.spans = spans_of(weight.shape[1], scheme)
         self.grid = columns.grid_of(scheme.format, weight)
 
     def run(self) -> QTensor:
         """Return the rounded weight."""
         stored = None
-        if self.dynamic:
-            scales = ColumnScales.open(self.weight, self.spans)
-        else:
+        if not self.dynamic or self.scheme.scale_scheme is not None:
             importance = column_scales.importances(self.hessian)
             stored = column_scales.fixed(self.weight, importance, self.scheme, search=self.options.search)
-            scales = ColumnScales.of(stored)
+            self.unit = column_scales.units_of_scales(stored) if self.dynamic else None
+        fixed = stored is not None and not self.dynamic
+        scales = ColumnScales.of(stored) if fixed else ColumnScales.open(self.weight, self.spans)
         units = self._rounded(scales)
         return assembled(units, self._improved(units, scales), stored, self.scheme)
 
@@ -133,16 +137,20 @@ class _ColumnLoop:
     def _choose(self, scales: ColumnScales, working: Tensor, start: int, stop: int) -> None:
         """Choose scale and zero point of the group of columns `start` to `stop` in the order of rounding."""
         importance = self.hessian.upper.diagonal()[start:stop].double().pow(-2)
-        group = int(scales.index[self.hessian.order[start]])
-        scale, zero = column_scales.chosen(
-            working[:, start:stop].contiguous(), importance, self.scheme, search=self.options.search
+        group, search = int(scales.index[self.hessian.order[start]]), self.options.search
+        own = working[:, start:stop].contiguous()
+        if self.unit is not None:
+            unit = self.unit[:, group]
+            scales.scale[:, group] = column_scales.chosen_level(own, importance, self.scheme, unit, search=search)
+            return
+        scales.scale[:, group], scales.zero[:, group] = column_scales.chosen(
+            own, importance, self.scheme, search=search
         )
-        scales.scale[:, group], scales.zero[:, group] = scale, zero
 
     def _improved(self, units: Tensor, scales: ColumnScales) -> ColumnScales:
         """Descend from `units`, in place, and return the scales fitted to them."""
         size = self.spans[0][1] - self.spans[0][0]
-        fits = self.options.fit and own_scales(self.scheme) and units.shape[1] % size == 0
+        fits = self.options.fit and plain_scales(self.scheme) and units.shape[1] % size == 0
         if not (self.options.sweeps or fits):
             return scales
         moment = self.hessian.damped
@@ -161,9 +169,11 @@ def assembled(units: Tensor, scales: ColumnScales, stored: QTensor | None, schem
     form = scheme.format
     shifted = units if scheme.symmetric else (units + scales.by_column(scales.zero)).round()
     codes = form.to_codes(shifted) if isinstance(form, Int) else form.encode(units)
-    if stored is not None and not own_scales(scheme):
-        return QTensor(codes=codes, scale=stored.scale, zero_point=stored.zero_point, scheme=scheme)
     own = scales.by_span(spans_of(units.shape[1], scheme))
+    if stored is not None and not plain_scales(scheme):
+        levelled = own_scales(scheme) and scheme.symmetric
+        scale = at_levels(own, stored) if levelled else stored.scale
+        return QTensor(codes=codes, scale=scale, zero_point=stored.zero_point, scheme=scheme)
     shape = scale_shape(tuple(units.shape), scheme)
     zeros = own.zero.reshape(shape)
     kept = None if scheme.symmetric else zeros if scheme.float_zero else scheme.grid.integer.to_codes(zeros)

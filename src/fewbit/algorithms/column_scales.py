@@ -15,10 +15,11 @@ from fewbit.algorithms.column_order import Span
 from fewbit.algorithms.hessian import Hessian
 from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import round_scale
-from fewbit.numerics.groups import beside_boxes, merge, split
-from fewbit.qtensor import QTensor, quantize
+from fewbit.numerics.groups import spread
+from fewbit.qtensor import QTensor, group_scales, quantize, searched_levels
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.minmax import MinMax
+from fewbit.ranges.scale_levels import ScaleLevels
 from fewbit.ranges.squared_error import SquaredError
 from fewbit.schemes.granularity import PerChannel, PerGroup
 from fewbit.schemes.scheme import Scheme
@@ -53,8 +54,10 @@ class ColumnScales:
         box = stored.scheme.granularity.box(shape)
 
         def by_column(part: Tensor | None) -> Tensor:
-            blank = torch.zeros(shape, device=scale.device)
-            return blank if part is None else merge(split(blank, box) + beside_boxes(part.float()), shape)
+            if part is None:
+                return torch.zeros(shape, device=scale.device)
+            found: Tensor = spread(part.float(), shape, box).contiguous()
+            return found
 
         return cls(by_column(scale), by_column(stored.zero_point), torch.arange(shape[1], device=scale.device))
 
@@ -73,9 +76,47 @@ class ColumnScales:
 
 
 def own_scales(scheme: Scheme) -> bool:
-    """Whether each row has scales of its own, for groups of columns or for all, kept as plain floats."""
-    each_row = scheme.granularity == PerChannel() or isinstance(scheme.granularity, PerGroup)
-    return each_row and scheme.scale_scheme is None
+    """Whether each row has scales of its own, for groups of columns or for all."""
+    return scheme.granularity == PerChannel() or isinstance(scheme.granularity, PerGroup)
+
+
+def plain_scales(scheme: Scheme) -> bool:
+    """Whether those are kept as plain floats."""
+    return own_scales(scheme) and scheme.scale_scheme is None
+
+
+def units_of_scales(stored: QTensor) -> Tensor | None:
+    """Return what scales that are quantized themselves are counted in, (out, groups); `None` for plain floats."""
+    if not isinstance(stored.scale, QTensor):
+        return None
+    inner = stored.scale
+    found: Tensor = spread(inner.scale_values(), inner.shape, inner.scheme.granularity.box(inner.shape))
+    return found
+
+
+def at_levels(scales: ColumnScales, stored: QTensor) -> QTensor:
+    """Return the scales of whole groups as `stored` has them, that are levels in units of its own."""
+    inner, unit = stored.scale, units_of_scales(stored)
+    assert isinstance(inner, QTensor)
+    codes = ScaleLevels(inner.scheme.format).nearest(scales.scale, unit)
+    return replace(inner, codes=codes.reshape(inner.shape))
+
+
+def chosen_level(group: Tensor, importance: Tensor, scheme: Scheme, unit: Tensor, *, search: bool) -> Tensor:
+    """Return the scale (out,) for one group of columns (out, k), a level counted in `unit` (out,)."""
+    assert scheme.scale_scheme is not None
+    if search and isinstance(scheme.ranging, AbsMax):
+        scheme = replace(scheme, range_method=SquaredError())
+    boxes, axes, unit = group[:, None, None, :], (1, 3), unit[:, None, None, None]
+    weights, levels = (importance / importance.mean()).float(), searched_levels(scheme)
+    if levels is None:
+        low, high = scheme.ranging(boxes, axes, scheme.grid, weights)
+        plain = ScaleLevels(scheme.scale_scheme.format)
+        found: Tensor = plain.format.decode(plain.nearest(group_scales(low, high, scheme), unit)) * unit
+        return found.reshape(-1)
+    wanted = group_scales(*AbsMax()(boxes, axes), scheme)
+    best: Tensor = levels(boxes, axes, scheme.grid, weights, wanted, unit)[0]
+    return best.reshape(-1)
 
 
 def spans_of(width: int, scheme: Scheme) -> list[Span]:

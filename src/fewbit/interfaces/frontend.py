@@ -38,6 +38,9 @@ class Frontend(Protocol):
     def products(self, model: Any, batch: Any | None) -> list[Layer]:
         """Return the products inside attention that a run on `batch` shows; `None`: one that the model has itself."""
 
+    def shared_inputs(self, model: Any, layers: Sequence[Layer], batch: Any | None) -> Sequence[tuple[str, ...]] | None:
+        """Return which `layers` of a module are given the same, together; `None` where only a `batch` would show it."""
+
     def floats(self, model: Any) -> list[StoredTensor]:
         """Return every stored parameter and buffer, one that hangs at several places under its first name."""
 

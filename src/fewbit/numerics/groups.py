@@ -46,3 +46,9 @@ def beside_boxes(parameters: Array) -> Array:
     """Return per-box parameters of shape (n0, n1, ...) as (n0, 1, n1, 1, ...), ready to broadcast."""
     xp = array_namespace(parameters)
     return xp.reshape(parameters, tuple(size for n in parameters.shape for size in (n, 1)))
+
+
+def spread(parameters: Array, shape: tuple[int, ...], box: tuple[int, ...]) -> Array:
+    """Return per-box parameters (n0, n1, ...) for each number of an array of `shape`."""
+    whole = tuple(size for pair in zip(counts(shape, box), box, strict=True) for size in pair)
+    return merge(array_namespace(parameters).broadcast_to(beside_boxes(parameters), whole), shape)

@@ -1,6 +1,7 @@
 """Searches and their loops where a compiler looks on: none is unrolled, and none is compiled again for equal shapes.
 
-A search is a function `(self, boxes, axes, grid, weights)` of two arrays and of three values that can be hashed.
+A search is a function `(self, boxes, axes, grid, weights, ...)` of arrays and, first, third and fourth, of three values
+that can be hashed.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ def whole(method: Callable[..., Bounds]) -> Callable[..., Bounds]:
     """
 
     @wraps(method)
-    def run(self: Any, boxes: Array, axes: tuple[int, ...], grid: Any, weights: Array | None = None) -> Bounds:
+    def run(
+        self: Any, boxes: Array, axes: tuple[int, ...], grid: Any, weights: Array | None = None, *more: Array
+    ) -> Bounds:
         if is_torch(boxes):
             import torch
 
             if torch.compiler.is_compiling():
-                eager: Bounds = torch.compiler.disable(method)(self, boxes, axes, grid, weights)  # type: ignore[no-untyped-call]
+                eager: Bounds = torch.compiler.disable(method)(self, boxes, axes, grid, weights, *more)  # type: ignore[no-untyped-call]
                 return eager
         elif is_jax(boxes) and not _is_traced(boxes):
-            return _compiled(method)(self, boxes, axes, grid, weights)
-        return method(self, boxes, axes, grid, weights)
+            return _compiled(method)(self, boxes, axes, grid, weights, *more)
+        return method(self, boxes, axes, grid, weights, *more)
 
     return run
 

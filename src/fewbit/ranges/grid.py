@@ -1,7 +1,7 @@
 """The grid that a range will be used for: from bounds to scale and zero point, and the error that they leave.
 
 Range methods that search ask it for the squared error of trial bounds; `quantize` asks it for the parameters it uses.
-Both go through the same arithmetic, so the error searched is the error made (but for a scale that is itself quantized).
+Both go through the same arithmetic, so the error searched is the error made.
 """
 
 from __future__ import annotations
@@ -85,7 +85,13 @@ class Grid:
 
     def error(self, boxes: Array, low: Array, high: Array, axes: tuple[int, ...], weights: Array | None) -> Array:
         """Return the squared error, summed over `axes` and weighted by `weights`, that bounds leave."""
-        scale, zero = self.parameters(low, high)
+        return self.error_under(self.parameters(low, high), boxes, axes, weights)
+
+    def error_under(
+        self, parameters: tuple[Array, Array | None], boxes: Array, axes: tuple[int, ...], weights: Array | None
+    ) -> Array:
+        """Return the same for a scale, as it is stored, and its zero point."""
+        scale, zero = parameters
         parts = [self._error(part, scale, zero, axes, own) for part, own in pieces(boxes, axes, weights)]
         return sum(parts[1:], start=parts[0])
 

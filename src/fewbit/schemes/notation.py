@@ -1,9 +1,9 @@
 """The text notation of schemes, parsed and printed here and nowhere else.
 
 text = FORMAT [GRANULARITY] [narrow] [sym | asym | float-zero] [static] [RANGE], words in any order after the format,
-or the name of a whole scheme: mxfp4, nvfp4, fp16, ... GRANULARITY is tensor, channel, channel:1, channel:0x4, g64,
-tile128x128 or token. What is left out is the field's usual: of weights `g128` for 4 bits and fewer, else `channel`,
-symmetric; of inputs `token`, or `tensor` when static, and asymmetric for integers.
+or the name of a whole scheme: mxfp4, nvfp4, ..., which takes RANGE mse or lsq, and fp16, bf16. GRANULARITY is tensor,
+channel, channel:1, channel:0x4, g64, tile128x128 or token. What is left out is the usual: of weights `g128` for 4
+bits and fewer, else `channel`, symmetric; of inputs `token`, or `tensor` when static, and asymmetric for integers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from fewbit.schemes.casts import CASTS
 from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.scheme import Scheme
 
-#: Whole schemes by name, which take no further word.
+#: Whole schemes by name.
 WHOLE = {**BLOCK_FORMATS, **CASTS}
 #: Words of the design that this version does not know yet.
 _LATER = {"q4_k", "q8_0"}
 _SYMMETRIES = ("sym", "asym", "float-zero")
+#: Range methods that try levels of scales which are quantized themselves.
+_SEARCHES = ("mse", "lsq")
 #: Characters of a scheme.
 _LONGEST = 200
 _FLAGS = ("narrow", "static", *_SYMMETRIES, "tensor", "channel", "gN", "tileNxM", "token")
@@ -63,10 +65,7 @@ def _parsed(text: str, usual: Callable[[NumberFormat, bool], tuple[Granularity, 
     head, *rest = _words(text)
     _refuse_later(head)
     if head in WHOLE:
-        if rest:
-            raise SchemeError(f"{head} is a whole scheme and takes no further word; drop {' '.join(rest)!r}")
-        whole: Scheme = lookup(WHOLE, head, what="scheme", error=SchemeError)
-        return whole
+        return _whole(head, rest)
     if head not in FORMATS:
         raise SchemeError(unknown(head, [*FORMATS, *WHOLE], what="number format"))
     number_format: NumberFormat = lookup(FORMATS, head, what="number format")
@@ -93,6 +92,17 @@ def _parsed(text: str, usual: Callable[[NumberFormat, bool], tuple[Granularity, 
     )
 
 
+def _whole(name: str, further: list[str]) -> Scheme:
+    """Return a whole scheme, its scales searched if a word says so."""
+    scheme: Scheme = lookup(WHOLE, name, what="scheme", error=SchemeError)
+    if not further:
+        return scheme
+    if not scheme.scaled or len(further) > 1 or further[0] not in _SEARCHES:
+        takes = "no further word" if not scheme.scaled else f"one further word, {' or '.join(_SEARCHES)}"
+        raise SchemeError(f"{name} is a whole scheme and takes {takes}; drop {' '.join(further)!r}")
+    return replace(scheme, range_method=lookup(RANGES, further[0], what="range method")())
+
+
 def _words(text: str) -> list[str]:
     if not isinstance(text, str):
         raise SchemeError(f"a scheme is text such as 'int4 g64', not {text!r:.80}")
@@ -116,9 +126,12 @@ def scheme_to_text(scheme: Scheme) -> str:
     'int4 g128'
     """
     # Only casts and scales that are quantized have a name as a whole.
-    for name in WHOLE if scheme.scale_scheme is not None or not scheme.scaled else ():
-        if scheme == lookup(WHOLE, name, what="scheme"):
+    for name in BLOCK_FORMATS if scheme.scale_scheme is not None else () if scheme.scaled else CASTS:
+        whole = lookup(WHOLE, name, what="scheme")
+        if scheme == whole:
             return name
+        if scheme.scaled and scheme == replace(whole, range_method=scheme.range_method):
+            return f"{name} {scheme.ranging.name}"
     words = [scheme.format.name]
     if getattr(scheme.format, "narrow", False):
         words.append("narrow")

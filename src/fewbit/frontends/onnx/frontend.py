@@ -79,8 +79,7 @@ class OnnxFrontend:
         assert own.weight.const_value is not None
         with np.errstate(over="ignore"):  # of a double; found below
             weight: Numbers = own.arrangement.matrix(own.weight.const_value.numpy()).astype(np.float32, copy=False)
-        bad = int(np.count_nonzero(~np.isfinite(weight)))
-        if bad:
+        if bad := int(np.count_nonzero(~np.isfinite(weight))):
             raise NonFiniteError(f"{layer.name}: {bad} of {weight.size} weights are NaN or infinite; repair or keep it")
         if float(np.abs(weight).max()) > _LARGEST:
             raise NonFiniteError(
@@ -101,8 +100,7 @@ class OnnxFrontend:
         assert value.const_value is not None
         with np.errstate(over="ignore"):  # of a double; found below
             bias: Numbers = value.const_value.numpy().astype(np.float32).reshape(-1)
-        bad = int(np.count_nonzero(~np.isfinite(bias)))
-        if bad:
+        if bad := int(np.count_nonzero(~np.isfinite(bias))):
             raise NonFiniteError(
                 f"{layer.name}.bias: {bad} of its numbers are NaN or infinite; repair them, or keep the layer"
             )
@@ -137,6 +135,13 @@ class OnnxFrontend:
     def products(self, model: OnnxModel, batch: Any | None) -> list[Layer]:  # noqa: ARG002
         """Return the products inside attention, which the graph shows without a run."""
         return [own.layer for own in find_products(model.graph)]
+
+    def shared_inputs(self, model: OnnxModel, layers: Sequence[Layer], batch: Any) -> list[tuple[str, ...]]:  # noqa: ARG002
+        """Return which `layers` read the same value of the graph, together."""
+        alike: dict[ir.Value, list[str]] = {}
+        for layer in layers:
+            alike.setdefault(model.found[layer.name].data, []).append(layer.name)
+        return [tuple(names) for names in alike.values() if len(names) > 1]
 
     def product_problems(self, model: OnnxModel, wanted: Sequence[tuple[Layer, Scheme]]) -> Sequence[str]:
         """Return what a graph cannot do with its products."""
@@ -229,12 +234,7 @@ class OnnxFrontend:
     def value_statistics(
         self, model: OnnxModel, wanted: Mapping[str, str], batches: Sequence[Any]
     ) -> Mapping[str, Any]:
-        """Return the statistic that is `wanted` of all numbers of each value, by its name in the graph.
-
-        Raises:
-            CalibrationError: the graph has no value of that name.
-
-        """
+        """Return the statistic that is `wanted` of all numbers of each value, by its name; of none is an error."""
         return gather(model, wanted, batches, lambda _, numbers: numbers.reshape(-1, 1))
 
     def value_extremes(self, model: OnnxModel, batches: Sequence[Any]) -> Mapping[str, tuple[float, float]]:

@@ -15,6 +15,7 @@ from fewbit.float_bias import FloatBias
 from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.batches import adopted, fed
 from fewbit.frontends.torch.calibration import CalibrationRun
+from fewbit.frontends.torch.calls import evaluating
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.magnitudes import largest_activations, largest_weight
@@ -26,6 +27,7 @@ from fewbit.frontends.torch.product_statistics import product_statistics
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.frontends.torch.rounded_product import RoundedProduct
+from fewbit.frontends.torch.shared_inputs import shared_inputs
 from fewbit.frontends.torch.stored import floats_called, pieces, to_stored
 from fewbit.frontends.torch.stream_rotation import MatrixOf, rotate
 from fewbit.integer_bias import IntegerBias
@@ -63,6 +65,12 @@ class TorchFrontend:
         """Return the products inside attention that a run on `batch` shows."""
         return find_products(model, batch)
 
+    def shared_inputs(
+        self, model: nn.Module, layers: Sequence[Layer], batch: Any | None
+    ) -> list[tuple[str, ...]] | None:
+        """Return which `layers` of a module are given the same tensor in a run, together."""
+        return shared_inputs(model, layers, batch)
+
     def floats(self, model: nn.Module) -> list[StoredTensor]:
         """Return every stored parameter and buffer, one that hangs at several places under its first name."""
         stored: dict[int, StoredTensor] = {}
@@ -99,8 +107,7 @@ class TorchFrontend:
         """
         bias = model.get_submodule(layer.name).bias
         assert isinstance(bias, Tensor)
-        bad = int((~torch.isfinite(bias)).sum())
-        if bad:
+        if bad := int((~torch.isfinite(bias)).sum()):
             raise NonFiniteError(
                 f"{layer.name}.bias: {bad} of its numbers are NaN or infinite; repair them, or keep the layer"
             )
@@ -131,11 +138,7 @@ class TorchFrontend:
         """Return what `layer` would run on."""
         return execution(model, layer, weight, rounded)
 
-    def problems(
-        self,
-        model: nn.Module,  # noqa: ARG002
-        wanted: Sequence[tuple[Quantized, Sequence[str]]],  # noqa: ARG002
-    ) -> Sequence[str]:
+    def problems(self, model: nn.Module, wanted: Sequence[tuple[Quantized, Sequence[str]]]) -> Sequence[str]:  # noqa: ARG002
         """Return nothing: modules run whatever schemes there are."""
         return ()
 
@@ -269,15 +272,10 @@ class TorchFrontend:
 
         The model runs in evaluation mode, and keeps the mode that it had.
         """
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
+        with evaluating(model):
             if isinstance(batch, Mapping):
                 return model(**batch)
             return model(*batch) if isinstance(batch, tuple) else model(batch)
-        finally:
-            for module in training:
-                module.training = True
 
     def probe(self, replacements: Sequence[Any]) -> AbstractContextManager[Mapping[str, float]]:
         """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB."""
