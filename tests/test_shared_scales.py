@@ -80,7 +80,7 @@ def test_the_plan_names_the_partners_of_each_layer():
 @pytest.mark.parametrize("algorithm", ["nearest", {"name": "nearest", "weighted": True}, "gptq"])
 def test_partners_get_the_scale_of_the_largest_magnitude_among_them(algorithm):
     float_model = model()
-    largest = {name: float(float_model.get_submodule(name).weight.abs().max()) for name in FUSED}
+    largest = {name: float(float_model.get_submodule(name).weight.detach().abs().max()) for name in FUSED}
     result = fb.quantize(float_model, rules(algorithm=algorithm), calibration=batches())
     for name, others in FUSED.items():
         parent = name.rpartition(".")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewbit.formats.learned import Learned
 from fewbit.interfaces import QuantizedLayer, StoredTensor, Target
 from fewbit.numerics.packing import packed_length
 from fewbit.qtensor import scale_shape
@@ -19,6 +20,13 @@ def quantized_tensors(
     return weight if quantized.bias == "float" else (*weight, bias)
 
 
+def levels_noted(quantized: QuantizedLayer) -> list[str]:
+    """Return a note for layers whose learned levels take bits that the name of their scheme does not tell."""
+    if not quantized.scheme.learned:
+        return []
+    return [f"{quantized.scheme.bits_per_weight(quantized.layer.shape):.2f} bits a weight with its levels"]
+
+
 def _canonical_tensors(shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredTensor, ...]:
     """Return the parts that a state_dict holds for a weight of `shape`."""
     scales = scale_shape(shape, scheme)
@@ -29,4 +37,7 @@ def _canonical_tensors(shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredTe
         stored = (codes, *_canonical_tensors(scales, scheme.scale_scheme))
     else:
         stored = (codes, StoredTensor("scale", scheme.scale_type or "float32", scales))
+    if isinstance(scheme.format, Learned):
+        table = StoredTensor("codebook", scheme.scale_type or "float32", (shape[0], scheme.format.count))
+        stored = (*stored, table)
     return stored if scheme.symmetric else (*stored, StoredTensor("zero_point", "int8", scales))

@@ -15,7 +15,7 @@ from fewbit.corrections import Correction
 from fewbit.drafts import Draft, draft_of
 from fewbit.errors import PlanError
 from fewbit.fitting import fitted
-from fewbit.footprint import quantized_tensors
+from fewbit.footprint import levels_noted, quantized_tensors
 from fewbit.formats.cast import Cast
 from fewbit.integer_bias import BiasType
 from fewbit.interfaces import (
@@ -254,6 +254,7 @@ def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -
             before += layer.shape[0] * BYTES[storage_type] if quantized.bias != "float" else 0
             after = sum(tensor.nbytes for tensor in quantized_tensors(quantized, storage_type, target))
             notes += [UNTIED] if layer.tied else []
+            notes += levels_noted(quantized)
         else:
             after = 0 if counted_after & set(layer.tied) else whole
             counted_after.add(layer.name)

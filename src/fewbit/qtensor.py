@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
+from fewbit.codebooks import entries, learned
 from fewbit.errors import SchemeError
+from fewbit.formats.learned import Learned
 from fewbit.formats.scale_type import round_scale
 from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split, spread
 from fewbit.numerics.namespace import (
@@ -47,6 +49,8 @@ class QTensor:
     zero_point: Array | None
     #: How the codes came about.
     scheme: Scheme
+    #: Levels of each output where they are learned, float32 (out, levels), ascending and exact in `scheme.scale_type`.
+    codebook: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +66,9 @@ class QTensor:
         if not self.scheme.scaled:
             return self.scheme.format.decode(self.codes)
         box = self.scheme.granularity.box(self.shape)
-        values = self.scheme.format.decode(split(self.codes, box))
+        table = self.codebook
+        whole = self.scheme.format.decode(self.codes) if table is None else entries(self.codes, table)
+        values = split(whole, box)
         if self.zero_point is not None:
             values = values - array_namespace(values).astype(beside_boxes(self.zero_point), values.dtype)
         return merge(values * beside_boxes(self.scale_values()), self.shape)
@@ -71,7 +77,8 @@ class QTensor:
         """Return a copy with `function` applied to every array (to move between devices or frameworks)."""
         scale = self.scale.map(function) if isinstance(self.scale, QTensor) else function(self.scale)
         zero_point = None if self.zero_point is None else function(self.zero_point)
-        return replace(self, codes=function(self.codes), scale=scale, zero_point=zero_point)
+        table = None if self.codebook is None else function(self.codebook)
+        return replace(self, codes=function(self.codes), scale=scale, zero_point=zero_point, codebook=table)
 
 
 def quantize(weight: Array, scheme: Scheme, importance: Array | None = None, seed: int | None = None) -> QTensor:
@@ -90,6 +97,10 @@ def quantize(weight: Array, scheme: Scheme, importance: Array | None = None, see
     """
     shape = tuple(weight.shape)
     box = scheme.granularity.box(shape)
+    if isinstance(scheme.format, Learned):
+        _require_learnable(shape, scheme, seed)
+        codes, scale, table = learned(weight, scheme.format, box, scheme.scale_type, importance)
+        return QTensor(codes=codes, scale=scale, zero_point=None, scheme=scheme, codebook=table)
     scale, stored, zero = _parameters(weight, scheme, importance)
     codes = [
         _codes(weight[rows, ...], rows, box, (scale, zero), scheme, seed)
@@ -111,11 +122,24 @@ def fake_quantize(weight: Array, scheme: Scheme, importance: Array | None = None
     """
     shape = tuple(weight.shape)
     box = scheme.granularity.box(shape)
+    if scheme.learned:
+        raise SchemeError(
+            f"{scheme.format.name} is not for training: its levels are learned once, by fewbit.qtensor.quantize"
+        )
     scale, _, zero = _parameters(stop_gradient(weight), scheme, importance)
     noise = None if seed is None else split(uniform(shape, seed, weight), box)
     # The flush of subnormals to 0 must not stop the gradient of a weight that is 0.
     values = straight_through(weight, to_float32(stop_gradient(weight)), -float("inf"), float("inf"))
     return merge(scheme.grid.rounded(split(values, box), scale, zero, noise), shape)
+
+
+def _require_learnable(shape: tuple[int, ...], scheme: Scheme, seed: int | None) -> None:
+    if len(shape) != 2 or not prod(shape):
+        raise SchemeError(
+            f"{scheme.format.name} learns levels for the rows of a weight (out, in), not of shape {shape}"
+        )
+    if seed is not None:
+        raise SchemeError(f"{scheme.format.name} rounds to nearest only; leave out the seed")
 
 
 def scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:

@@ -22,7 +22,8 @@ class Solved:
     weight_sqnr: float
     #: SQNR in dB that a tenth of its rows stays below, and the one that a tenth goes above; `None` without any weight.
     row_sqnr: tuple[float, float] | None
-    #: How the float weights lie on the levels; `None` for a cast, whose levels are as many as floats of 16 bits.
+    #: How the float weights lie on the levels; `None` for a cast, with levels as many as floats of 16 bits, and where
+    #: each output has levels of its own.
     histogram: LevelHistogram | None
     #: SQNR in dB of the layer's output on the calibration data, rounded to nearest and as solved.
     nearest_sqnr: float | None = None

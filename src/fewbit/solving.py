@@ -209,7 +209,7 @@ def _settled(row: PlanRow, solution: Solution, given: tuple[Activations, Mapping
         statistics={name: own for name, own in statistics.items() if name in read},
         weight_sqnr=left.sqnr,
         row_sqnr=left.rows,
-        histogram=level_histogram(weight, solution.qtensor) if row.scheme.scaled else None,
+        histogram=level_histogram(weight, solution.qtensor) if row.scheme.format.levels and row.scheme.scaled else None,
         damping=solution.damping,
         remarks=solution.remarks,
     )

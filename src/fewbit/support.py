@@ -12,7 +12,7 @@ import numpy as np
 from fewbit.algorithms import ALGORITHMS, problem_of
 from fewbit.catalogue import lookup
 from fewbit.errors import SchemeError
-from fewbit.formats import FORMATS
+from fewbit.formats import FORMATS, LEARNED
 from fewbit.formats.integer import Int
 from fewbit.interfaces import CHECKPOINTS, Layer, QuantizedLayer, checkpoint_format
 from fewbit.presets import PRESETS
@@ -108,7 +108,7 @@ def formats() -> list[FormatRow]:
 @lru_cache
 def schemes() -> tuple[SchemeRow, ...]:
     """Return every format of the catalogue under every granularity, and the whole schemes, each tried on a weight."""
-    texts = [f"{form} {granularity}" for form in FORMATS for granularity in _GRANULARITIES] + list(WHOLE)
+    texts = [f"{form} {granularity}" for form in (*FORMATS, *LEARNED) for granularity in _GRANULARITIES] + list(WHOLE)
     rows = []
     for text in texts:
         scheme = _parsed(text) or _parsed(f"{text} asym")

@@ -96,7 +96,7 @@ def system(width=40, rows=30):
 
 
 def grid_of(levels):
-    return (-8.0, 7.0, torch.empty(0)) if not levels else (0.0, float(len(levels) - 1), torch.tensor(levels))
+    return (-8.0, 7.0, torch.empty(0, 0)) if not levels else (0.0, float(len(levels) - 1), torch.tensor([levels]))
 
 
 @pytest.mark.parametrize("kind", LEVELS)

@@ -17,6 +17,7 @@ from fewbit.algorithms import column_scales, columns
 from fewbit.algorithms.column_order import ORDERS, Order
 from fewbit.algorithms.column_scales import ColumnScales, at_levels, own_scales, plain_scales, spans_of
 from fewbit.algorithms.hessian import Hessian, factor
+from fewbit.algorithms.level_fit import fitted_levels
 from fewbit.algorithms.scale_fit import fitted_scales
 from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import round_scale
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Columns whose errors reach the rest at once.
 _PANEL = 128
+#: How often learned levels are descended to; between, they are fitted.
+_TURNS = 3
 
 
 def rounded(weight: Tensor, moment: SecondMoment, scheme: Scheme, options: Gptq) -> tuple[QTensor, float]:
@@ -80,6 +83,8 @@ class _ColumnLoop:
         self.dynamic = own_scales(scheme) and options.order != "activation"
         if scheme.scale_scheme is not None:
             self.dynamic &= scheme.symmetric
+        if scheme.learned:  # levels are shares of the scales that they were learned under
+            self.dynamic = False
         #: What scales that are quantized themselves are counted in, (out, groups).
         self.unit: Tensor | None = None
         self.spans = spans_of(weight.shape[1], scheme)
@@ -87,15 +92,32 @@ class _ColumnLoop:
 
     def run(self) -> QTensor:
         """Return the rounded weight."""
-        stored = None
+        stored, scales = None, ColumnScales.open(self.weight, self.spans)
         if not self.dynamic or self.scheme.scale_scheme is not None:
             importance = column_scales.importances(self.hessian)
             stored = column_scales.fixed(self.weight, importance, self.scheme, search=self.options.search)
             self.unit = column_scales.units_of_scales(stored) if self.dynamic else None
-        fixed = stored is not None and not self.dynamic
-        scales = ColumnScales.of(stored) if fixed else ColumnScales.open(self.weight, self.spans)
+            scales = scales if self.dynamic else ColumnScales.of(stored)
+            self.grid = columns.grid_of(self.scheme.format, self.weight, stored.codebook)
         units = self._rounded(scales)
+        if stored is not None and stored.codebook is not None:
+            return self._with_levels(units, scales, stored)
         return assembled(units, self._improved(units, scales), stored, self.scheme)
+
+    def _with_levels(self, units: Tensor, scales: ColumnScales, stored: QTensor) -> QTensor:
+        """Descend from `units` and fit the levels, in turn, and return codes with both."""
+        assert stored.codebook is not None
+        tables, moment, wide = stored.codebook, self.hessian.damped, scales.by_column(scales.scale)
+        for turn in range(_TURNS if self.options.fit else 1):
+            gradient = torch.addcmul(self.weight, units, wide, value=-1) @ moment
+            if turn:
+                tables, units = fitted_levels((units, tables), gradient, moment, wide, self.scheme.scale_type)
+                self.grid = columns.grid_of(self.scheme.format, self.weight, tables)
+                gradient = torch.addcmul(self.weight, units, wide, value=-1) @ moment
+            if self.options.sweeps:
+                columns.run("descend", units, gradient, moment, scales.at(slice(None)), self.grid, self.options.sweeps)
+        codes = torch.searchsorted(tables, units.contiguous()).to(torch.uint8)
+        return replace(stored, codes=codes, codebook=tables)
 
     def _rounded(self, scales: ColumnScales) -> Tensor:
         """Return the units (out, in) that the loop over the columns finds."""

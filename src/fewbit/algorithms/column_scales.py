@@ -98,15 +98,15 @@ def at_levels(scales: ColumnScales, stored: QTensor) -> QTensor:
     """Return the scales of whole groups as `stored` has them, that are levels in units of its own."""
     inner, unit = stored.scale, units_of_scales(stored)
     assert isinstance(inner, QTensor)
+    assert unit is not None
     codes = ScaleLevels(inner.scheme.format).nearest(scales.scale, unit)
     return replace(inner, codes=codes.reshape(inner.shape))
 
 
 def chosen_level(group: Tensor, importance: Tensor, scheme: Scheme, unit: Tensor, *, search: bool) -> Tensor:
     """Return the scale (out,) for one group of columns (out, k), a level counted in `unit` (out,)."""
+    scheme = scheme.searched() if search else scheme
     assert scheme.scale_scheme is not None
-    if search and isinstance(scheme.ranging, AbsMax):
-        scheme = replace(scheme, range_method=SquaredError())
     boxes, axes, unit = group[:, None, None, :], (1, 3), unit[:, None, None, None]
     weights, levels = (importance / importance.mean()).float(), searched_levels(scheme)
     if levels is None:
@@ -130,9 +130,9 @@ def fixed(weight: Tensor, importance: Tensor, scheme: Scheme, *, search: bool) -
 
     `importance` (in,) or (out, in) weights the errors of the columns as they come; see `importances`.
     """
-    if search and isinstance(scheme.ranging, AbsMax | MinMax):
-        scheme = replace(scheme, range_method=SquaredError())
-    return quantize(weight, scheme, (importance / importance.mean(-1, keepdim=True)).float())
+    return quantize(
+        weight, scheme.searched() if search else scheme, (importance / importance.mean(-1, keepdim=True)).float()
+    )
 
 
 def importances(hessian: Hessian) -> Tensor:

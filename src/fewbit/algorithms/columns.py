@@ -12,12 +12,15 @@ from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
 
 
-def grid_of(form: NumberFormat, like: Tensor) -> tuple[float, float, Tensor]:
-    """Return (lowest code, highest code, levels) of a format; levels are empty for integers."""
+def grid_of(form: NumberFormat, like: Tensor, tables: Tensor | None = None) -> tuple[float, float, Tensor]:
+    """Return (lowest code, highest code, levels) of a format; levels are empty for integers.
+
+    Levels are (1, n) for all rows, or the `tables` (out, n) of learned ones.
+    """
     if isinstance(form, Int):
-        return float(form.qmin), float(form.qmax), like.new_empty(0)
-    levels = like.new_tensor(form.levels)
-    return 0.0, float(len(form.levels) - 1), levels
+        return float(form.qmin), float(form.qmax), like.new_empty(0, 0)
+    levels = like.new_tensor(form.levels)[None] if tables is None else tables
+    return 0.0, float(levels.shape[1] - 1), levels
 
 
 def run(name: str, *arguments: Any) -> None:

@@ -21,8 +21,12 @@ def _unit(value: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     low, high, levels = grid
     if levels.shape[0] == 0:
         return (value + zero).round().clamp(low, high) - zero
-    last = torch.searchsorted(levels, value.contiguous(), right=True).clamp(1, levels.shape[0] - 1)
-    below, above = levels[last - 1], levels[last]
+    if levels.shape[0] == 1:
+        last = torch.searchsorted(levels[0], value.contiguous(), right=True).clamp(1, levels.shape[1] - 1)
+        below, above = levels[0, last - 1], levels[0, last]
+    else:
+        found = torch.searchsorted(levels, value[:, None].contiguous(), right=True).clamp(1, levels.shape[1] - 1)
+        below, above = (levels.gather(1, place)[:, 0] for place in (found - 1, found))
     return torch.where(value - below <= above - value, below, above)
 
 

@@ -1,6 +1,7 @@
 """GPTQ's inner loops on the CPU, compiled by numba; rows of the weight are independent and run in parallel.
 
-A grid is given as (low, high, levels): codes are low .. high, or indices into sorted `levels` when there are any.
+A grid is given as (low, high, levels): codes are low .. high, or indices into sorted `levels` when there are any,
+(1, n) for all rows or (out, n).
 units = what a code stands for in units of the scale: code - zero point, or a level. # weight: (out, in)
 """
 
@@ -36,11 +37,12 @@ def threads_for(numbers: int) -> Iterator[None]:
 
 
 @numba.njit(fastmath=_FAST, cache=True, inline="always")  # type: ignore[untyped-decorator]
-def _unit(value: Any, zero: Any, grid: Any) -> Any:
+def _unit(value: Any, zero: Any, grid: Any, row: Any) -> Any:
     """Return the nearest unit to `value`, which is in units of the scale."""
-    low, high, levels = grid
-    if levels.shape[0] == 0:
+    low, high, tables = grid
+    if tables.shape[0] == 0:
         return min(max(np.rint(value + zero), low), high) - zero
+    levels = tables[np.intp(row) if tables.shape[0] > 1 else np.intp(0)]
     first, last = 0, levels.shape[0] - 1
     while last - first > 1:
         middle = (first + last) // 2
@@ -166,7 +168,7 @@ def round_columns(weight: Any, upper: Any, scales: Any, grid: Any, units: Any, e
         for j in range(span):
             for row in range(count):
                 value, own = lanes[j, row], scale[first + row, index[j]]
-                unit = _unit(value * (_ONE / own), zero[first + row, index[j]], grid)
+                unit = _unit(value * (_ONE / own), zero[first + row, index[j]], grid, first + row)
                 error[row] = (value - unit * own) / upper[j, j]
                 units[first + row, j] = unit
                 errors[first + row, j] = error[row]
@@ -189,7 +191,7 @@ def descend(units: Any, gradient: Any, moment: Any, scales: Any, grid: Any, swee
             for j in range(units.shape[1]):
                 own, old = scale[row, index[j]], units[row, j]
                 best = old + gradient[row, j] / (moment[j, j] * own)
-                unit = _unit(best, zero[row, index[j]], grid)
+                unit = _unit(best, zero[row, index[j]], grid, row)
                 if unit != old:
                     step = (unit - old) * own
                     units[row, j] = unit

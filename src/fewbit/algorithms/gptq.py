@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fewbit.algorithms.column_order import ORDERS
+from fewbit.algorithms.importance import importance_of
 from fewbit.algorithms.solution import Solution
 from fewbit.errors import MissingExtraError, RecipeError
 from fewbit.numerics.namespace import Array, array_namespace, is_torch
@@ -96,6 +97,11 @@ class Gptq:
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
         values, remarks = as_torch(weight).to(torch.float32), tuple[str, ...]()
         drift = statistics.get(self.statistics[-1]) if self.asymmetric else None
+        if seen.ndim == 3 and scheme.learned:
+            found = quantize(weight, scheme, importance_of(seen, weight))
+            return Solution(
+                found, remarks=("its inputs are in groups: levels are learned, weights rounded to nearest",)
+            )
         if seen.ndim == 3:
             qtensor, used = rounded_groups(values, as_torch(seen).to(values.device), scheme, self)
         elif drift is not None and drift.count:

@@ -9,17 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fewbit.algorithms.importance import importance_of
 from fewbit.algorithms.solution import Solution
 from fewbit.errors import RecipeError
-from fewbit.numerics.namespace import Array, array_namespace, device, to_numpy
+from fewbit.numerics.namespace import Array
 from fewbit.qtensor import quantize
-from fewbit.ranges.absmax import AbsMax
-from fewbit.ranges.minmax import MinMax
+from fewbit.ranges.least_squares import LeastSquares
 from fewbit.ranges.squared_error import SquaredError
 from fewbit.schemes.scheme import Scheme
-
-#: What every column counts besides, as a share of the mean: those that no input reached are rounded too.
-_LEAST = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +40,13 @@ class Nearest:
         """None, or second moments, each token counting alike."""
         return ("relative_second_moment",) if self.weighted else ()
 
+    def problem(self, scheme: Scheme) -> str | None:
+        """Return why weights would change nothing, with the remedy, or `None`."""
+        searches = scheme.learned or isinstance(scheme.searched().ranging, SquaredError | LeastSquares)
+        if not self.weighted or (scheme.scaled and searches):
+            return None
+        return f"nearest weighs the search of scales, and '{scheme}' has none; leave out weighted, or use mse"
+
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
         """Return `weight` (out, in) rounded to the nearest levels, its scales by `statistics` if weighted."""
         if not self.weighted:
@@ -50,21 +54,5 @@ class Nearest:
         moment = (statistics or {}).get(self.statistics[0])
         if moment is None or not moment.count:
             return Solution(quantize(weight, scheme), remarks=("no calibration input reached it: not weighted",))
-        searching = isinstance(scheme.ranging, AbsMax | MinMax)
-        searched = replace(scheme, range_method=SquaredError()) if searching else scheme
-        found = quantize(weight, searched, importance_of(moment.result(), weight))
+        found = quantize(weight, scheme.searched(), importance_of(moment.result(), weight))
         return Solution(replace(found, scheme=scheme))
-
-
-def importance_of(moment: Array, weight: Array) -> Array:
-    """Return what errors of the columns of `weight` (out, in) count, float32 (in,) with a mean of 1.
-
-    `moment` is (in, in); of a convolution in groups (groups, in, in), and the result (out, in).
-    """
-    xp, own = array_namespace(weight), to_numpy(moment)
-    diagonal = own.diagonal(axis1=-2, axis2=-1).astype("float64")
-    mean = diagonal.mean(axis=-1, keepdims=True)
-    shares = diagonal / (mean + (mean == 0)) + _LEAST
-    if own.ndim == 3:
-        shares = shares.repeat(weight.shape[0] // own.shape[0], axis=0)
-    return xp.asarray(shares.astype("float32"), device=device(weight))

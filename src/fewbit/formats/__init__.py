@@ -22,3 +22,5 @@ FORMATS = {
     "binary": "fewbit.formats.codebook:BINARY",
     "ternary": "fewbit.formats.codebook:TERNARY",
 }
+#: Formats whose levels are learned for each tensor, likewise.
+LEARNED = {f"kmeans{bits}": f"fewbit.formats.learned:KMEANS{bits}" for bits in (2, 3, 4)}

@@ -63,6 +63,7 @@ def embedding(indices: Tensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
         scale=weight.scale_values()[rows],
         zero_point=None if weight.zero_point is None else weight.zero_point[rows],
         scheme=replace(weight.scheme, scale_scheme=None),
+        codebook=None if weight.codebook is None else weight.codebook[rows],
     )
     values: Tensor = picked.dequantize()
     return values.to(dtype).reshape(*indices.shape, -1)

@@ -17,11 +17,13 @@ from fewbit.schemes.scheme import Scheme
 
 
 def packed(qtensor: QTensor) -> dict[str, Tensor]:
-    """Return codes, scale and zero point; those of a scale that is itself quantized after `scale_`."""
+    """Return codes, scale, zero point and learned levels; those of a scale that is itself quantized after `scale_`."""
     found = {"codes": _signed(qtensor.codes.contiguous())}
     if qtensor.zero_point is not None:
         zero = qtensor.zero_point.contiguous()
         found["zero_point"] = zero.view(torch.int32) if zero.is_floating_point() else _signed(zero)
+    if qtensor.codebook is not None:
+        found["codebook"] = qtensor.codebook.contiguous().view(torch.int32)
     if isinstance(qtensor.scale, QTensor):
         return found | {f"scale_{name}": tensor for name, tensor in packed(qtensor.scale).items()}
     return found | {"scale": qtensor.scale.contiguous().view(torch.int32)}
@@ -40,7 +42,8 @@ def unpacked(tensors: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
         zero = zero.view(torch.float32)
     elif zero is not None:
         zero = _own(zero, scheme)
-    return QTensor(codes=_own(tensors["codes"], scheme), scale=scale, zero_point=zero, scheme=scheme)
+    table = tensors["codebook"].view(torch.float32) if scheme.learned else None
+    return QTensor(codes=_own(tensors["codes"], scheme), scale=scale, zero_point=zero, scheme=scheme, codebook=table)
 
 
 def _signed(codes: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from fewbit.formats.number_format import NumberFormat
@@ -29,6 +29,10 @@ class ScaleLevels:
     #: The least scale that is surely tried, as a share of the one that the extremes ask for.
     smallest: float = 0.4
 
+    @property
+    def _levels(self) -> tuple[float, ...]:
+        return tuple(level for level in self.format.levels if level > 0.0)
+
     def nearest(self, wanted: Array, unit: Array) -> Array:
         """Return the codes of the levels nearest to the scales `wanted`, counted in `unit`; none stands for 0."""
         return self.positive(self.format.encode(wanted * (1.0 / unit)))
@@ -36,7 +40,7 @@ class ScaleLevels:
     def positive(self, codes: Array) -> Array:
         """Return `codes` with those that stand for 0 replaced by the least level: a scale of 0 erases a group."""
         xp = array_namespace(codes)
-        least = self.format.encode(constants_like([_positive(self.format)[0]], "float32", codes))
+        least = self.format.encode(constants_like([self._levels[0]], "float32", codes))
         return xp.where(self.format.decode(codes) > 0.0, codes, xp.broadcast_to(least, codes.shape))
 
     @whole
@@ -54,8 +58,8 @@ class ScaleLevels:
         `wanted` are the scales that clip nothing; the level nearest to it stays where none is better.
         """
         xp = array_namespace(boxes)
-        levels = constants_like(list(_positive(self.format)), "float32", boxes)
-        last = rank(_positive(self.format), wanted * (1.0 / unit) * _WIDEST) - 1
+        levels = constants_like(list(self._levels), "float32", boxes)
+        last = rank(self._levels, wanted * (1.0 / unit) * _WIDEST) - 1
 
         def trial(codes: Array) -> tuple[Array, Array, Array]:
             scale = self.format.decode(codes) * unit
@@ -68,19 +72,13 @@ class ScaleLevels:
             improved = found[2] < best[2]
             return tuple(xp.where(improved, new, old) for new, old in zip(found, best, strict=True))
 
-        steps = _within(self.format, self.smallest / _WIDEST)
+        steps = _within(self._levels, self.smallest / _WIDEST)
         best = repeat(steps, better, trial(self.nearest(wanted, unit)))
         return best[0], best[1]
 
 
-@cache
-def _positive(number_format: NumberFormat) -> tuple[float, ...]:
-    return tuple(level for level in number_format.levels if level > 0.0)
-
-
-@cache
-def _within(number_format: NumberFormat, ratio: float) -> int:
+@lru_cache
+def _within(levels: tuple[float, ...], ratio: float) -> int:
     """Return how many levels there are at most from one down to `ratio` times it, and the next."""
-    levels = _positive(number_format)
     ends = [bisect_right(levels, level / ratio) for level in levels]
     return max(end - start for start, end in enumerate(ends)) + 1

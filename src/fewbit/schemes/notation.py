@@ -14,8 +14,9 @@ from dataclasses import replace
 
 from fewbit.catalogue import lookup, unknown
 from fewbit.errors import SchemeError
-from fewbit.formats import FORMATS
+from fewbit.formats import FORMATS, LEARNED
 from fewbit.formats.integer import Int
+from fewbit.formats.learned import Learned
 from fewbit.formats.number_format import NumberFormat
 from fewbit.ranges import RANGES
 from fewbit.schemes.block_formats import BLOCK_FORMATS
@@ -66,9 +67,10 @@ def _parsed(text: str, usual: Callable[[NumberFormat, bool], tuple[Granularity, 
     _refuse_later(head)
     if head in WHOLE:
         return _whole(head, rest)
-    if head not in FORMATS:
-        raise SchemeError(unknown(head, [*FORMATS, *WHOLE], what="number format"))
-    number_format: NumberFormat = lookup(FORMATS, head, what="number format")
+    named = {**FORMATS, **LEARNED}
+    if head not in named:
+        raise SchemeError(unknown(head, [*named, *WHOLE], what="number format"))
+    number_format: NumberFormat = lookup(named, head, what="number format")
     granularities = [found for word in rest if (found := _granularity(word))]
     methods = [word for word in rest if word in RANGES]
     _at_most_one(text, "granularities", [granularity.name for granularity in granularities])
@@ -176,11 +178,16 @@ def _granularity(word: str) -> Granularity | None:
 
 def _usual_of_weights(number_format: NumberFormat, static: bool) -> tuple[Granularity, bool]:  # noqa: ARG001
     """Return granularity and symmetry."""
-    return (PerGroup(128) if number_format.bits <= 4 else PerChannel()), True
+    few = number_format.bits <= 4 and not isinstance(number_format, Learned)
+    return (PerGroup(128) if few else PerChannel()), True
 
 
 def _usual_of_inputs(number_format: NumberFormat, static: bool) -> tuple[Granularity, bool]:
     """Return granularity and symmetry; asymmetric int8 halves the error of symmetric on a language model's inputs."""
+    if isinstance(number_format, Learned):
+        raise SchemeError(
+            f"{number_format.name} learns levels of weights, which inputs and outputs do not have; use int8"
+        )
     return (PerTensor() if static else PerToken()), not isinstance(number_format, Int)
 
 

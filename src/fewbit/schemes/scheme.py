@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fewbit.errors import SchemeError
 from fewbit.formats.cast import Cast
 from fewbit.formats.integer import Int
+from fewbit.formats.learned import Learned
 from fewbit.formats.number_format import NumberFormat
 from fewbit.formats.scale_type import ScaleType
 from fewbit.ranges import RangeMethod
@@ -15,7 +16,8 @@ from fewbit.ranges.fixed import Fixed
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.least_squares import LeastSquares
 from fewbit.ranges.minmax import MinMax
-from fewbit.schemes.granularity import Granularity, PerChannel, PerTensor
+from fewbit.ranges.squared_error import SquaredError
+from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
 
 __all__ = ["ScaleType", "Scheme"]
 
@@ -59,6 +61,8 @@ class Scheme:
             self._check_scale_scheme(self.scale_scheme)
         if not self.scaled:
             self._check_cast()
+        if self.learned:
+            self._check_learned()
         if self.static:
             self._check_static()
         if self.range_method is None:
@@ -78,6 +82,17 @@ class Scheme:
         if self.scale_type or self.scale_scheme:
             raise SchemeError(f"{self.format.name} is a cast and has no scale; leave out its type")
 
+    def _check_learned(self) -> None:
+        name = self.format.name
+        if self.granularity != PerChannel() and not isinstance(self.granularity, PerGroup):
+            raise SchemeError(
+                f"{name} learns levels for each output, not by {self.granularity.name}; use channel or g128"
+            )
+        if self.range_method not in (None, AbsMax()) or self.static or self.scale_scheme:
+            raise SchemeError(
+                f"{name} learns its levels from the weights: leave out range, static and scheme of the scale"
+            )
+
     def _check_static(self) -> None:
         if self.granularity not in (PerTensor(), PerChannel()):
             raise SchemeError(f"static ranges are per tensor or channel, not {self.granularity.name!r}; drop static")
@@ -88,6 +103,8 @@ class Scheme:
             raise SchemeError(f"a static range per channel comes from extremes: absmax or minmax, not {method.name}")
 
     def _usual_range(self) -> RangeMethod:
+        if self.learned:
+            return AbsMax()
         if not self.scaled:
             return Fixed(1.0)
         if not self.symmetric:
@@ -101,6 +118,11 @@ class Scheme:
         return not isinstance(self.format, Cast)
 
     @property
+    def learned(self) -> bool:
+        """Whether each output has levels of its own, learned from its weights."""
+        return isinstance(self.format, Learned)
+
+    @property
     def ranging(self) -> RangeMethod:
         """The range method in force."""
         assert self.range_method is not None  # set by __post_init__
@@ -111,6 +133,11 @@ class Scheme:
         settled = self.scale_type or self.scale_scheme or not self.scaled
         return self if settled else replace(self, scale_type=scale_type)
 
+    def searched(self) -> Scheme:
+        """Return this scheme with ranges of least squared error where it has those of the extremes."""
+        usual = isinstance(self.ranging, AbsMax | MinMax) and not self.learned
+        return replace(self, range_method=SquaredError()) if usual else self
+
     @property
     def grid(self) -> Grid:
         """The levels and the arithmetic that a range method searches on."""
@@ -119,7 +146,7 @@ class Scheme:
         )
 
     def bits_per_weight(self, shape: tuple[int, ...]) -> float:
-        """Return the mean bits of a number in an array of `shape`: codes, 16-bit scales and zero points."""
+        """Return the mean bits of a number in an array of `shape`: with 16-bit scales, zero points, learned levels."""
         from math import prod
 
         from fewbit.numerics.groups import counts
@@ -132,6 +159,8 @@ class Scheme:
             scale_bits = self.scale_scheme.bits_per_weight(scale_shape)
         zero_bits = 0 if self.symmetric else scale_bits if self.float_zero else self.format.bits
         extra = prod(scale_shape) * (scale_bits + zero_bits)
+        if isinstance(self.format, Learned):
+            extra += shape[0] * self.format.count * (32 if self.scale_type == "float32" else 16)
         return self.format.bits + extra / prod(shape)
 
     def __str__(self) -> str:

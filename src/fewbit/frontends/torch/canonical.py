@@ -2,7 +2,7 @@
 
 `codes`: dense n-bit bytes (uint8), low bits first, rows as in the weight. `scale`: in the scheme's type, or float32
 where that would not be exact; a quantized scale becomes `scale_codes` and `scale_scale`; of a cast there is none.
-`zero_point`: as it is.
+`zero_point`: as it is. `codebook`: learned levels (out, levels), in the scheme's type.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def to_canonical(qtensor: QTensor) -> dict[str, Tensor]:
     if isinstance(qtensor.scale, QTensor):
         return tensors | {f"scale_{name}": tensor for name, tensor in to_canonical(qtensor.scale).items()}
     scale_type = scheme.scale_type or "float32"
+    if qtensor.codebook is not None:
+        tensors["codebook"] = qtensor.codebook.to(getattr(torch, scale_type))
     exact = bool(scale_fits(qtensor.scale, scale_type).all())
     return tensors | {"scale": qtensor.scale.to(getattr(torch, scale_type)) if exact else qtensor.scale}
 
@@ -50,4 +52,5 @@ def from_canonical(tensors: Mapping[str, Tensor], scheme: Scheme, shape: tuple[i
         scale=scale,
         zero_point=tensors.get("zero_point"),
         scheme=scheme,
+        codebook=tensors["codebook"].to(torch.float32) if scheme.learned else None,
     )
