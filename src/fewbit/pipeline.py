@@ -13,6 +13,7 @@ from typing import Any
 from fewbit.attention import installed, round_products
 from fewbit.calibration import Calibration, first_batch, parse_calibration
 from fewbit.clock import Clock
+from fewbit.composition import composition_problems
 from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
@@ -22,7 +23,6 @@ from fewbit.measurement import parse_evaluation
 from fewbit.overflow import needs_check, without_large_activations, without_large_weights
 from fewbit.planning import Plan, resolve
 from fewbit.presets import parse_recipe
-from fewbit.problems import transform_problems
 from fewbit.recipe import Recipe
 from fewbit.reporting import remarks_of, report_of
 from fewbit.rescaling import Rescaling
@@ -275,7 +275,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     made = resolve(source.name, layers, floats, recipe, **settled)
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
-    found = transform_problems(recipe, made.quantized, rotates=frontend.rotates)
+    found = composition_problems(recipe, made.quantized, rotates=frontend.rotates)
     products = [(row.layer, row.input) for row in made.rounded_products if row.input]
     found += untrainable(quantized, frontend, source.framework)
     found += [*frontend.problems(model, wanted), *frontend.product_problems(model, products)]

@@ -13,8 +13,6 @@ from fewbit.recipe import Recipe
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import Scheme
-from fewbit.transforms import on_links, on_models
-from fewbit.transforms.scope import Rounded
 
 
 def idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
@@ -102,23 +100,6 @@ def _bias_problems(quantized: QuantizedLayer) -> list[str]:
             f"an int32 bias needs integer weights of one scale an output, and its weight is '{weight}'; "
             "use weight = 'int8', or leave out `bias`"
         )
-    return problems
-
-
-def transform_problems(recipe: Recipe, quantized: Sequence[QuantizedLayer], *, rotates: bool) -> list[str]:
-    """Return why the transforms of a recipe make no sense for these layers, or cannot be carried out."""
-    transforms = on_links(recipe.transforms)
-    turning = [own.name for own in on_models(recipe.transforms) if own.needs_links]
-    if turning and not rotates:
-        return [
-            f"{' and '.join(turning)}: the residual stream of torch modules only can be rotated; quantize the PyTorch "
-            "module and save it as ONNX, or use smoothquant"
-        ]
-    schemes = {own.layer.name: Rounded(own.scheme, own.input) for own in quantized}
-    problems = [problem for own in transforms if (problem := own.problem(schemes))]
-    if len(transforms) > 1:
-        names = " and ".join(transform.name for transform in transforms)
-        problems.append(f"{names} rescale the same links, and the last would undo the others; keep one")
     return problems
 
 

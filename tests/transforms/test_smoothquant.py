@@ -148,7 +148,7 @@ def test_combinations_without_sense_are_errors_of_the_plan(outliers):
     with pytest.raises(PlanError, match="no rule rounds an input to a scale"):
         fb.quantize(model, recipe("smoothquant", given=None), calibration=[torch.randn(4, 64)])
     both = fb.plan(model, recipe("smoothquant", "smoothquant"))
-    assert "rescale the same links, and the last would undo the others; keep one" in both.problems[0]
+    assert "smoothquant is there 2 times, and the last would undo the others" in both.problems[0]
     with pytest.raises(PlanError, match="needs calibration data"):
         fb.quantize(model, recipe("smoothquant"))
 

@@ -6,13 +6,13 @@ end has proven to be linked. What either changed can be taken back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from fewbit.catalogue import lookup, with_options
 from fewbit.errors import RecipeError
-from fewbit.transforms.scope import LinkTransform
+from fewbit.transforms.scope import LinkTransform, Rounded
 
 #: Transforms by name.
 TRANSFORMS = {
@@ -48,6 +48,9 @@ class Transform(Protocol):
     @property
     def needs_links(self) -> bool:
         """Whether the front end must find links."""
+
+    def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
+        """Return why it makes no sense for layers that are rounded so, with the remedy, or `None`."""
 
     def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
         """Rewrite `model` in place; the data flow is that of a run on `batch`, `None` where there is no data."""

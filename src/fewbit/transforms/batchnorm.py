@@ -5,11 +5,13 @@ f = g / sqrt(v + e), a number an output channel. Source: Jacob et al. 2018, sect
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fewbit.numerics.namespace import Array, array_namespace
 from fewbit.transforms import Applied
+from fewbit.transforms.scope import Rounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,9 @@ class FoldBatchNorm:
     def needs_links(self) -> bool:
         """Norms are found by themselves."""
         return False
+
+    def problem(self, schemes: Mapping[str, Rounded]) -> None:
+        """A norm less is a norm less, however the layers are rounded."""
 
     def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
         """Fold, and keep each fold only if the model's output on `batch` stays what it was."""

@@ -6,6 +6,7 @@ projections likewise, head by head. Source: QuaRot, arXiv 2404.00456, section 4;
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from fewbit.errors import RecipeError
 from fewbit.transforms import Applied
+from fewbit.transforms.scope import Rounded
 
 Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -46,6 +48,12 @@ class Rotation:
     def needs_links(self) -> bool:
         """What reads the stream is found as links are."""
         return True
+
+    def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
+        """Return that nothing is rounded to a scale, if so."""
+        if any(own.weight.scaled or (own.input is not None and own.input.scaled) for own in schemes.values()):
+            return None
+        return "rotation spreads outliers over numbers that share a scale, and nothing has one; leave it out"
 
     def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
         """Rotate, and keep it only if the model's output on `batch` stays what it was."""

@@ -1,0 +1,110 @@
+"""What goes together in a recipe and what does not: a table of pairs, each planned, and run where it is sound."""
+
+import pytest
+import torch
+from torch import nn
+
+import fewbit as fb
+from fewbit.errors import PlanError
+
+
+class Block(nn.Module):
+    def __init__(self, width, *, bias):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 48, bias=bias), nn.Linear(48, width, bias=bias)
+
+    def forward(self, x):
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+def model(*, bias=True):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 32, bias=bias), Block(32, bias=bias), Block(32, bias=bias)).eval()
+
+
+def batches():
+    return [torch.randn(8, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+
+def recipe(weight="int4 g16", *, transforms=(), corrections=(), **rule):
+    return fb.Recipe([fb.Rule(kind="linear", weight=weight, **rule)], transforms=transforms, corrections=corrections)
+
+
+WEIGHTED = {"name": "nearest", "weighted": True}
+AUTOROUND = {"name": "autoround", "steps": 2}
+#: What makes sense together.
+SOUND = {
+    "rotation, gptq": recipe("int4 channel", transforms=["rotation"], algorithm="gptq"),
+    "rotation, smoothquant, inputs": recipe("int8", input="int8", transforms=["rotation", "smoothquant"]),
+    "rotation, awq": recipe(transforms=["rotation", "awq"]),
+    "awq, gptq": recipe(transforms=["awq"], algorithm="gptq"),
+    "awq, learned levels": recipe("kmeans3", transforms=["awq"], algorithm="gptq"),
+    "awq, hqq": recipe("int4 g16 float-zero", transforms=["awq"], algorithm="hqq"),
+    "awq, autoround": recipe(transforms=["awq"], algorithm=AUTOROUND),
+    "smoothquant, static inputs": recipe("int8", input="int8 static", transforms=["smoothquant"]),
+    "smoothquant, gptq, inputs": recipe("int4 channel", input="int8", transforms=["smoothquant"], algorithm="gptq"),
+    "equalization, bias correction": recipe("int8 tensor", transforms=["equalization"], corrections=["bias"]),
+    "bias correction, autoround": recipe(corrections=["bias"], algorithm=AUTOROUND),
+    "bias correction, learned levels": recipe("kmeans4", corrections=["bias"], algorithm="gptq"),
+    "autoround from hqq": recipe("int4 g16 float-zero", algorithm={"name": "autoround", "steps": 2, "start": "hqq"}),
+    "gptq, float zero": recipe("int4 g16 float-zero", algorithm="gptq"),
+    "gptq, nvfp4": recipe("nvfp4", algorithm="gptq"),
+    "weighted nearest, ternary": recipe("ternary g16", algorithm=WEIGHTED),
+    "weighted nearest, learned levels": recipe("kmeans2", algorithm=WEIGHTED),
+    "batchnorm, awq": recipe(transforms=["batchnorm", "awq"]),
+}
+#: What does not, and what the plan says.
+SENSELESS = {
+    "smoothquant, weights only": (recipe(transforms=["smoothquant"]), "no rule rounds an input to a scale; add"),
+    "awq, casts": (recipe("bf16", transforms=["awq"]), "rounded to a scale, and none is; leave it out"),
+    "equalization, casts": (recipe("fp16", transforms=["equalization"]), "no weight has one; leave it out"),
+    "rotation, casts": (recipe("bf16", transforms=["rotation"]), "share a scale, and nothing has one; leave it out"),
+    "awq twice": (recipe(transforms=["awq", "awq"]), "transform awq is there 2 times"),
+    "rotation twice": (recipe(transforms=["rotation", "rotation"]), "transform rotation is there 2 times"),
+    "batchnorm twice": (recipe(transforms=["batchnorm", "batchnorm"]), "transform batchnorm is there 2 times"),
+    "correction twice": (recipe(corrections=["bias", "bias"]), "correction bias is there 2 times"),
+    "awq, smoothquant": (
+        recipe("int8", input="int8", transforms=["awq", "smoothquant"]),
+        "awq and smoothquant rescale the same links, and the last would undo the others; keep one",
+    ),
+    "awq, equalization": (recipe(transforms=["awq", "equalization"]), "awq and equalization rescale the same links"),
+    "awq, then rotation": (recipe(transforms=["awq", "rotation"]), "here it follows awq; swap them"),
+    "equalization, then batchnorm": (recipe(transforms=["equalization", "batchnorm"]), "it follows equalization; swap"),
+    "hqq, symmetric": (recipe(algorithm="hqq"), "use a scheme such as 'int4 g64 float-zero'"),
+    "hqq, a code as zero point": (recipe("int4 g16 asym", algorithm="hqq"), "a zero point between the codes"),
+    "hqq, floats": (recipe("e4m3", algorithm="hqq"), "a zero point between the codes, and 'e4m3 channel' has none"),
+    "hqq, learned levels": (recipe("kmeans4", algorithm="hqq"), "and 'kmeans4 channel' has none"),
+    "autoround, learned levels": (recipe("kmeans4", algorithm="autoround"), "integers of 2 to 8 bits, not 'kmeans4"),
+    "autoround, nf4": (recipe("nf4 g16", algorithm="autoround"), "integers of 2 to 8 bits, not 'nf4 g16'"),
+    "autoround, nvfp4": (recipe("nvfp4", algorithm="autoround"), "integers of 2 to 8 bits, not 'nvfp4'"),
+    "weighted nearest, entropy": (recipe("int4 g16 entropy", algorithm=WEIGHTED), "leave out weighted, or use mse"),
+    "weighted nearest, casts": (recipe("bf16", algorithm=WEIGHTED), "leave out weighted, or use mse"),
+    "int32 bias, learned levels": (recipe("kmeans4", input="int8 static", bias="int32"), "an int32 bias needs integer"),
+    "bias correction, casts": (recipe("bf16", corrections=["bias"]), "correction bias has no effect"),
+}
+
+
+@pytest.mark.parametrize("name", SENSELESS)
+def test_a_pair_without_sense_is_a_problem_of_the_plan(name):
+    made, why = SENSELESS[name]
+    problems = fb.plan(model(), made).problems
+    assert any(why in problem for problem in problems), problems
+    with pytest.raises(PlanError):
+        fb.quantize(model(), made, calibration=batches())
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_pair_runs_and_every_layer_keeps_a_signal(name):
+    result = fb.quantize(model(), SOUND[name], calibration=batches(), evaluation=batches())
+    # Two bits keep some 5 dB; codes or levels that went wrong keep none.
+    assert all(row.weight_sqnr > 3.0 for row in result.report.quantized)
+
+
+def test_bias_correction_without_biases_has_no_effect_and_with_some_has():
+    made = recipe(corrections=["bias"])
+    assert any(
+        "no layer that is quantized has a bias; leave it out" in own
+        for own in fb.plan(model(bias=False), made).problems
+    )
+    assert not fb.plan(model(), made).problems
