@@ -25,6 +25,7 @@ from fewbit.numerics.namespace import (
 )
 from fewbit.numerics.noise import uniform
 from fewbit.numerics.rounding import straight_through
+from fewbit.ranges import OutputRange
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.fixed import Fixed
 from fewbit.ranges.least_squares import LeastSquares
@@ -81,14 +82,21 @@ class QTensor:
         return replace(self, codes=function(self.codes), scale=scale, zero_point=zero_point, codebook=table)
 
 
-def quantize(weight: Array, scheme: Scheme, importance: Array | None = None, seed: int | None = None) -> QTensor:
+def quantize(
+    weight: Array,
+    scheme: Scheme,
+    importance: Array | None = None,
+    seed: int | None = None,
+    moment: Array | None = None,
+) -> QTensor:
     """Return `weight` rounded to the nearest level of `scheme`; groups lie along the last axis.
 
     The scale is rounded to `scheme.scale_type` (`None`: float32, unrounded) before codes are computed with it. One
     that would be subnormal there keeps its float32 value. `weight` must be finite: callers check, since numerics
     cannot raise under jit. `importance`, of the shape of `weight` or of its last axis, weights squared errors in range
-    methods that search (second moments of the inputs, for example). With a `seed` rounding is stochastic: right on
-    average, and the same in every framework. Works on what fits a cache at a time.
+    methods that search (second moments of the inputs, for example). `moment` (in, in), the whole second moment of the
+    inputs of a matrix (out, in), is for range methods that look at the output. With a `seed` rounding is stochastic:
+    right on average, and the same in every framework. Works on what fits a cache at a time.
 
     >>> import numpy as np
     >>> from fewbit.schemes.notation import parse_scheme
@@ -101,7 +109,7 @@ def quantize(weight: Array, scheme: Scheme, importance: Array | None = None, see
         _require_learnable(shape, scheme, seed)
         codes, scale, table = learned(weight, scheme.format, box, scheme.scale_type, importance)
         return QTensor(codes=codes, scale=scale, zero_point=None, scheme=scheme, codebook=table)
-    scale, stored, zero = _parameters(weight, scheme, importance)
+    scale, stored, zero = _parameters(weight, scheme, importance, moment)
     codes = [
         _codes(weight[rows, ...], rows, box, (scale, zero), scheme, seed)
         for rows in _slices(weight, box, cut_boxes=True)
@@ -152,7 +160,9 @@ def unit_scale(shape: tuple[int, ...], like: Array) -> Array:
     return array_namespace(like).reshape(constants_like([1.0], "float32", like), (1,) * len(shape))
 
 
-def _parameters(weight: Array, scheme: Scheme, importance: Array | None) -> tuple[Array, Array | QTensor, Array | None]:
+def _parameters(
+    weight: Array, scheme: Scheme, importance: Array | None, moment: Array | None = None
+) -> tuple[Array, Array | QTensor, Array | None]:
     """Return the final scale and the zero point, ready to broadcast to boxes; between them, what is stored."""
     xp = array_namespace(weight)
     shape = tuple(weight.shape)
@@ -167,7 +177,7 @@ def _parameters(weight: Array, scheme: Scheme, importance: Array | None) -> tupl
     levels = searched_levels(scheme)
     ranged = scheme if levels is None else replace(scheme, range_method=AbsMax())
     bounds = [
-        _bounds(weight[rows, ...], box, ranged, None if importance is None else importance[rows, ...])
+        _bounds(weight[rows, ...], box, ranged, None if importance is None else importance[rows, ...], moment)
         for rows in _slices(weight, box)
     ]
     low, high = (xp.concat(list(parts), axis=0) if len(bounds) > 1 else parts[0] for parts in zip(*bounds, strict=True))
@@ -234,23 +244,35 @@ def _slices(weight: Array, box: tuple[int, ...], *, cut_boxes: bool = False) -> 
         yield slice(start, min(start + at_once, rows))
 
 
-def _bounds(weight: Array, box: tuple[int, ...], scheme: Scheme, importance: Array | None) -> tuple[Array, Array]:
+def _bounds(
+    weight: Array, box: tuple[int, ...], scheme: Scheme, importance: Array | None, moment: Array | None
+) -> tuple[Array, Array]:
     """Return the bounds of each box; an uneven last one is ranged on its own, without the zeros that fill it later."""
     for axis, (size, step) in enumerate(zip(weight.shape, box, strict=True)):
         even = size // step * step
         if 0 < even < size:
             ahead = (slice(None),) * axis
-            parts = [
-                _bounds(weight[cut], box, scheme, None if importance is None else importance[cut])
-                for cut in ((*ahead, slice(0, even), ...), (*ahead, slice(even, size), ...))
-            ]
+            parts = []
+            for own in (slice(0, even), slice(even, size)):
+                cut = (*ahead, own, ...)
+                square = moment if moment is None or axis == 0 else moment[own, own]
+                parts.append(_bounds(weight[cut], box, scheme, None if importance is None else importance[cut], square))
             xp = array_namespace(weight)
             low, high = (xp.concat(list(pair), axis=2 * axis) for pair in zip(*parts, strict=True))
             return low, high
     box = tuple(min(size, step) for size, step in zip(weight.shape, box, strict=True))
     boxes = split(to_float32(weight), box)
+    if moment is not None and isinstance(scheme.ranging, OutputRange):
+        return scheme.ranging.for_inputs(boxes, scheme.grid, _of_columns(moment, box[1]))
     weights = None if importance is None else split(importance, box)
     return scheme.ranging(boxes, box_axes(weight.ndim), scheme.grid, weights)
+
+
+def _of_columns(moment: Array, width: int) -> Array:
+    """Return the blocks of `width` on the diagonal of a second moment (in, in) as (in / width, width, width)."""
+    xp = array_namespace(moment)
+    starts = range(0, moment.shape[0], width)
+    return xp.stack([xp.astype(moment[at : at + width, at : at + width], xp.float32, copy=False) for at in starts])
 
 
 def _settled(scale: Array, scheme: Scheme, shape: tuple[int, ...]) -> tuple[Array, Array | QTensor]:

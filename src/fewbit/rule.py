@@ -13,6 +13,7 @@ from fewbit.catalogue import unknown
 from fewbit.errors import RecipeError
 from fewbit.integer_bias import BIAS_TYPES, BiasType
 from fewbit.interfaces import LAYER_KINDS, Layer, LayerKind
+from fewbit.ranges import OutputRange
 from fewbit.ranges.average import Average
 from fewbit.schemes.granularity import PerChannel, PerTile
 from fewbit.schemes.notation import input_scheme_to_text, parse_input_scheme, parse_scheme
@@ -139,6 +140,10 @@ def _scheme_of_activation(given: str | Scheme | None, name: str) -> Scheme | Non
         raise RecipeError(f"{name} = {str(given)!r}: the zero point of an activation is a code; use asym")
     if not scheme.static and isinstance(scheme.granularity, PerChannel | PerTile):
         raise RecipeError(f"{name} = {str(given)!r}: a dynamic range is per tensor, token or group; or add 'static'")
+    if isinstance(scheme.ranging, OutputRange):
+        raise RecipeError(
+            f"{name} = {str(given)!r}: {scheme.ranging.name} ranges weights by the error of the layer's output; use mse"
+        )
     if not scheme.static and scheme.ranging == Average():
         raise RecipeError(f"{name} = {str(given)!r}: an average is taken over batches; add 'static'")
     return scheme

@@ -26,6 +26,7 @@ from fewbit.interfaces import Activations, CalibratedPart, CalibrationRun, Front
 from fewbit.planning import Plan, PlanRow
 from fewbit.problems import several
 from fewbit.qtensor import quantize
+from fewbit.ranges import OutputRange
 from fewbit.rescaling import Rescaling
 from fewbit.schemes.scheme import ScaleType
 from fewbit.shared_scales import SharedScales, under
@@ -123,8 +124,10 @@ def untrainable(rows: Sequence[PlanRow], frontend: Frontend, framework: str) -> 
 
 
 def statistics_of(row: PlanRow) -> tuple[str, ...]:
-    """Return what has to be known of the layer's input: for its algorithm, and for the range of a static input."""
+    """Return what has to be known of the layer's input: for its algorithm, its ranges, and that of a static input."""
     names = [*row.algorithm.statistics] if row.algorithm else []
+    if row.scheme and isinstance(row.scheme.ranging, OutputRange):
+        names.append(row.scheme.ranging.input_statistic)
     names += [correction.statistic for correction in row.corrections]
     if row.input and row.input.static and row.input.ranging.statistic:
         names.append(row.input.ranging.statistic)

@@ -95,7 +95,9 @@ class _ColumnLoop:
         stored, scales = None, ColumnScales.open(self.weight, self.spans)
         if not self.dynamic or self.scheme.scale_scheme is not None:
             importance = column_scales.importances(self.hessian)
-            stored = column_scales.fixed(self.weight, importance, self.scheme, search=self.options.search)
+            stored = column_scales.fixed(
+                self.weight, importance, self.scheme, search=self.options.search, moment=self.hessian.damped
+            )
             self.unit = column_scales.units_of_scales(stored) if self.dynamic else None
             scales = scales if self.dynamic else ColumnScales.of(stored)
             self.grid = columns.grid_of(self.scheme.format, self.weight, stored.codebook)
@@ -158,16 +160,14 @@ class _ColumnLoop:
 
     def _choose(self, scales: ColumnScales, working: Tensor, start: int, stop: int) -> None:
         """Choose scale and zero point of the group of columns `start` to `stop` in the order of rounding."""
-        importance = self.hessian.upper.diagonal()[start:stop].double().pow(-2)
+        corner = self.hessian.upper[start:stop, start:stop]
         group, search = int(scales.index[self.hessian.order[start]]), self.options.search
         own = working[:, start:stop].contiguous()
         if self.unit is not None:
             unit = self.unit[:, group]
-            scales.scale[:, group] = column_scales.chosen_level(own, importance, self.scheme, unit, search=search)
+            scales.scale[:, group] = column_scales.chosen_level(own, corner, self.scheme, unit, search=search)
             return
-        scales.scale[:, group], scales.zero[:, group] = column_scales.chosen(
-            own, importance, self.scheme, search=search
-        )
+        scales.scale[:, group], scales.zero[:, group] = column_scales.chosen(own, corner, self.scheme, search=search)
 
     def _improved(self, units: Tensor, scales: ColumnScales) -> ColumnScales:
         """Descend from `units`, in place, and return the scales fitted to them."""

@@ -17,6 +17,7 @@ from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import round_scale
 from fewbit.numerics.groups import spread
 from fewbit.qtensor import QTensor, group_scales, quantize, searched_levels
+from fewbit.ranges import OutputRange
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.minmax import MinMax
 from fewbit.ranges.scale_levels import ScaleLevels
@@ -103,14 +104,17 @@ def at_levels(scales: ColumnScales, stored: QTensor) -> QTensor:
     return replace(inner, codes=codes.reshape(inner.shape))
 
 
-def chosen_level(group: Tensor, importance: Tensor, scheme: Scheme, unit: Tensor, *, search: bool) -> Tensor:
-    """Return the scale (out,) for one group of columns (out, k), a level counted in `unit` (out,)."""
+def chosen_level(group: Tensor, upper: Tensor, scheme: Scheme, unit: Tensor, *, search: bool) -> Tensor:
+    """Return the scale (out,) for one group of columns (out, k), a level counted in `unit` (out,).
+
+    `upper` is their corner of U, (k, k).
+    """
     scheme = scheme.searched() if search else scheme
     assert scheme.scale_scheme is not None
     boxes, axes, unit = group[:, None, None, :], (1, 3), unit[:, None, None, None]
-    weights, levels = (importance / importance.mean()).float(), searched_levels(scheme)
+    weights, levels = _weights(upper), searched_levels(scheme)
     if levels is None:
-        low, high = scheme.ranging(boxes, axes, scheme.grid, weights)
+        low, high = _bounds(group, upper, weights, scheme)
         plain = ScaleLevels(scheme.scale_scheme.format)
         found: Tensor = plain.format.decode(plain.nearest(group_scales(low, high, scheme), unit)) * unit
         return found.reshape(-1)
@@ -125,14 +129,14 @@ def spans_of(width: int, scheme: Scheme) -> list[Span]:
     return [(start, min(start + size, width)) for start in range(0, width, size)]
 
 
-def fixed(weight: Tensor, importance: Tensor, scheme: Scheme, *, search: bool) -> QTensor:
+def fixed(weight: Tensor, importance: Tensor, scheme: Scheme, *, search: bool, moment: Tensor | None = None) -> QTensor:
     """Return `weight` (out, in) rounded to nearest under scales chosen before the first column.
 
-    `importance` (in,) or (out, in) weights the errors of the columns as they come; see `importances`.
+    `importance` (in,) or (out, in) weights the errors of the columns as they come; see `importances`. `moment` (in, in)
+    is for ranges that look at the output.
     """
-    return quantize(
-        weight, scheme.searched() if search else scheme, (importance / importance.mean(-1, keepdim=True)).float()
-    )
+    scheme, weights = scheme.searched() if search else scheme, (importance / importance.mean(-1, keepdim=True)).float()
+    return quantize(weight, scheme, weights, moment=moment)
 
 
 def importances(hessian: Hessian) -> Tensor:
@@ -142,14 +146,15 @@ def importances(hessian: Hessian) -> Tensor:
     return found
 
 
-def chosen(group: Tensor, importance: Tensor, scheme: Scheme, *, search: bool) -> tuple[Tensor, Tensor]:
-    """Return scale, rounded to its type, and zero point (out,) for one group of columns (out, k)."""
-    weights = (importance / importance.mean()).float()
-    usual = isinstance(scheme.ranging, AbsMax | MinMax)
+def chosen(group: Tensor, upper: Tensor, scheme: Scheme, *, search: bool) -> tuple[Tensor, Tensor]:
+    """Return scale, rounded to its type, and zero point (out,) for one group of columns (out, k).
+
+    `upper` is their corner of U, (k, k).
+    """
+    weights, usual = _weights(upper), isinstance(scheme.ranging, AbsMax | MinMax)
     if not (search and usual and isinstance(scheme.format, Int)) or scheme.float_zero:
         ranging = SquaredError(steps=16) if search and usual else scheme.ranging
-        low, high = ranging(group[:, None, None, :], (1, 3), scheme.grid, weights)
-        scale, zero = scheme.grid.parameters(low, high)
+        scale, zero = scheme.grid.parameters(*_bounds(group, upper, weights, replace(scheme, range_method=ranging)))
         return scale.reshape(-1), torch.zeros_like(scale.reshape(-1)) if zero is None else zero.reshape(-1)
     scale = group.new_ones(len(group))
     zero = torch.zeros_like(scale)
@@ -160,3 +165,22 @@ def chosen(group: Tensor, importance: Tensor, scheme: Scheme, *, search: bool) -
     else:
         columns.run("search_asymmetric", group, weights, limits, factors, scale, zero)
     return round_scale(scale, scheme.scale_type), zero
+
+
+def _weights(upper: Tensor) -> Tensor:
+    """Return what errors of the columns of a group count, (k,), of mean 1."""
+    importance = upper.diagonal().double().pow(-2)
+    return (importance / importance.mean()).float()
+
+
+def _bounds(group: Tensor, upper: Tensor, weights: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Return the bounds of each row of a group of columns, as boxes."""
+    boxes = group[:, None, None, :]
+    if isinstance(scheme.ranging, OutputRange):
+        return scheme.ranging.for_inputs(boxes, scheme.grid, _compensated(upper)[None])
+    return scheme.ranging(boxes, (1, 3), scheme.grid, weights)
+
+
+def _compensated(upper: Tensor) -> Tensor:
+    """Return what errors (k,) of a group cost once the columns after it have made up for what they can: (U^T U)^-1."""
+    return torch.cholesky_inverse(upper, upper=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fewbit.algorithms.column_order import ORDERS
 from fewbit.algorithms.importance import importance_of
+from fewbit.algorithms.output_moment import output_moment
 from fewbit.algorithms.solution import Solution
 from fewbit.errors import MissingExtraError, RecipeError
 from fewbit.numerics.namespace import Array, array_namespace, is_torch
@@ -82,7 +83,8 @@ class Gptq:
         moment = (statistics or {}).get(self.statistics[0])
         if moment is None or not moment.count:
             why = "no calibration input reached it" if moment is not None else "there is no statistic of its input"
-            return Solution(quantize(weight, scheme), remarks=(f"{why}: rounded to nearest",))
+            unclipped = output_moment(statistics, scheme)[1]
+            return Solution(quantize(weight, scheme), remarks=(f"{why}: rounded to nearest", *unclipped))
         try:
             import torch
 
@@ -104,6 +106,7 @@ class Gptq:
             )
         if seen.ndim == 3:
             qtensor, used = rounded_groups(values, as_torch(seen).to(values.device), scheme, self)
+            remarks = output_moment(statistics, scheme)[1]
         elif drift is not None and drift.count:
             qtensor, used, remarks = rounded_behind_drift(values, moment, drift, scheme, self)
         else:

@@ -16,6 +16,7 @@ from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split
 from fewbit.numerics.namespace import Array, array_namespace, to_float32
 from fewbit.numerics.summation import tree_sum
 from fewbit.qtensor import quantize
+from fewbit.ranges import OutputRange
 from fewbit.schemes.scheme import Scheme
 
 
@@ -54,6 +55,8 @@ class Hqq:
 
     def problem(self, scheme: Scheme) -> str | None:
         """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
+        if isinstance(scheme.ranging, OutputRange):
+            return f"hqq sees no inputs, and '{scheme}' clips by them; use mse, or another algorithm"
         if scheme.float_zero:
             return None
         return (
@@ -65,7 +68,7 @@ class Hqq:
         """Return `weight` (out, in) rounded under the zero points found; `statistics` are not used.
 
         Raises:
-            SchemeError: the scheme has no float zero point.
+            SchemeError: the scheme has no float zero point, or ranges that need data.
 
         """
         if problem := self.problem(scheme):

@@ -1,7 +1,7 @@
 """Round to nearest: every weight goes to the closest level, ties to the even code.
 
-codes = encode(weight / scale); needs no data. The base line of every other algorithm. Weighted, scales are searched for
-the least sum of h_j (w_j - q_j)^2, h being the diagonal of the second moment of the inputs.
+codes = encode(weight / scale); needs no data, but for ranges that look at the output. The base line of every other.
+Weighted, scales are searched for the least sum of h_j (w_j - q_j)^2, h being the diagonal of the inputs' second moment.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fewbit.algorithms.importance import importance_of
+from fewbit.algorithms.output_moment import output_moment
 from fewbit.algorithms.solution import Solution
 from fewbit.errors import RecipeError
 from fewbit.numerics.namespace import Array
@@ -48,9 +49,13 @@ class Nearest:
         return f"nearest weighs the search of scales, and '{scheme}' has none; leave out weighted, or use mse"
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
-        """Return `weight` (out, in) rounded to the nearest levels, its scales by `statistics` if weighted."""
+        """Return `weight` (out, in) rounded to the nearest levels, its scales by `statistics` if weighted.
+
+        Ranges may look at `statistics` of the input too.
+        """
         if not self.weighted:
-            return Solution(quantize(weight, scheme))
+            block, remarks = output_moment(statistics, scheme)
+            return Solution(quantize(weight, scheme, moment=block), remarks=remarks)
         moment = (statistics or {}).get(self.statistics[0])
         if moment is None or not moment.count:
             return Solution(quantize(weight, scheme), remarks=("no calibration input reached it: not weighted",))

@@ -6,7 +6,7 @@ axes as 1 and hold 0: `low <= 0 <= high` (least squares under a float zero point
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fewbit.numerics.namespace import Array
 from fewbit.ranges.grid import Grid
@@ -17,6 +17,7 @@ RANGES = {
     "minmax": "fewbit.ranges.minmax:MinMax",
     "percentile": "fewbit.ranges.percentile:Percentile",
     "mse": "fewbit.ranges.squared_error:SquaredError",
+    "clip": "fewbit.ranges.output_clip:OutputClip",
     "lsq": "fewbit.ranges.least_squares:LeastSquares",
     "entropy": "fewbit.ranges.entropy:Entropy",
     "average": "fewbit.ranges.average:Average",
@@ -41,3 +42,15 @@ class RangeMethod(Protocol):
 
     def calibrated(self, seen: Any, grid: Grid) -> tuple[Array, Array]:
         """Return the bounds for what that statistic has seen: of all numbers, shape (), or a pair for each channel."""
+
+
+@runtime_checkable
+class OutputRange(Protocol):
+    """A range method for weights that looks at the output of the layer."""
+
+    @property
+    def input_statistic(self) -> str:
+        """Name of the statistic of the layer's input that it reads, a second moment."""
+
+    def for_inputs(self, boxes: Array, grid: Grid, moments: Array) -> tuple[Array, Array]:
+        """Return the bounds of a matrix in boxes (n0, b0, n1, b1); `moments` (n1, b1, b1) are those of its columns."""

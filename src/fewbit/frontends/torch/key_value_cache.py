@@ -21,6 +21,7 @@ from fewbit.frontends.torch.calls import Call
 from fewbit.frontends.torch.canonical import from_canonical, to_canonical
 from fewbit.numerics.packing import pack, unpack
 from fewbit.qtensor import quantize, scale_shape
+from fewbit.ranges import OutputRange
 from fewbit.schemes.granularity import PerGroup, PerTensor, PerToken
 from fewbit.schemes.notation import parse_input_scheme
 from fewbit.schemes.scheme import Scheme
@@ -45,6 +46,8 @@ def key_value_cache(model: Any, scheme: str | Scheme = "int8", calibration: Sequ
     parsed = parse_input_scheme(scheme) if isinstance(scheme, str) else scheme
     if parsed.granularity not in (PerToken(), PerTensor()) and not (parsed.static or _is_group(parsed)):
         raise SchemeError(f"a key-value cache has a scale a token, tensor or group, not '{parsed.granularity.name}'")
+    if isinstance(parsed.ranging, OutputRange):
+        raise SchemeError(f"a key-value cache by '{parsed}': {parsed.ranging.name} ranges weights only; use mse")
     if parsed.format.bits > 8 or parsed.scale_type not in (None, "float32"):
         raise NotYetError(f"a cache by '{parsed}', of more than 8 bits or with 16-bit scales, is not in this version")
     if parsed.scale_scheme is not None or parsed.float_zero:
