@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from fewbit.measurement import parse_evaluation
 from fewbit.overflow import needs_check, without_large_activations, without_large_weights
 from fewbit.planning import Plan, resolve
 from fewbit.presets import parse_recipe
+from fewbit.problems import width_problems
 from fewbit.recipe import Recipe
 from fewbit.reporting import remarks_of, report_of
 from fewbit.rescaling import Rescaling
@@ -34,7 +35,7 @@ from fewbit.shared_scales import names_global_scales, with_shared_scales
 from fewbit.solved import Data
 from fewbit.solving import needs_data, solve, statistics_of, untrainable
 from fewbit.sources import open_source
-from fewbit.transforms import Applied, Transform, on_models
+from fewbit.transforming import transformed
 
 _STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -140,9 +141,10 @@ def quantize(
             batches = given.batches(live, source, seed=options.seed, progress=options.progress)
         data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
     shown = data.batches or evaluated
-    with _transformed(live, parsed, frontend, shown, made.target) as sentences, rescaling:
+    with transformed(live, parsed, frontend, shown, made.target) as sentences, rescaling:
         if sentences:
             made = _checked(planned(), frontend, live, sample)
+            made.require_sound()
         with clock.phase("check") if needs_check(made) else nullcontext():
             made, unchecked = without_large_activations(made, frontend, live, Joined(data.batches, evaluated))
         kept = {tensor.name for tensor in made.manifest({}, {}).floats}
@@ -180,35 +182,6 @@ def _between(model: Any, made: Plan, forms: Sequence[Forms], batches: Sequence[A
     with installed(forms):
         found = target_of(made.target).between(model, batches)
     return [] if found is None else [found]
-
-
-@contextmanager
-def _transformed(
-    model: Any, recipe: Recipe, frontend: Frontend, batches: Sequence[Any], to: str | None
-) -> Iterator[tuple[str, ...]]:
-    """Apply the transforms of a recipe, and take them back if the block fails; yields what the report says of them."""
-    keeps = to is not None and target_of(to).keeps_layers
-    said: list[str] = []
-    done: list[Applied] = []
-    try:
-        for own in on_models(recipe.transforms):
-            if not (keeps and own.removes_layers):
-                done.append(own(model, frontend, batches[0] if batches else None))
-                said += done[-1].sentences
-            elif _has_effect(own, model, frontend):
-                said.append(f"transform {own.name} is left out: {to} files keep every layer of the model")
-        yield tuple(said)
-    except BaseException:
-        for applied in reversed(done):
-            applied.restore()
-        raise
-
-
-def _has_effect(transform: Transform, model: Any, frontend: Frontend) -> bool:
-    """Whether there is something in a model for a transform, which it can tell without data."""
-    applied = transform(model, frontend, None)
-    applied.restore()
-    return bool(applied.sentences)
 
 
 def load(path: str | Path, *, into: Any = None) -> Result:
@@ -276,6 +249,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
     found = composition_problems(recipe, made.quantized, rotates=frontend.rotates)
+    found += width_problems(recipe, target)
     products = [(row.layer, row.input) for row in made.rounded_products if row.input]
     found += untrainable(quantized, frontend, source.framework)
     found += [*frontend.problems(model, wanted), *frontend.product_problems(model, products)]

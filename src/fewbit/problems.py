@@ -13,6 +13,7 @@ from fewbit.recipe import Recipe
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import Scheme
+from fewbit.transforms import on_models
 
 
 def idle_rules(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
@@ -101,6 +102,17 @@ def _bias_problems(quantized: QuantizedLayer) -> list[str]:
             "use weight = 'int8', or leave out `bias`"
         )
     return problems
+
+
+def width_problems(recipe: Recipe, target: Target | None) -> list[str]:
+    """Return that the files of `target` would be read into layers of other widths, if so."""
+    widening = [own.name for own in on_models(recipe.transforms) if own.widens_layers]
+    if not widening or target is None or target.holds_graph:
+        return []
+    return [
+        f"{' and '.join(widening)} makes layers wider than the model's configuration says, and {target.name} files are "
+        "read into layers of those widths; leave it out, or write an ONNX file"
+    ]
 
 
 def product_problems(product: Layer, scheme: Scheme, target: Target | None) -> list[str]:

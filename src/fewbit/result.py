@@ -11,6 +11,7 @@ from fewbit.catalogue import unknown
 from fewbit.errors import PlanError, RecipeError
 from fewbit.interfaces import RUNTIME_FILES, Content, Source, frontend_of, target_of
 from fewbit.planning import Plan
+from fewbit.problems import width_problems
 from fewbit.recipe import Recipe
 
 
@@ -62,6 +63,7 @@ class Result:
         named = [f"{q.layer.name}: {text}" for q, text in zip(self.plan.quantized, problems, strict=True) if text]
         products = [(row.layer, row.input) for row in self.plan.rounded_products if row.input]
         named += [f"{own.name}: {text}" for own, scheme in products if (text := target.product_problem(own, scheme))]
+        named += width_problems(self.recipe, target)
         if named:
             if self.recipe.adapts and target.name != self.plan.target:
                 named.append(f"give to={target.name!r} when quantizing: a preset then fits itself to it")

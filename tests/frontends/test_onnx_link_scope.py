@@ -159,7 +159,9 @@ def test_magnitudes_of_a_scope_are_those_of_rows_and_of_input_channels(onnx_mode
 
 def test_what_a_graph_cannot_have_is_an_error_of_the_plan(outliers):
     proto, _ = outliers
-    with pytest.raises(PlanError, match="rotation: the residual stream of torch modules only can be rotated; quantize"):
+    with pytest.raises(
+        PlanError, match="rotation: the layers of torch modules only can be rotated or widened; quantize"
+    ):
         _left(outliers, _recipe("rotation"))
     with pytest.raises(PlanError, match="no rule rounds an input to a scale"):
         _left(outliers, _recipe("smoothquant", given=None))

@@ -18,8 +18,9 @@ from torch import nn
 import fewbit as fb
 from fewbit.errors import CheckpointError, MissingExtraError
 from fewbit.frontends.onnx.frontend import OnnxFrontend
-from fewbit.frontends.torch.frontend import TorchFrontend, quantized_layers
+from fewbit.frontends.torch.frontend import TorchFrontend
 from fewbit.frontends.torch.key_value_cache import key_value_cache
+from fewbit.frontends.torch.quantized import quantized_layers
 
 STATIC = "int8 tensor asym static"
 _SHAPE = {

@@ -147,7 +147,7 @@ class CheckpointFolder:
         return Activation(scheme=scheme) if scheme and not scheme.static else None
 
     def _fill(self, model: Any, floats: dict[str, Any]) -> None:
-        from fewbit.frontends.torch.frontend import quantized_prefixes
+        from fewbit.frontends.torch.quantized import quantized_prefixes
 
         own = quantized_prefixes(model)
         current = {name: t for name, t in model.state_dict(keep_vars=True).items() if not name.startswith(own)}

@@ -19,6 +19,7 @@ TRANSFORMS = {
     "batchnorm": "fewbit.transforms.batchnorm:FoldBatchNorm",
     "awq": "fewbit.transforms.awq:Awq",
     "equalization": "fewbit.transforms.equalization:Equalization",
+    "outlier-splitting": "fewbit.transforms.outlier_splitting:OutlierSplitting",
     "rotation": "fewbit.transforms.rotation:Rotation",
     "smoothquant": "fewbit.transforms.smoothquant:SmoothQuant",
 }
@@ -44,6 +45,10 @@ class Transform(Protocol):
     @property
     def removes_layers(self) -> bool:
         """Whether layers of the model are no longer there."""
+
+    @property
+    def widens_layers(self) -> bool:
+        """Whether layers have other widths than the model's configuration says."""
 
     @property
     def needs_links(self) -> bool:

@@ -41,6 +41,11 @@ class FoldBatchNorm:
         return True
 
     @property
+    def widens_layers(self) -> bool:
+        """Widths stay."""
+        return False
+
+    @property
     def needs_links(self) -> bool:
         """Norms are found by themselves."""
         return False

@@ -45,6 +45,11 @@ class Rotation:
         return False
 
     @property
+    def widens_layers(self) -> bool:
+        """Widths stay."""
+        return False
+
+    @property
     def needs_links(self) -> bool:
         """What reads the stream is found as links are."""
         return True

@@ -16,6 +16,7 @@ from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.batches import adopted, fed
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.calls import evaluating
+from fewbit.frontends.torch.channel_splitting import Split, split_channels
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.magnitudes import largest_activations, largest_weight
@@ -24,7 +25,7 @@ from fewbit.frontends.torch.output_statistics import output_statistics
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.product_forms import ProductForms, product_forms
 from fewbit.frontends.torch.product_statistics import product_statistics
-from fewbit.frontends.torch.quantized import QuantizedLayer
+from fewbit.frontends.torch.quantized import quantized_layers, quantized_prefixes
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.frontends.torch.rounded_product import RoundedProduct
 from fewbit.frontends.torch.shared_inputs import shared_inputs
@@ -197,6 +198,10 @@ class TorchFrontend:
         """Rotate the residual stream, and values inside heads, where the model's output on `batch` stays the same."""
         return rotate(model, batch, matrix, heads=heads)
 
+    def split_channels(self, model: nn.Module, batch: Any, split: Split) -> Applied:
+        """Split channels between linear layers, where the model's output on `batch` stays the same."""
+        return split_channels(model, batch, split)
+
     def calibrate(
         self,
         model: nn.Module,
@@ -280,18 +285,6 @@ class TorchFrontend:
     def probe(self, replacements: Sequence[Any]) -> AbstractContextManager[Mapping[str, float]]:
         """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB."""
         return probe(replacements)
-
-
-def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
-    """Yield the quantized layers of `model` under every name that they have."""
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, QuantizedLayer):
-            yield name, module
-
-
-def quantized_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Return what the names of tensors that stand for quantized layers begin with in a state_dict."""
-    return tuple(f"{name}.{part}" for name, layer in quantized_layers(model) for part in layer.PREFIXES)
 
 
 def _type_name(dtype: torch.dtype) -> str:

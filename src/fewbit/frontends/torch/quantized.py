@@ -6,6 +6,7 @@ Beside `bias`, or `bias_codes` in int32, that is what `canonical.py` makes of th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import torch
@@ -273,3 +274,15 @@ class QuantizedEmbedding(QuantizedLayer):
     def compute(self, inputs: Tensor) -> Tensor:
         """Return the rows at `inputs` (...), which are indices, as (..., width)."""
         return embedding(inputs, self.qtensor, self.dtype)
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """Yield the quantized layers of `model` under every name that they have."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantizedLayer):
+            yield name, module
+
+
+def quantized_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Return what the names of tensors that stand for quantized layers begin with in a state_dict."""
+    return tuple(f"{name}.{part}" for name, layer in quantized_layers(model) for part in layer.PREFIXES)

@@ -7,7 +7,7 @@ gain commutes with every Q, a LayerNorm with one that keeps the mean; which one 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewbit.frontends.torch.block_inputs import walk_blocks
-from fewbit.frontends.torch.blocks import find_blocks
 from fewbit.frontends.torch.calls import Call, copied, run_batch, same
 from fewbit.frontends.torch.channel_scaling import Changes, Form, exchange, parameter_like, stored_weight
 from fewbit.frontends.torch.head_rotation import HeadRotation
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
+from fewbit.frontends.torch.link_parts import outside_blocks, runnable_parts
 from fewbit.frontends.torch.links import Fold, LinkSearch
 from fewbit.frontends.torch.output_change import CLEARLY, output_change
 from fewbit.frontends.torch.short_call import shortened
@@ -47,8 +46,8 @@ def rotate(model: nn.Module, batch: Any, matrix: MatrixOf, *, heads: bool) -> Ap
     layers = find_layers(model)
     norms: list[Fold] = []
     known: dict[Any, Any] = {}
-    for part, own, runs in _parts(model, layers, given):
-        outside = None if part else {name for name, _ in _outside(model, layers)}
+    for part, own, runs in runnable_parts(model, layers, given):
+        outside = None if part else set(outside_blocks(model, layers))
         folds = LinkSearch(model, part, own, runs, among=outside, known=known).folds()
         norms += [fold for fold in folds if fold.form is not Form.ROWS]
         if heads and part:
@@ -79,28 +78,6 @@ def _untied(model: nn.Module, layers: Sequence[Layer]) -> Changes:
     heads: list[Any] = [model.get_submodule(layer.name) for layer in layers if layer.kind == "head"]
     heads = [head for head in heads if owners[id(head.weight)] > 1]
     return exchange([(head, {"weight": parameter_like(head.weight, head.weight.detach())}) for head in heads])
-
-
-def _parts(
-    model: nn.Module, layers: Sequence[Layer], batch: Any
-) -> Iterator[tuple[str, list[Layer], list[Callable[[], Any]]]]:
-    """Yield each block with what runs it, then the whole model as "", for what lies outside."""
-    blocks = {block.name: list(block.layers) for block in find_blocks(model, layers).blocks}
-    for step in walk_blocks(model, list(blocks), [batch]) if blocks else ():
-        if step.link.replayable and step.calls:
-            yield step.name, blocks[step.name], [partial(_run_copy, step.calls[0], step.module)]
-    yield "", list(layers), [partial(run_batch, model, batch, every_score=True)]
-
-
-def _run_copy(call: Call, module: nn.Module) -> Any:
-    return call.copy().run(module)
-
-
-def _outside(model: nn.Module, layers: Sequence[Layer]) -> Iterator[tuple[str, nn.Module]]:
-    blocks = find_blocks(model, layers).blocks
-    for name, module in model.named_modules():
-        if not any(name == block.name or name.startswith(f"{block.name}.") for block in blocks):
-            yield name, module
 
 
 @dataclass(slots=True)

@@ -1,0 +1,107 @@
+"""Outlier channel splitting: the channels with the largest weights are there twice, with half of their weights each.
+
+w x = (w - h) / 2 x + (w + h) / 2 x; h is 0, or half a step: then the halves round together as w does on the grid.
+Source: Zhao et al. 2019, arXiv 1901.09504, sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fewbit.errors import RecipeError
+from fewbit.transforms import Applied
+from fewbit.transforms.link import Channels
+from fewbit.transforms.scope import Rounded
+
+Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierSplitting:
+    """Split input channels of layers whose inputs a linear layer makes, which gets more rows."""
+
+    #: Channels that are added, as a share of those that there are.
+    ratio: float = 0.02
+    #: How many are added is a multiple of this, so that groups still fit the width.
+    multiple: int = 32
+    #: Of an integer scheme with a scale a row: halves then differ by half of its step. 0: they are the same.
+    bits: int = 0
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.ratio, int | float) and not isinstance(self.ratio, bool)
+        if not number or not 0.0 < self.ratio <= 1.0:
+            raise RecipeError(f"outlier-splitting: ratio {self.ratio!r:.80} is outside (0, 1]; 0.02 is usual")
+        if type(self.multiple) is not int or self.multiple < 1:
+            raise RecipeError(
+                f"outlier-splitting: multiple {self.multiple!r:.80} is no number of channels; 32 is usual"
+            )
+        if type(self.bits) is not int or not (self.bits == 0 or 2 <= self.bits <= 8):
+            raise RecipeError(f"outlier-splitting: bits {self.bits!r:.80} is neither 0 nor from 2 to 8")
+
+    @property
+    def name(self) -> str:
+        """The word for it in recipes."""
+        return "outlier-splitting"
+
+    @property
+    def removes_layers(self) -> bool:
+        """It makes layers wider."""
+        return False
+
+    @property
+    def widens_layers(self) -> bool:
+        """Producers have more rows, consumers more columns."""
+        return True
+
+    @property
+    def needs_links(self) -> bool:
+        """Channels are split where the layer that makes them is known."""
+        return True
+
+    def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
+        """Return that no weight is rounded to a scale, if so."""
+        if any(own.weight.scaled for own in schemes.values()):
+            return None
+        return "outlier-splitting halves the columns that set the scales of weights, and none has one; leave it out"
+
+    def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
+        """Split, link by link, and keep it only where the output on `batch` stays what it was."""
+        applied: Applied = frontend.split_channels(model, batch, self._split)
+        return applied
+
+    def _split(self, weight: Matrix) -> tuple[Channels, Matrix]:
+        count = ceil(ceil(self.ratio * weight.shape[1]) / self.multiple) * self.multiple
+        sources, halves = split(weight, count)
+        if self.bits == 0:
+            return sources, halves
+        step = 2.0 * np.abs(halves).max(axis=1, initial=0.0) / (2**self.bits - 1)
+        return split(weight, count, apart=step / 2.0)
+
+
+def split(weight: Matrix, count: int, apart: Matrix | None = None) -> tuple[Channels, Matrix]:
+    """Return which column of `weight` (out, in) each of the new ones is of, and them, (out, in + count).
+
+    The column with the largest magnitude is halved `count` times, which may be one that has been halved; its halves
+    are `apart` (out,) from each other.
+
+    >>> sources, columns = split(np.asarray([[1.0, -8.0, 2.0]]), 2)
+    >>> sources.tolist(), columns.tolist()
+    ([0, 1, 2, 1, 1], [[1.0, -2.0, 2.0, -4.0, -2.0]])
+    """
+    sources, columns = list(range(weight.shape[1])), list(weight.T.astype(np.float64))
+    largest = [float(np.abs(column).max(initial=0.0)) for column in weight.T]
+    half = np.zeros(len(weight)) if apart is None else apart / 2.0
+    for _ in range(count):
+        place = int(np.argmax(largest))
+        whole = columns[place]
+        columns[place] = whole / 2.0 - half
+        columns.append(whole / 2.0 + half)
+        sources.append(sources[place])
+        largest[place] /= 2.0
+        largest.append(largest[place])
+    return np.asarray(sources, dtype=np.int64), np.stack(columns, axis=1)
