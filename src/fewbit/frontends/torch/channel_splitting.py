@@ -40,11 +40,10 @@ def split_channels(model: nn.Module, batch: Any, split: Split) -> Applied:
     call = Call.made_up(model) if batch is None else Call.of(batch)
     if call is None:
         return Applied(sentences=("outlier-splitting: no data shows what reads the channels of a layer; give some",))
-    given = dict(call.kwargs) or (call.args if len(call.args) > 1 else call.args[0])
     layers, known = find_layers(model), dict[Any, Any]()
     done = _Splitting(model, split)
     try:
-        for part, own, runs in runnable_parts(model, layers, given):
+        for part, own, runs in runnable_parts(model, layers, call.batch()):
             outside = None if part else set(outside_blocks(model, layers))
             current = own if part else find_layers(model)
             for fold in LinkSearch(model, part, current, runs, among=outside, known=known).folds():
