@@ -20,8 +20,8 @@ def composition_problems(recipe: Recipe, quantized: Sequence[QuantizedLayer], *,
     turning = [own.name for own in on_models(recipe.transforms) if own.needs_links]
     if turning and not rotates:
         problems.append(
-            f"{' and '.join(turning)}: the layers of torch modules only can be rotated or widened; quantize the "
-            "PyTorch module and save it as ONNX, or use smoothquant"
+            f"{' and '.join(turning)}: only torch modules can be rotated or widened; quantize the PyTorch "
+            "module and save it as ONNX, or use smoothquant"
         )
         return problems
     schemes = {own.layer.name: Rounded(own.scheme, own.input) for own in quantized}

@@ -171,4 +171,4 @@ def test_options_are_checked_and_an_onnx_model_is_refused(onnx_model):
         Rotation(heads=1)
     recipe = fb.Recipe([fb.Rule(kind="linear", weight="int8")], transforms=["rotation"])
     made = fb.plan(onnx_model("(float[N,8] x) => (float[N,4] y) { y = MatMul(x, w) }", {"w": (8, 4)}), recipe)
-    assert made.problems[0].startswith("rotation: the layers of torch modules only can be rotated or widened; quantize")
+    assert made.problems[0].startswith("rotation: only torch modules can be rotated or widened; quantize")
