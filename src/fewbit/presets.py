@@ -1,4 +1,4 @@
-"""Presets: recipes by name. Head and embedding stay float, group sizes adapt to the model; convolutions to the file.
+"""Presets: recipes by name. Head, embedding and routers stay float; group sizes adapt to the model, and to the file.
 
 `wNa16` means N-bit weights and 16-bit activations; bare names round the inputs too, `-static` by fixed ranges. Up to 4
 bits weights are found by GPTQ guided by gradients, which measured best; above that rounding to nearest leaves little
@@ -62,7 +62,7 @@ def preset(name: str) -> Recipe:
     """Return the preset called `name`.
 
     >>> [str(rule) for rule in preset("w4a16").rules]  # doctest: +NORMALIZE_WHITESPACE
-    ["kind 'head': keep", "kind 'embedding': keep", "kind 'linear': int4 g128 by gptq",
+    ["kind 'head': keep", "kind 'embedding': keep", "kind 'router': keep", "kind 'linear': int4 g128 by gptq",
      "kind 'conv': int4 g128 by gptq"]
     """
     if name in LATER:
@@ -73,6 +73,7 @@ def preset(name: str) -> Recipe:
     rules = [
         keep(kind="head", optional=True),
         keep(kind="embedding", optional=True),
+        keep(kind="router", optional=True),
     ]
     algorithm = ALGORITHMS.get(name, Nearest())
     weight, given = PRESETS[name]

@@ -187,7 +187,7 @@ def _solve(row: PlanRow, statistics: Mapping[str, Any], run: _Run) -> Solved:
         raise type(error)(f"{row.layer.name}: {error}") from error
     found = replace(_settled(row, solution, (activations, statistics), run), seconds=seconds)
     seen = next((own for own in statistics.values() if isinstance(own, SecondMoment | GroupedMoment)), None)
-    if seen is None:
+    if seen is None or not seen.count:
         return found
     values, moment = found.replacement.qtensor.dequantize(), seen.result()
     signal = output_power(weight, moment)

@@ -362,7 +362,7 @@ def test_damping_that_is_too_little_is_raised_and_remarked():
     assert np.isfinite(solution.qtensor.dequantize()).all()
 
 
-@pytest.mark.parametrize("given", [None, {}, {"second_moment": SecondMoment.init(64, np.zeros(1, np.float32))}])
+@pytest.mark.parametrize("given", [None, {}])
 def test_without_data_it_rounds_to_nearest_and_says_so(given):
     weight = weights(24, 64)
     solution = gptq()(weight, given, parse_scheme("int4 g16"))
@@ -370,6 +370,34 @@ def test_without_data_it_rounds_to_nearest_and_says_so(given):
     [remark] = solution.remarks
     assert remark.endswith(": rounded to nearest")
     assert solution.damping is None
+
+
+@pytest.mark.parametrize(
+    ("count", "least", "why"),
+    [(0, 0, "no calibration input reached it"), (30, 64, "30 tokens reached it, fewer than 64")],
+)
+def test_with_too_few_tokens_scales_are_searched_without_data_and_it_says_so(count, least, why):
+    weight, scheme = weights(24, 64), parse_scheme("int4 g16")
+    moment = SecondMoment.init(64, weight)
+    moment.least = least
+    moment.update(np.random.RandomState(1).standard_normal((count, 64)).astype(np.float32))
+    solution = gptq()(weight, {"second_moment": moment}, scheme)
+    assert solution.remarks == (f"{why}: rounded without data",)
+    assert solution.damping is None
+    # What it does on inputs without any correlation, whose second moment is the identity.
+    plain = gptq()(weight, {"second_moment": SecondMoment.identity(64, weight)}, scheme)
+    np.testing.assert_array_equal(solution.qtensor.codes, plain.qtensor.codes)
+    nearest, searched = (
+        ((own.dequantize() - weight) ** 2).sum() for own in (quantize(weight, scheme), solution.qtensor)
+    )
+    assert searched < 0.9 * nearest
+
+
+def test_as_many_tokens_as_are_asked_for_are_used():
+    weight, moment = weights(24, 64), SecondMoment.init(64, weights(24, 64))
+    moment.least = 64
+    moment.update(np.random.RandomState(1).standard_normal((64, 64)).astype(np.float32))
+    assert gptq()(weight, {"second_moment": moment}, parse_scheme("int4 g16")).damping == gptq().damping
 
 
 def test_inputs_that_are_all_zero_round_to_nearest():

@@ -100,17 +100,39 @@ def test_others_may_run_the_model_while_runs_wait():
 def test_an_error_inside_of_a_run_comes_out():
     model = Block()
     runs = paused(model, [torch.zeros(5, 4), torch.zeros(5, 3)])
+    list(runs.reach("one"))
     with pytest.raises(RuntimeError, match="shapes"):
         list(runs.reach("two"))
     runs.close()
 
 
-def test_a_run_that_takes_another_way_is_refused():
-    model = Block()
-    runs = paused(model, inputs(), skip=True)
+def test_a_run_that_leaves_a_layer_out_gives_nothing_there_and_goes_on():
+    model, batches = Block().eval(), inputs()
+    calls = [lambda number=number, batch=batch: model(batch, skip=number == 1) for number, batch in enumerate(batches)]
+    runs = PausedRuns(model, GROUPS, calls)
     list(runs.reach("one"))
-    with pytest.raises(CalibrationError, match=r"^two: not every calibration batch reaches it"):
-        list(runs.reach("two"))
+    assert [rows is None for rows in runs.reach("two")] == [False, True, False]
+    outputs = list(runs.outputs())
+    runs.close()
+    assert all(torch.equal(output, call()) for output, call in zip(outputs, calls, strict=True))
+
+
+class Swapped(Block):
+    def forward(self, x, *, back):
+        return self.one(self.two(x)) if back else self.two(self.one(x))
+
+
+def test_a_run_that_calls_layers_in_another_order_is_refused():
+    model, batches = Swapped(), inputs(2)
+    runs = PausedRuns(
+        model,
+        [["one"], ["two"]],
+        [lambda number=number, batch=batch: model(batch, back=number) for number, batch in enumerate(batches)],
+    )
+    assert [rows is None for rows in runs.reach("one")] == [False, True]
+    list(runs.reach("two"))
+    with pytest.raises(CalibrationError, match=r"^one: one calibration batch calls it after other layers and another"):
+        list(runs.outputs())
     runs.close()
 
 

@@ -15,8 +15,10 @@ from fewbit.algorithms.output_moment import output_moment
 from fewbit.algorithms.solution import Solution
 from fewbit.errors import MissingExtraError, RecipeError
 from fewbit.numerics.namespace import Array, array_namespace, is_torch
-from fewbit.qtensor import quantize
+from fewbit.qtensor import QTensor, quantize
 from fewbit.schemes.scheme import Scheme
+from fewbit.statistics.grouped_moment import GroupedMoment
+from fewbit.statistics.second_moment import SecondMoment
 
 _UNKNOWN = "since it is called several times or the model cannot be differentiated"
 
@@ -81,10 +83,10 @@ class Gptq:
 
         """
         moment = (statistics or {}).get(self.statistics[0])
-        if moment is None or not moment.count:
-            why = "no calibration input reached it" if moment is not None else "there is no statistic of its input"
+        if moment is None:
             unclipped = output_moment(statistics, scheme)[1]
-            return Solution(quantize(weight, scheme), remarks=(f"{why}: rounded to nearest", *unclipped))
+            why = "there is no statistic of its input: rounded to nearest"
+            return Solution(quantize(weight, scheme), remarks=(why, *unclipped))
         try:
             import torch
 
@@ -94,10 +96,13 @@ class Gptq:
         except ImportError as error:
             raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
 
+        values, remarks = as_torch(weight).to(torch.float32), tuple[str, ...]()
+        if why := _too_few(moment):
+            qtensor, _ = rounded(values, SecondMoment.identity(weight.shape[1], values), scheme, self)
+            return Solution(_like(weight, qtensor), remarks=(f"{why}: rounded without data",))
         seen = moment.result()
         if not bool((seen != 0.0).any()):
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
-        values, remarks = as_torch(weight).to(torch.float32), tuple[str, ...]()
         drift = statistics.get(self.statistics[-1]) if self.asymmetric else None
         if seen.ndim == 3 and scheme.learned:
             found = quantize(weight, scheme, importance_of(seen, weight))
@@ -115,8 +120,22 @@ class Gptq:
             remarks = (f"no gradient at its output is known, {_UNKNOWN}: every row of its input counts alike",)
         if self.asymmetric and (drift is None or not drift.count):
             remarks = ("the drift of its inputs could not be measured: it is not corrected",)
-        if not is_torch(weight):
-            xp = array_namespace(weight)
-            qtensor = qtensor.map(lambda array: xp.asarray(array.numpy()))
         raised = f"damping raised from {self.damping:g} to {used:g}: its inputs are dependent"
-        return Solution(qtensor, used, remarks=(*([raised] if used != self.damping else []), *remarks))
+        return Solution(_like(weight, qtensor), used, remarks=(*([raised] if used != self.damping else []), *remarks))
+
+
+def _too_few(moment: SecondMoment | GroupedMoment) -> str | None:
+    """Return why a second moment does not stand for the inputs of its layer, or `None`."""
+    if not moment.count:
+        return "no calibration input reached it"
+    if isinstance(moment, GroupedMoment) or moment.count >= moment.least:
+        return None
+    return f"{moment.count} tokens reached it, fewer than {moment.least}"
+
+
+def _like(weight: Array, qtensor: QTensor) -> QTensor:
+    """Return a QTensor of torch in the framework of `weight`."""
+    if is_torch(weight):
+        return qtensor
+    xp = array_namespace(weight)
+    return qtensor.map(lambda array: xp.asarray(array.numpy()))

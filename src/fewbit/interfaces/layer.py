@@ -9,8 +9,8 @@ from fewbit.integer_bias import BiasType
 from fewbit.schemes.scheme import Scheme
 
 #: What a quantizable operation does; rules select by it.
-LayerKind = Literal["linear", "conv", "embedding", "head", "attention"]
-LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "embedding", "head", "attention")
+LayerKind = Literal["linear", "conv", "embedding", "head", "router", "attention"]
+LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "embedding", "head", "router", "attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class Layer:
     tied: tuple[str, ...] = ()
     #: Whether a number is added to each output.
     bias: bool = False
+    #: Whether it is part of an expert, which gets only the tokens that are routed to it.
+    expert: bool = False
     #: Of a product inside attention the names of what it multiplies.
     operands: tuple[str, ...] = ()
     #: The ONNX operator that it becomes in a graph; `None`: its class is one.

@@ -29,6 +29,8 @@ class SecondMoment(RowSum):
     Only entries on and above the diagonal panels are filled.
     """
 
+    #: Rows that it takes to tell what the inputs are like, where it may get too few.
+    least: int = 0
     #: The result and what was made of it, until more rows come.
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -37,6 +39,12 @@ class SecondMoment(RowSum):
         """Return the statistic of no rows of `width` numbers, in the framework and on the device of `like`."""
         xp = array_namespace(like)
         return cls(xp.zeros((width, width), dtype=xp.float32, device=device(like)))
+
+    @classmethod
+    def identity(cls, width: int, like: Array) -> SecondMoment:
+        """Return H = I, of inputs that nothing is known of, in the framework and on the device of `like`."""
+        xp = array_namespace(like)
+        return cls(xp.eye(width, dtype=xp.float32, device=device(like)), 1)
 
     @classmethod
     def of_groups(cls, width: int, groups: int, like: Array) -> GroupedMoment:

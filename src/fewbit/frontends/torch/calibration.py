@@ -104,7 +104,8 @@ class CalibrationRun:
     def _floats(self, layers: list[Layer], step: BlockInputs) -> Mapping[str, Sequence[Tensor]]:
         """Run the float block, where someone asks what it does; return the inputs of layers that are to be compared."""
         paired = {name for name, wanted in self._wanted.items() if set(PAIRED) & set(wanted)}
-        own = {layer.name for layer in layers} & paired
+        # Behind quantized layers an expert gets other tokens, with no float ones to go with them.
+        own = {layer.name for layer in layers if not layer.expert} & paired
         if paired or self._trained:
             with FloatInputs(self._model, own) as inputs:
                 step.keep_float_outputs()
@@ -134,6 +135,9 @@ class CalibrationRun:
             return
         if rest:
             yield CalibratedPart(tuple(rest), {})
+        reached = {layer.name for group in groups for layer in group}
+        if missed := tuple(layer for layer in measured if layer.name not in reached):
+            yield CalibratedPart(missed, InputWatch(self._model, missed, self._wanted).unreached())
         paused = step.pause([[layer.name for layer in group] for group in groups])
         watch = InputWatch(self._model, measured, self._wanted, floats, self._weights)
         for group in groups:
@@ -145,8 +149,8 @@ class CalibrationRun:
         if not (step.link.replayable and step.calls):
             return None
         watch = InputWatch(self._model, layers, self._wanted)
-        groups = watch.groups(partial(_run_copy, step.calls[0], step.module))
-        return groups if sorted(watch.calls) == sorted(layer.name for layer in layers) else None
+        groups = watch.groups(_runs_of(step))
+        return None if watch.repeats else groups
 
     def _parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
         """Yield the parts of layers whose inputs are seen in `runs`, which can be repeated."""
@@ -160,9 +164,12 @@ class CalibrationRun:
             return
         if rest:
             yield CalibratedPart(tuple(rest), {})
-        for group in watch.groups(runs[0]):
+        groups = watch.groups(runs)
+        for group in [tuple(measured)] if groups is None else groups:
             own = InputWatch(self._model, group, self._wanted, weights=self._weights)
             yield CalibratedPart(group, own.gather(runs))
+        if missed := watch.unreached():
+            yield CalibratedPart(tuple(layer for layer in measured if layer.name in missed), missed)
 
     def _split(self, layers: list[Layer]) -> tuple[list[Layer], list[Layer]]:
         """Return the layers whose inputs are to be measured, and the others."""

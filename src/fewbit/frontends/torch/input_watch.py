@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from fewbit.catalogue import lookup
 from fewbit.errors import CalibrationError, FewbitError
+from fewbit.frontends.torch.call_order import merged_order
 from fewbit.frontends.torch.convolution import Convolution, same_rows
+from fewbit.frontends.torch.layers import canonical_weight
 from fewbit.frontends.torch.token_weights import TokenWeights
 from fewbit.interfaces import Layer
 from fewbit.statistics import GUIDED, PAIRED, STATISTICS
+from fewbit.statistics.second_moment import SecondMoment
 
 
 @dataclass(slots=True)
@@ -36,6 +39,8 @@ class InputWatch:
     leaders: dict[str, str] = field(default_factory=dict)
     #: Layers in the order of their calls in the first run.
     calls: list[str] = field(default_factory=list)
+    #: Whether a run that was made for groups has called a layer twice.
+    repeats: bool = False
     #: Inputs seen in the run in progress, each with its version and the layer that keeps its statistic.
     current: list[tuple[Tensor, int | None, str]] = field(default_factory=list)
 
@@ -55,38 +60,60 @@ class InputWatch:
             self._update(layer, own, rows, {"guided": self.weights.of([layer.name], number)})
 
         for number, run in enumerate(runs):
-            # Once it is known that each layer is called once, a run may stop at the last of them.
-            last = self.calls[-1] if number and len(self.calls) == len(self.layers) == len(set(self.calls)) else None
-            with self._listening(take, record=number == 0, last=last):
+            # Once it is known that each layer is called once, a run may stop when all have been.
+            once = number > 0 and len(self.calls) == len(self.layers) == len(set(self.calls))
+            with self._listening(take, record=number == 0, once=once):
                 run()
         return {
             layer.name: {name: kept[self.leaders[layer.name], name] for name in self.names(layer)}
             for layer in self.layers
             if layer.name in self.leaders
+        } | self.unreached()
+
+    def unreached(self) -> dict[str, dict[str, Any]]:
+        """Return statistics of nothing, of the layers that no run has called."""
+        return {
+            layer.name: {name: self._statistic(name, layer, self._weight(layer)) for name in self.names(layer)}
+            for layer in self.layers
+            if layer.name not in self.leaders
         }
 
-    def shared(self, group: Sequence[Layer], inputs: Iterator[Tensor]) -> dict[str, dict[str, Any]]:
-        """Return the statistics of layers that all get these inputs."""
+    def shared(self, group: Sequence[Layer], inputs: Iterator[Tensor | None]) -> dict[str, dict[str, Any]]:
+        """Return the statistics of layers that all get these inputs; `None` for a call that does without them."""
         kept: dict[str, Any] = {}
         wanted = {name: layer for layer in reversed(group) for name in self.names(layer)}
         for number, rows in enumerate(inputs):
+            if rows is None:
+                continue
             kept = kept or {name: self._statistic(name, layer, rows) for name, layer in wanted.items()}
             own = next((self.floats[layer.name] for layer in group if layer.name in self.floats), None)
             weights = self.weights.of([layer.name for layer in group], number)
             self._update(group[0], kept, rows, {"paired": own[number] if own else None, "guided": weights})
         return {layer.name: {name: kept[name] for name in self.names(layer) if name in kept} for layer in group}
 
-    def groups(self, run: Callable[[], Any]) -> list[tuple[Layer, ...]]:
-        """Return the layers in the order of their calls in one run, those that share an input together."""
-        with self._listening(lambda layer, rows: self._leader(layer, rows) and None, record=True, last=None):
-            run()
+    def groups(self, runs: Sequence[Callable[[], Any]]) -> list[tuple[Layer, ...]] | None:
+        """Return the layers in an order that the calls of all runs keep to, those that share an input together.
+
+        Runs are made until every layer has been called, which takes one where none is an expert; those that no run
+        calls are left out. `None`: two runs call some in different orders.
+        """
+        orders: list[list[str]] = []
+        for run in runs:
+            self.calls.clear()
+            with self._listening(lambda layer, rows: self._leader(layer, rows) and None, record=True):
+                run()
+            orders.append(list(dict.fromkeys(self.calls)))
+            self.repeats |= len(orders[-1]) < len(self.calls)
+            if len(self.leaders) == len(self.layers):
+                break
+        merged = merged_order(orders, [layer.name for layer in self.layers])
+        if merged is None:
+            return None
         groups: dict[str, dict[str, Layer]] = {}
         known = {layer.name: layer for layer in self.layers}
-        for name in self.calls:
+        for name in merged:
             groups.setdefault(self.leaders[name], {})[name] = known[name]
-        unseen = tuple(layer for layer in self.layers if layer.name not in self.leaders)
-        found = [tuple(group.values()) for group in groups.values()]
-        return [*found, unseen] if unseen else found
+        return [tuple(group.values()) for group in groups.values()]
 
     def _leader(self, layer: Layer, rows: Tensor) -> str:
         """Return which layer keeps the statistic of `layer`'s input; found in the first run, checked in the others."""
@@ -123,10 +150,17 @@ class InputWatch:
             return kind.init(convolution.in_channels, rows)
         if layer.groups > 1:
             return kind.of_groups(layer.shape[1], layer.groups, rows)
-        return kind.init(layer.shape[1], rows)
+        statistic = kind.init(layer.shape[1], rows)
+        if layer.expert and isinstance(statistic, SecondMoment):
+            # With as many rows as inputs GPTQ leaves less error on other tokens than a search without data.
+            statistic.least = layer.shape[1]
+        return statistic
 
     def _module(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)
+
+    def _weight(self, layer: Layer) -> Tensor:
+        return canonical_weight(self._module(layer.name))
 
     def _update(
         self, layer: Layer, statistics: Mapping[str, Any], inputs: Tensor, beside: Mapping[str, Tensor | None]
@@ -145,6 +179,11 @@ class InputWatch:
         for name, statistic in statistics.items():
             second = beside.get("paired" if name in PAIRED else "guided" if name in GUIDED else "")
             both = (inputs,) if second is None else (inputs, second)
+            if name in PAIRED and both[-1].shape != inputs.shape:
+                raise CalibrationError(
+                    f"{layer.name}: {name}: behind quantized layers it gets other tokens than in the float model; "
+                    "leave out what asks for that statistic"
+                )
             try:
                 for rows in zip(*(pieces(given, of_rows=statistic.of_rows) for given in both), strict=True):
                     statistic.update(*rows)
@@ -152,14 +191,17 @@ class InputWatch:
                 raise type(error)(f"{layer.name}: {name}: {error}") from error
 
     @contextmanager
-    def _listening(self, take: Callable[[Layer, Tensor], Any], *, record: bool, last: str | None) -> Iterator[None]:
+    def _listening(self, take: Callable[[Layer, Tensor], Any], *, record: bool, once: bool = False) -> Iterator[None]:
+        left = {layer.name for layer in self.layers}
+
         def hook(layer: Layer) -> Any:
             @torch.no_grad()
             def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG001
                 take(layer, args[0] if args else next(iter(kwargs.values())))
                 if record:
                     self.calls.append(layer.name)
-                if layer.name == last:
+                left.discard(layer.name)
+                if once and not left:
                     raise _EnoughError
 
             return self._module(layer.name).register_forward_pre_hook(enter, with_kwargs=True)
@@ -180,4 +222,4 @@ def _class(name: str) -> Any:
 
 
 class _EnoughError(BaseException):
-    """Stops a run after the last layer that is listened to; no `except Exception` inside a model catches it."""
+    """Stops a run when every layer that is listened to was called; no `except Exception` in a model catches it."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from fewbit.frontends.torch.convolution import Convolution
+from fewbit.frontends.torch.mixture import find_mixtures
 from fewbit.interfaces import Layer, LayerKind
 
 
@@ -28,22 +29,24 @@ def module_class(module: nn.Module) -> str | None:
 def find_layers(model: nn.Module) -> list[Layer]:
     """Return the quantizable layers of `model` in order; layers that share one weight name each other."""
     modules = {name: module for name, module in model.named_modules() if name and module_class(module)}
+    shapes = {name: tuple(canonical_weight(module).shape) for name, module in modules.items()}
     owners = defaultdict(list)
     for name, module in modules.items():
         owners[id(module.weight)].append(name)
     heads = set(_heads(model, modules))
+    mixed = find_mixtures(model, {name: (shape[0], shape[1]) for name, shape in shapes.items()})
     layers = []
     for name, module in modules.items():
         kind = module_class(module)
         weight = module.weight
         assert kind is not None
         assert isinstance(weight, Tensor)
-        shape = tuple(canonical_weight(module).shape)
+        shape = shapes[name]
         convolution = Convolution.of(module)
         layers.append(
             Layer(
                 name=name,
-                kind="conv" if convolution else _kind(kind, name in heads),
+                kind="conv" if convolution else _kind(kind, name in heads, name in mixed.routers),
                 shape=(shape[0], shape[1]),
                 module_class=kind,
                 stored=tuple(weight.shape) if convolution or kind == "Conv1D" else None,
@@ -51,6 +54,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
                 groups=convolution.groups if convolution else 1,
                 tied=tuple(other for other in owners[id(weight)] if other != name),
                 bias=getattr(module, "bias", None) is not None,
+                expert=name in mixed.experts,
                 exported_as=_operator(kind, convolution),
             )
         )
@@ -73,10 +77,10 @@ def _operator(kind: str, convolution: Convolution | None) -> str:
     return "ConvTranspose" if convolution.transposed else "Conv"
 
 
-def _kind(kind: str, is_head: bool) -> LayerKind:
+def _kind(kind: str, is_head: bool, is_router: bool) -> LayerKind:
     if kind == "Embedding":
         return "embedding"
-    return "head" if is_head else "linear"
+    return "head" if is_head else "router" if is_router else "linear"
 
 
 def _heads(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[str]:

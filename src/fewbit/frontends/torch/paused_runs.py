@@ -50,32 +50,34 @@ class _Run:
 
 
 class PausedRuns:
-    """Runs that wait at the first layer of each group, in the order of the groups; a group shares one input."""
+    """Runs that wait at the first layer of each group, in the order of the groups; a group shares one input.
+
+    A run may leave groups out, as one does whose tokens are for other experts.
+    """
 
     def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]], runs: Sequence[Callable[[], Any]]) -> None:
-        """Set up; nothing runs yet. Every run must call each layer of the groups once, and in their order."""
+        """Set up; nothing runs yet. No run calls a layer of the groups twice, or in another order than theirs."""
         self._model = model
         self._order: Mapping[str, int] = {name: index for index, names in enumerate(groups) for name in names}
-        self._leaders = {names[0] for names in groups}
+        self._leaders = {name: names[0] for names in groups for name in names}
+        #: The group that runs wait at or have passed.
+        self._reached = -1
         self._runs = [_Run(greenlet(run)) for run in runs]
-        #: By the run in progress: the input that the last group's first layer got.
-        self._inputs: dict[greenlet, ReferenceType[Tensor]] = {}
+        #: By the run in progress and the group's first layer: the input that it got.
+        self._inputs: dict[tuple[greenlet, str], ReferenceType[Tensor]] = {}
         self._undo = ExitStack()
         # Runs that take turns would give back the mode of training in another order than they took it.
         self._undo.enter_context(evaluating(model))
         for name in self._order:
             self._undo.callback(_give_back_forward, *self._gate(name))
 
-    def reach(self, leader: str) -> Iterator[Tensor]:
-        """Let every run go on to the layer called `leader`, and yield what it is given there."""
+    def reach(self, leader: str) -> Iterator[Tensor | None]:
+        """Let every run go on to the layer called `leader`; yield what it is given there, `None`: it calls it not."""
+        place = self._reached = self._order[leader]
         for run in self._runs:
-            while not run.stack.dead and run.layer != leader:
+            while not run.stack.dead and (run.layer is None or self._order[run.layer] < place):
                 run.go_on()
-            if run.rows is None:
-                raise CalibrationError(
-                    f"{leader}: not every calibration batch reaches it; calibrate without sequential order"
-                )
-            yield run.rows
+            yield run.rows if run.layer == leader else None
 
     def outputs(self) -> Iterator[Any]:
         """Let every run go on to its end, yield what it returns and let go of it."""
@@ -103,10 +105,12 @@ class PausedRuns:
             stack = getcurrent()
             if any(stack is run.stack for run in self._runs):
                 rows = args[0] if args else next(iter(kwargs.values()))
-                if name in self._leaders:
-                    self._inputs[stack] = ref(rows)
+                known = self._inputs.get((stack, self._leaders[name]))
+                if name == self._leaders[name]:
+                    self._require_order(name)
+                    self._inputs[stack, name] = ref(rows)
                     stack.parent.switch((name, rows))
-                elif self._inputs[stack]() is not rows:
+                elif known is None or known() is not rows:
                     raise CalibrationError(
                         f"{name}: it shares its input with other layers in one calibration batch and not in another; "
                         "give batches that take the same way through the model"
@@ -117,6 +121,13 @@ class PausedRuns:
 
         module.forward = forward
         return module, before
+
+    def _require_order(self, leader: str) -> None:
+        if self._order[leader] < self._reached:
+            raise CalibrationError(
+                f"{leader}: one calibration batch calls it after other layers and another before them; calibrate "
+                "without sequential order"
+            )
 
 
 def _give_back_forward(module: nn.Module, before: Any) -> None:

@@ -43,11 +43,13 @@ class TokenWeights:
 
     @classmethod
     def measured(cls, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -> TokenWeights:
-        """Return the weights of `layers`; one that a batch does not call exactly once has none.
+        """Return the weights of `layers`; an expert, and one that a batch does not call exactly once, has none.
 
         Nor has any of a model that cannot be differentiated.
         """
-        watched = [layer.name for layer in layers if module_class(model.get_submodule(layer.name)) in _KINDS]
+        # Behind quantized layers an expert gets other tokens than here.
+        own = [layer.name for layer in layers if not layer.expert]
+        watched = [name for name in own if module_class(model.get_submodule(name)) in _KINDS]
         seen: dict[str, list[list[Tensor]]] = {name: [] for name in watched}
         head = {layer.shape[0] for layer in layers if layer.kind == "head"}
         blocks = [block.name for block in find_blocks(model, layers).blocks]
