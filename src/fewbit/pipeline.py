@@ -63,8 +63,8 @@ def plan(
         recipe: a preset's name, the path of a TOML file, or a `Recipe`.
         to: the checkpoint format that it is meant for; its limits then count as problems.
         dtype: `float32`, `float16` or `bfloat16` for what stays float and for scales; `auto` is the model's.
-        batch: what to run the model on, for a recipe with rules for the products inside attention: they show in a run
-            only. A language model of transformers needs none.
+        batch: what to run the model on, for a recipe with rules for the products inside attention, or a model with
+            experts in one parameter: they show in a run only. A language model of transformers needs none.
 
     >>> from torch import nn
     >>> print(plan(nn.Sequential(nn.Linear(64, 8), nn.ReLU()), "w8a16").rows[0].becomes)
@@ -73,8 +73,10 @@ def plan(
     """
     source = _float_source(model)
     skeleton = source.skeleton()
-    made = _plan(source, skeleton, parse_recipe(recipe), to=to, dtype=dtype, batch=batch)
-    return _checked(made, frontend_of(source.framework), skeleton, batch)
+    frontend = frontend_of(source.framework)
+    with frontend.experts_apart(skeleton, lambda: batch) as fused:
+        made = _plan(source, skeleton, parse_recipe(recipe), to=to, dtype=dtype, batch=batch, fused=fused)
+        return _checked(made, frontend, skeleton, batch)
 
 
 def quantize(
@@ -125,54 +127,55 @@ def quantize(
             live = frontend.place(live, options.device)
     given = given.opened(live, frontend) if given else None
     evaluated, name = asked.opened(live, frontend) if asked else ((), None)
-    shown_by_runs = parsed.names_products or names_global_scales(parsed)
-    sample = first_batch(live, given, evaluated) if shown_by_runs else None
-    planned = partial(_plan, source, live, parsed, to=to, dtype=dtype, batch=sample)
-    made = _checked(planned(), frontend, live, sample)
-    made.require_sound()
-    kept = {tensor.name for tensor in made.manifest({}, {}).floats}
-    frontend.require_finite(live, [own.layer for own in made.quantized], kept, made.storage_type)
-    require_known(evaluated, live, what="evaluation")
-    data = Data()
-    rescaling = Rescaling.of(made)
-    if needs_data(made) or rescaling or (given and (parsed.transforms or needs_check(made))):
-        given = given or _default_calibration(live)
-        with clock.phase("calibration data"):
-            batches = given.batches(live, source, seed=options.seed, progress=options.progress)
-        data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
-    shown = data.batches or evaluated
-    with transformed(live, parsed, frontend, shown, made.target) as sentences, rescaling:
-        if sentences:
-            made = _checked(planned(), frontend, live, sample)
-            made.require_sound()
-        with clock.phase("check") if needs_check(made) else nullcontext():
-            made, unchecked = without_large_activations(made, frontend, live, Joined(data.batches, evaluated))
+    with frontend.experts_apart(live, partial(first_batch, live, given, evaluated)) as fused:
+        shown_by_runs = parsed.names_products or names_global_scales(parsed)
+        sample = first_batch(live, given, evaluated) if shown_by_runs else None
+        planned = partial(_plan, source, live, parsed, to=to, dtype=dtype, batch=sample, fused=fused)
+        made = _checked(planned(), frontend, live, sample)
+        made.require_sound()
         kept = {tensor.name for tensor in made.manifest({}, {}).floats}
-        with clock.phase("solve"):
-            solved = solve(live, made, frontend, data, options.progress, rescaling)
-            layers = [done.replacement for done in solved.values()]
-            forms = [*layers, *round_products(live, made, layers, frontend, data.batches)]
-            beside = _between(live, made, forms, data.batches)
-            changed = frontend.round_floats(live, kept, made.storage_type)
-        measured = Measured()
-        if evaluated:
-            with clock.phase("measure"):
-                measured = measure(live, forms, evaluated, frontend, options.progress, beside=beside)
-    for switch in (*forms, *beside):
-        switch.install()
-    idle = given is not None and not data.batches and not (given.holds_batches and shown_by_runs)
-    report = replace(
-        report_of(made, solved, measured, frontend, live, rescaling.notes),
-        remarks=(*sentences, *rescaling.sentences, *unchecked, *remarks_of(changed, solved, made, idle=idle)),
-        seed=options.seed,
-        command=options.command,
-        text=name,
-        calibration=given.described(data.batches) if given and data.batches else None,
-        seconds=clock.seconds,
-        peak_memory=clock.peak_memory,
-    )
-    example = data.batches[0] if data.batches else first_batch(live, given, evaluated)
-    return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=example)
+        frontend.require_finite(live, [own.layer for own in made.quantized], kept, made.storage_type)
+        require_known(evaluated, live, what="evaluation")
+        data = Data()
+        rescaling = Rescaling.of(made)
+        if needs_data(made) or rescaling or (given and (parsed.transforms or needs_check(made))):
+            given = given or _default_calibration(live)
+            with clock.phase("calibration data"):
+                batches = given.batches(live, source, seed=options.seed, progress=options.progress)
+            data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
+        shown = data.batches or evaluated
+        with transformed(live, parsed, frontend, shown, made.target) as sentences, rescaling:
+            if sentences:
+                made = _checked(planned(), frontend, live, sample)
+                made.require_sound()
+            with clock.phase("check") if needs_check(made) else nullcontext():
+                made, unchecked = without_large_activations(made, frontend, live, Joined(data.batches, evaluated))
+            kept = {tensor.name for tensor in made.manifest({}, {}).floats}
+            with clock.phase("solve"):
+                solved = solve(live, made, frontend, data, options.progress, rescaling)
+                layers = [done.replacement for done in solved.values()]
+                forms = [*layers, *round_products(live, made, layers, frontend, data.batches)]
+                beside = _between(live, made, forms, data.batches)
+                changed = frontend.round_floats(live, kept, made.storage_type)
+            measured = Measured()
+            if evaluated:
+                with clock.phase("measure"):
+                    measured = measure(live, forms, evaluated, frontend, options.progress, beside=beside)
+        for switch in (*forms, *beside):
+            switch.install()
+        idle = given is not None and not data.batches and not (given.holds_batches and shown_by_runs)
+        report = replace(
+            report_of(made, solved, measured, frontend, live, rescaling.notes),
+            remarks=(*sentences, *rescaling.sentences, *unchecked, *remarks_of(changed, solved, made, idle=idle)),
+            seed=options.seed,
+            command=options.command,
+            text=name,
+            calibration=given.described(data.batches) if given and data.batches else None,
+            seconds=clock.seconds,
+            peak_memory=clock.peak_memory,
+        )
+        example = data.batches[0] if data.batches else first_batch(live, given, evaluated)
+        return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=example)
 
 
 def _between(model: Any, made: Plan, forms: Sequence[Forms], batches: Sequence[Any]) -> list[Switch]:
@@ -232,7 +235,16 @@ def _float_source(model: Any) -> Source:
     return source
 
 
-def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: str, batch: Any = None) -> Plan:
+def _plan(
+    source: Source,
+    model: Any,
+    recipe: Recipe,
+    *,
+    to: str | None,
+    dtype: str,
+    batch: Any = None,
+    fused: Sequence[str] = (),
+) -> Plan:
     if dtype not in _STORAGE_TYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
     target = target_of(to) if to is not None else None
@@ -263,7 +275,7 @@ def _plan(source: Source, model: Any, recipe: Recipe, *, to: str | None, dtype: 
             "the module computes in bfloat16, from which this version writes no graph; convert it by module.float(), "
             "and use the preset bf16 for a file in bfloat16"
         )
-    return replace(made, problems=(*made.problems, *found))
+    return replace(made, problems=(*made.problems, *found), adaptations=(*made.adaptations, *fused))
 
 
 def _checked(made: Plan, frontend: Frontend, model: Any, batch: Any) -> Plan:

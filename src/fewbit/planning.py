@@ -90,7 +90,8 @@ class Plan:
     rows: tuple[PlanRow, ...]
     #: Stored tensors that are no layer's weight: norms, float biases, buffers.
     rest: tuple[StoredTensor, ...]
-    #: What was changed to make the recipe fit; of explicit rules only the layers that a cast would overflow.
+    #: What was changed to make the recipe fit; of explicit rules only the layers that a cast would overflow. Parameters
+    #: that look like those of experts and are left alone.
     adaptations: tuple[str, ...] = ()
     #: What would run faster on the machine at hand, under another scheme.
     hints: tuple[str, ...] = ()

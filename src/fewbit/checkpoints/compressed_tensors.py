@@ -69,10 +69,13 @@ class CompressedTensors(Streamed):
         if not scheme.scaled:
             return cast_problem(quantized)
         if layer.module_class != "Linear":
-            return (
-                f"transformers runs compressed-tensors weights of Linear modules only, and this one is "
-                f"of class {layer.module_class}; keep it, or save the module's state_dict instead"
+            why = (
+                "transformers and vLLM know each projection of an expert by a name that a fused parameter does not tell"
+                if layer.module_class == "FusedExpert"
+                else "transformers runs compressed-tensors weights of Linear modules only, and this one is "
+                f"of class {layer.module_class}"
             )
+            return f"{why}; keep it, or save the module's state_dict instead"
         whole = isinstance(scheme.format, Int) and scheme.format.signed and scheme.format.bits <= 8
         known = scheme.granularity in (PerTensor(), PerChannel()) or isinstance(scheme.granularity, PerGroup)
         if not (whole or scheme.format == E4M3) or not known or scheme.scale_scheme is not None:

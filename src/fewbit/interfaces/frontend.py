@@ -35,6 +35,12 @@ class Frontend(Protocol):
     def layers(self, model: Any) -> list[Layer]:
         """Return the quantizable layers in the order of the model."""
 
+    def experts_apart(self, model: Any, batch: Callable[[], Any | None]) -> AbstractContextManager[Sequence[str]]:
+        """Make layers of experts that are fused into one parameter; they stay so where one is quantized meanwhile.
+
+        A run on a `batch` shows them, `None`: on one that the model has itself. Yields what to say of those that stay.
+        """
+
     def products(self, model: Any, batch: Any | None) -> list[Layer]:
         """Return the products inside attention that a run on `batch` shows; `None`: one that the model has itself."""
 

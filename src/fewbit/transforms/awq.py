@@ -71,7 +71,7 @@ class Awq:
     ) -> tuple[str, Factors] | None:
         """Return the factors of the producer with the least error, `None` where none are better than no factors."""
         _, mean = statistics["channel_magnitude"].result()
-        inputs = link.gathered(mean, _mean)
+        inputs = link.gathered(mean, _mean, unread=0.0)
         columns = link.gathered(np.mean([_shares(own, rounded.weight) for own, rounded in weights], axis=0), _mean)
         error = OutputError(statistics["row_sample"].result(), weights)
         best, found = error(np.ones(len(link.channels))), None

@@ -59,12 +59,12 @@ class Link:
         """Return (inputs,) from (outputs,): the factor of each input channel of the consumers, 1 where none is."""
         return np.where(self.channels >= 0, factors[self.channels], 1.0)
 
-    def gathered(self, values: Factors, reduce: Callable[[Factors], Any]) -> Factors:
-        """Return (outputs,) from (inputs,): `reduce` of the values of all that a channel goes to; 1 where that is none.
+    def gathered(self, values: Factors, reduce: Callable[[Factors], Any], unread: float = 1.0) -> Factors:
+        """Return (outputs,) from (inputs,): `reduce` of the values of all that a channel goes to; else `unread`.
 
         `reduce` takes (several, channels); one with fewer readers has its last value repeated.
         """
-        found = np.ones(self.outputs)
+        found = np.full(self.outputs, unread)
         used = np.flatnonzero(self.channels >= 0)
         order = used[np.argsort(self.channels[used], kind="stable")]
         channels, starts, counts = np.unique(self.channels[order], return_index=True, return_counts=True)

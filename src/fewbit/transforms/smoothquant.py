@@ -70,7 +70,7 @@ class SmoothQuant:
         """Return alpha and the factors of the producer; `None` where the search finds none that helps."""
         weights = {name: scope.weight(name) for name in link.consumers}
         largest, _ = statistics["channel_magnitude"].result()
-        inputs = link.gathered(largest, np.maximum.reduce)
+        inputs = link.gathered(largest, np.maximum.reduce, unread=0.0)
         columns = link.gathered(np.maximum.reduce([_columns(own) for own in weights.values()]), np.maximum.reduce)
         if self.alpha != "search":
             return self.alpha, factors_of(inputs, columns, self.alpha)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,10 @@ class OnnxFrontend:
     def execution(self, model: OnnxModel, layer: Layer, weight: Scheme, rounded: Scheme | None) -> Execution:  # noqa: ARG002
         """Return what `layer` would run on."""
         return execution(layer)
+
+    def experts_apart(self, model: OnnxModel, batch: Callable[[], Any]) -> AbstractContextManager[Sequence[str]]:  # noqa: ARG002
+        """Do nothing: a node multiplies by one matrix."""
+        return nullcontext(())
 
     def products(self, model: OnnxModel, batch: Any | None) -> list[Layer]:  # noqa: ARG002
         """Return the products inside attention, which the graph shows without a run."""
@@ -262,12 +266,7 @@ class OnnxFrontend:
         return batch
 
     def place(self, model: Any, device: str) -> Any:
-        """Return the model, on the CPU.
-
-        Raises:
-            RecipeError: another device.
-
-        """
+        """Return the model, on the CPU; raises `RecipeError` for another device."""
         if device != "cpu":
             raise RecipeError(f"device {device!r} cannot be used: ONNX models run on the CPU in this version")
         return model

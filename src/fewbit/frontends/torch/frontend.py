@@ -18,6 +18,7 @@ from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.calls import evaluating
 from fewbit.frontends.torch.channel_splitting import Split, split_channels
 from fewbit.frontends.torch.execution import execution
+from fewbit.frontends.torch.fused_experts import experts_apart
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.magnitudes import largest_activations, largest_weight
 from fewbit.frontends.torch.norm_folding import fold_norms
@@ -61,6 +62,10 @@ class TorchFrontend:
             if isinstance(part, RoundedProduct):
                 raise PlanError(f"{name} is rounded already; start from the float model")
         return find_layers(model)
+
+    def experts_apart(self, model: nn.Module, batch: Callable[[], Any]) -> AbstractContextManager[Sequence[str]]:
+        """Make layers of experts that are fused into one parameter; they stay so where one is quantized meanwhile."""
+        return experts_apart(model, batch)
 
     def products(self, model: nn.Module, batch: Any | None) -> list[Layer]:
         """Return the products inside attention that a run on `batch` shows."""

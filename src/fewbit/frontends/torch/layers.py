@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from fewbit.frontends.torch.convolution import Convolution
+from fewbit.frontends.torch.expert_stack import stacks
 from fewbit.frontends.torch.mixture import find_mixtures
 from fewbit.interfaces import Layer, LayerKind
 
@@ -36,6 +37,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
     heads = set(_heads(model, modules))
     mixed = find_mixtures(model, {name: (shape[0], shape[1]) for name, shape in shapes.items()})
     layers = []
+    fused = {f"{name}.{own}" for name, stack in stacks(model).items() for own, _ in stack.named_children()}
     for name, module in modules.items():
         kind = module_class(module)
         weight = module.weight
@@ -48,7 +50,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
                 name=name,
                 kind="conv" if convolution else _kind(kind, name in heads, name in mixed.routers),
                 shape=(shape[0], shape[1]),
-                module_class=kind,
+                module_class="FusedExpert" if name in fused else kind,
                 stored=tuple(weight.shape) if convolution or kind == "Conv1D" else None,
                 multiplies_rows=convolution.rows_apply if convolution else kind != "Embedding",
                 groups=convolution.groups if convolution else 1,

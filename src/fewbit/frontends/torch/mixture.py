@@ -1,8 +1,8 @@
 """Mixtures of experts in the tree of modules: which layers are parts of experts, and which route tokens to them.
 
-Experts are the entries of a list, alike in their layers; the router is a linear layer beside the list, with an output
-for each entry and the inputs that they have. Beside the blocks of a model, such a list too, a head may have as many
-outputs: outside of blocks the router must come before the list. No table of architectures, and no run.
+Experts are a stack, or the entries of a list that are alike in their layers; the router is a linear layer beside them,
+with an output for each and the inputs that they have. Beside the blocks of a model, such a list too, a head may have as
+many outputs: outside of blocks the router must come before the list. No table of architectures, and no run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
+
+from fewbit.frontends.torch.expert_stack import stacks
 
 #: Shapes (out, in) of layers by name.
 Shapes = Mapping[str, tuple[int, int]]
@@ -30,6 +32,11 @@ def find_mixtures(model: nn.Module, shapes: Shapes) -> Mixtures:
     """Return the mixtures of `model`, whose quantizable layers have these `shapes`."""
     experts: set[str] = set()
     routers: set[str] = set()
+    for name, stack in stacks(model).items():
+        experts |= {layer for layer in shapes if layer.startswith(f"{name}.")}
+        # In the module that keeps the experts, or beside it.
+        for place in (name, name.rpartition(".")[0]):
+            routers.update(_routers(place, stack.count, shapes) if place else ())
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1 and name:
             inside = {layer: shape for layer, shape in shapes.items() if layer.startswith(f"{name}.")}
