@@ -1,7 +1,7 @@
 """How many tokens GPTQ needs: its error on other tokens than those that it saw, beside rounding without data.
 
-Layers of smollm2 on the text of the pages in docs/; run it in the repository. Printed are squared errors of the output on
-tokens held out, as shares of those of rounding to nearest: of a search of scales without data, then of GPTQ on as many
+Layers of smollm2 on the text of docs/; run it in the repository. Printed are squared errors of the output on other
+tokens, as shares of those of rounding to nearest: of a search of scales without data, then of GPTQ on as many
 tokens as the number says, in inputs of the layer.
 """
 
