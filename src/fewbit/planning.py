@@ -90,8 +90,7 @@ class Plan:
     rows: tuple[PlanRow, ...]
     #: Stored tensors that are no layer's weight: norms, float biases, buffers.
     rest: tuple[StoredTensor, ...]
-    #: What was changed to make the recipe fit; of explicit rules only the layers that a cast would overflow. Parameters
-    #: that look like those of experts and are left alone.
+    #: What was changed to make the recipe fit, of explicit rules only casts that overflow; what no rule can reach.
     adaptations: tuple[str, ...] = ()
     #: What would run faster on the machine at hand, under another scheme.
     hints: tuple[str, ...] = ()

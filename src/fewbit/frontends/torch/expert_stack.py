@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fewbit.frontends.torch.expert_weight import OPERATORS, ExpertWeight
@@ -57,10 +56,10 @@ class ExpertStack(nn.Module):
         return (self[number] for number in range(self.count))
 
     def __matmul__(self, other: Any) -> Any:
-        return torch.matmul(self.view(), other)  # type: ignore[call-overload]
+        return self.view() @ other
 
     def __rmatmul__(self, other: Any) -> Any:
-        return torch.matmul(other, self.view())
+        return other @ self.view()
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name not in ("count", "stored") and hasattr(Tensor, name):
@@ -131,8 +130,14 @@ class FusedExperts(ExpertStack):
 
     def matrix(self, number: int) -> Tensor:
         """Return the weight of an expert as it was stored."""
-        weight: Any = self._modules[str(number)].weight  # type: ignore[union-attr]
-        return weight if self.outputs_first else weight.T  # type: ignore[no-any-return]
+        weight = self.weight_of(number)
+        return weight if self.outputs_first else weight.T
+
+    def weight_of(self, number: int) -> Tensor:
+        """Return the weight of an expert as (out, in), dequantized if need be."""
+        layer: Any = self._modules[str(number)]
+        weight: Tensor = layer.weight
+        return weight
 
     def multiplied(self, number: int, rows: Tensor, *, outputs_first: bool) -> Tensor:
         """Return the product, by the layer of the expert."""

@@ -119,10 +119,10 @@ class ExpertWeight:
         return self.shape[0]
 
     def __matmul__(self, other: Any) -> Any:
-        return torch.matmul(self, other)  # type: ignore[call-overload]
+        return torch.matmul(self, other)  # type: ignore[arg-type]
 
     def __rmatmul__(self, other: Any) -> Any:
-        return torch.matmul(other, self)  # type: ignore[call-overload]
+        return torch.matmul(other, self)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not hasattr(Tensor, name):
@@ -232,7 +232,7 @@ def _by_choice(rows: Tensor, weight: ExpertWeight, *, outputs_first: bool) -> Te
     chosen = torch.arange(len(rows), device=rows.device) if weight.chosen is None else weight.chosen
     assert isinstance(chosen, Tensor)
     output = rows.new_empty(*rows.shape[:2], weight.shape[1 if outputs_first else 2])
-    for number in chosen.unique().tolist():
+    for number in torch.unique(chosen).tolist():
         own = chosen == number
         given = rows[own]
         outcome = weight.rows_multiplied(number, given.reshape(-1, rows.shape[-1]), outputs_first=outputs_first)

@@ -40,10 +40,10 @@ class _Parameter:
         """Put the parameter back, with what has been written into the layers."""
         stack = self.module._modules.pop(self.attribute)
         if isinstance(stack, FusedExperts):
-            for number, layer in enumerate(stack.children()):
-                place, weight = stack.slice_of(self.parameter, number), layer.weight
+            for number in range(stack.count):
+                place, weight = stack.slice_of(self.parameter, number), stack.weight_of(number).detach()
                 if weight.data_ptr() != place.data_ptr():
-                    place.copy_(weight.detach())
+                    place.copy_(weight)
         own = self.module._parameters
         own[self.attribute] = self.parameter
         for name in [name for name in self.order if name in own]:
