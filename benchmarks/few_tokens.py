@@ -34,7 +34,8 @@ def inputs_of(layers: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
     for name in layers:
         model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0]))
     with torch.no_grad():
-        model(tokens)
+        for sequence in tokens:
+            model(sequence[None], logits_to_keep=1)
     order = torch.randperm(tokens.numel(), generator=torch.Generator().manual_seed(0))
     rows = {name: torch.cat(own).flatten(0, 1)[order] for name, own in seen.items()}
     return {name: (model.get_submodule(name).weight.detach(), own) for name, own in rows.items()}
