@@ -143,8 +143,7 @@ def quantize(
             with clock.phase("calibration data"):
                 batches = given.batches(live, source, seed=options.seed, progress=options.progress)
             data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
-        shown = data.batches or evaluated
-        with transformed(live, parsed, frontend, shown, made.target) as sentences, rescaling:
+        with transformed(live, parsed, frontend, data.batches or evaluated, made.target) as sentences, rescaling:
             if sentences:
                 made = _checked(planned(), frontend, live, sample)
                 made.require_sound()

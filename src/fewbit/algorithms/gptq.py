@@ -85,8 +85,8 @@ class Gptq:
         moment = (statistics or {}).get(self.statistics[0])
         if moment is None:
             unclipped = output_moment(statistics, scheme)[1]
-            why = "there is no statistic of its input: rounded to nearest"
-            return Solution(quantize(weight, scheme), remarks=(why, *unclipped))
+            unknown = "there is no statistic of its input: rounded to nearest"
+            return Solution(quantize(weight, scheme), remarks=(unknown, *unclipped))
         try:
             import torch
 

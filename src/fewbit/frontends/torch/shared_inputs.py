@@ -30,7 +30,7 @@ def shared_inputs(model: nn.Module, layers: Sequence[Layer], batch: Any | None) 
         return None
     watch = InputWatch(model, layers, {})
     try:
-        watch.groups(partial(run_batch, model, batch) if call is None else partial(call.run, model))
+        watch.groups([partial(run_batch, model, batch) if call is None else partial(call.run, model)])
     except (CalibrationError, RuntimeError, NotImplementedError):
         # Layers that share an input at one call and not at another share no number; nor does what cannot run as it is.
         return None
