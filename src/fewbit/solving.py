@@ -169,6 +169,8 @@ def _tracked(
         return
     # As good as a sequence: it has a length and is gone through once.
     stages: Any = calibrated(wanted=waiting, trained=trained)
+    for _ in progress.track(stages.gradients, "gradients") if stages.gradients else ():
+        pass
     for stage in progress.track(stages, "calibrate and quantize"):
         yield from stage
 

@@ -10,7 +10,7 @@ from torch import nn
 import fewbit as fb
 from fewbit.errors import RecipeError
 from fewbit.frontends.torch.layers import find_layers
-from fewbit.frontends.torch.token_weights import TokenWeights
+from fewbit.frontends.torch.token_weights import GradientRun, TokenWeights
 
 UNKNOWN = (
     "no gradient at its output is known, since it is called several times or the model cannot be differentiated: "
@@ -26,6 +26,12 @@ def llama():
         num_key_value_heads=2,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config).eval()
+
+
+def measured(model):
+    run = GradientRun(model, find_layers(model), BATCHES)
+    assert len(run) == len(list(run)) == 3
+    return run.weights
 
 
 def by_autograd(model, names):
@@ -53,7 +59,7 @@ def by_autograd(model, names):
 
 def test_weights_are_the_squared_gradients_of_the_cross_entropy():
     model = llama()
-    found = TokenWeights.measured(model, find_layers(model), BATCHES)
+    found = measured(model)
     names = [layer.name for layer in find_layers(model) if layer.kind == "linear"]
     expected = by_autograd(llama(), names)
     assert len(names) == 21
@@ -69,7 +75,7 @@ def test_the_model_is_left_as_it_was():
     model = llama()
     model.model.embed_tokens.weight.requires_grad_(False)
     model.train()
-    TokenWeights.measured(model, find_layers(model), BATCHES)
+    measured(model)
     assert model.training
     assert not any("forward" in module.__dict__ for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())

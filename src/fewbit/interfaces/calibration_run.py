@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,10 @@ class CalibratedPart:
 
 class CalibrationRun(Protocol):
     """The stages of a calibration, each an iterator of parts."""
+
+    @property
+    def gradients(self) -> Iterable[None]:
+        """Steps, which have a length, to go through before the stages: where statistics want gradients."""
 
     def __len__(self) -> int:
         """Return the number of stages."""

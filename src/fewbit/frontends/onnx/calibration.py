@@ -54,6 +54,11 @@ class CalibrationRun:
                 self._readers.setdefault(own.data.name or "", []).append(own)
         self._groups = self._grouped(sequential=sequential)
 
+    @property
+    def gradients(self) -> tuple[None, ...]:
+        """Nothing: onnxruntime computes none."""
+        return ()
+
     def __len__(self) -> int:
         return len(self._groups) + bool(self._rest)
 

@@ -22,7 +22,7 @@ from fewbit.frontends.torch.input_watch import InputWatch
 from fewbit.frontends.torch.link_scope import LinkScope
 from fewbit.frontends.torch.reconstruction import block_part, model_part
 from fewbit.frontends.torch.resident_memory import give_back, trim
-from fewbit.frontends.torch.token_weights import TokenWeights
+from fewbit.frontends.torch.token_weights import GradientRun, TokenWeights
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.samples.batches import Mapped
 from fewbit.statistics import GUIDED, PAIRED
@@ -49,9 +49,11 @@ class CalibrationRun:
         """
         self._model, self._wanted, self._batches, self._sequential = model, wanted, batches, sequential
         self._prepare, self._trained = prepare, trained
-        self._layers = layers
         self._partition: Partition = find_blocks(model, layers)
         self._weights = TokenWeights()
+        guided = any(set(GUIDED) & set(names) for names in wanted.values())
+        #: What is to be gone through first, a step a batch: what the rows of inputs count in the float model.
+        self.gradients = GradientRun(model, layers, batches) if guided else ()
 
     def __len__(self) -> int:
         return len(self._partition.blocks) + 1
@@ -61,7 +63,7 @@ class CalibrationRun:
         blocks = {block.name: block for block in self._partition.blocks}
         left = {block.name for block in blocks.values() if any(layer.name in self._wanted for layer in block.layers)}
         known: dict[Any, Any] = {}
-        self._weights = self._token_weights()
+        self._weights = self.gradients.weights if self.gradients else TokenWeights()
         for step in walk_blocks(self._model, list(blocks), self._batches) if left else ():
             own = [layer for layer in blocks[step.name].layers if layer.name in self._wanted]
             left.discard(step.name)
@@ -86,12 +88,6 @@ class CalibrationRun:
         if self._prepare and not blocks:
             self._prepare(LinkScope(self._model, "", self._partition.outside, runs))
         yield self._outside_parts(outside, runs)
-
-    def _token_weights(self) -> TokenWeights:
-        """Return what the rows of inputs count in the float model, where someone asks."""
-        if not any(set(GUIDED) & set(names) for names in self._wanted.values()):
-            return TokenWeights()
-        return TokenWeights.measured(self._model, self._layers, self._batches)
 
     def _outside_parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
         """Yield the parts of layers outside of blocks, and those that are trained together."""

@@ -41,29 +41,49 @@ class TokenWeights:
         found: Tensor = sum(own[batch] for own in known) / len(known)  # type: ignore[assignment]
         return found
 
-    @classmethod
-    def measured(cls, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -> TokenWeights:
-        """Return the weights of `layers`; an expert, and one that a batch does not call exactly once, has none.
 
-        Nor has any of a model that cannot be differentiated.
-        """
+class GradientRun:
+    """Runs batches forward and their gradients back; when it has been gone through, `weights` are there.
+
+    An expert, and a layer that a batch does not call exactly once, has none; nor has any of a model that cannot be
+    differentiated.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -> None:
+        """Prepare; nothing runs yet."""
+        self._model, self._batches = model, batches
+        self._blocks = [block.name for block in find_blocks(model, layers).blocks]
+        self._head = {layer.shape[0] for layer in layers if layer.kind == "head"}
         # Behind quantized layers an expert gets other tokens than here.
         own = [layer.name for layer in layers if not layer.expert]
         watched = [name for name in own if module_class(model.get_submodule(name)) in _KINDS]
-        seen: dict[str, list[list[Tensor]]] = {name: [] for name in watched}
-        head = {layer.shape[0] for layer in layers if layer.kind == "head"}
-        blocks = [block.name for block in find_blocks(model, layers).blocks]
+        self._seen: dict[str, list[list[Tensor]]] = {name: [] for name in watched}
+        self._differentiable = True
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[None]:
+        """Yield after each batch."""
         draw = torch.Generator().manual_seed(0)
-        with _frozen(model), _run_again(model, blocks):
-            for batch in batches:
-                for name in watched:
-                    seen[name].append([])
-                with _listening(model, seen):
-                    if not _go_back(model, batch, head, draw):
-                        return cls()
-                trim()  # what one batch leaves behind must not add up over all of them
-        single = {name: own for name, own in seen.items() if own and all(len(calls) == 1 for calls in own)}
-        return cls({name: kept for name, own in single.items() if (kept := _normalized([calls[0] for calls in own]))})
+        with _frozen(self._model), _run_again(self._model, self._blocks):
+            for batch in self._batches:
+                for calls in self._seen.values():
+                    calls.append([])
+                if self._differentiable:
+                    with _listening(self._model, self._seen):
+                        self._differentiable = _go_back(self._model, batch, self._head, draw)
+                    trim()  # what one batch leaves behind must not add up over all of them
+                yield
+
+    @property
+    def weights(self) -> TokenWeights:
+        """What the rows count."""
+        if not self._differentiable:
+            return TokenWeights()
+        single = {name: own for name, own in self._seen.items() if own and all(len(calls) == 1 for calls in own)}
+        kept = {name: _normalized([calls[0] for calls in own]) for name, own in single.items()}
+        return TokenWeights({name: own for name, own in kept.items() if own})
 
 
 def _go_back(model: nn.Module, batch: Any, head: set[int], draw: torch.Generator) -> bool:
