@@ -135,7 +135,7 @@ def test_an_expert_with_few_tokens_is_rounded_without_data_and_listed():
     # 40 tokens, two experts each: no more than 20 for an expert on average, and its second layer has 24 inputs.
     report = fb.quantize(model, "w4a16", calibration=[batch[:1, :40] for batch in batches(number=1)]).report
     experts = [layer for layer in report.layers if ".experts." in layer.name]
-    few = {layer.name: layer for layer in experts if layer.remarks}
+    few = {layer.name: layer for layer in experts if "without data" in str(layer.remarks)}
     assert 0 < len(few) < len(experts)
     for name, layer in few.items():
         [remark] = layer.remarks
@@ -155,7 +155,7 @@ def test_an_expert_without_tokens_is_rounded_without_data_and_listed(sequential)
     for part in ("w1", "w2", "w3"):
         assert rows[f"layers.0.experts.1.{part}"].remarks == ("no calibration input reached it: rounded without data",)
         assert rows[f"layers.0.experts.1.{part}"].becomes != "float"
-        assert not rows[f"layers.0.experts.0.{part}"].remarks
+        assert "without data" not in str(rows[f"layers.0.experts.0.{part}"].remarks)
 
 
 class Lone(Mixture):
@@ -173,7 +173,7 @@ def test_batches_that_reach_different_experts_are_all_taken_in():
     data = batches()
     assert len({int(batch.flatten()[0] > 0) for batch in data}) == 2
     report = fb.quantize(model, "w4a16", calibration=data).report
-    assert not any(layer.remarks for layer in report.layers if layer.kind == "linear")
+    assert "without data" not in str(report.remarks)
 
 
 def test_gptq_on_experts_leaves_less_error_in_the_output_than_nearest():

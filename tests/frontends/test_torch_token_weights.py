@@ -13,8 +13,8 @@ from fewbit.frontends.torch.layers import find_layers
 from fewbit.frontends.torch.token_weights import GradientRun, TokenWeights
 
 UNKNOWN = (
-    "no gradient at its output is known, since it is called several times or the model cannot be differentiated: "
-    "every row of its input counts alike"
+    "no gradient at its output is known, since it is an expert, is called several times or the model cannot be "
+    "differentiated: every row of its input counts alike"
 )
 BATCHES = list(torch.randint(0, 90, (3, 2, 10), generator=torch.Generator().manual_seed(0)))
 

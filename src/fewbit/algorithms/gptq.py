@@ -20,7 +20,7 @@ from fewbit.schemes.scheme import Scheme
 from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.second_moment import SecondMoment
 
-_UNKNOWN = "since it is called several times or the model cannot be differentiated"
+_UNKNOWN = "since it is an expert, is called several times or the model cannot be differentiated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,9 @@ class Gptq:
             raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
 
         values, remarks = as_torch(weight).to(torch.float32), tuple[str, ...]()
-        if why := _too_few(moment):
+        if few := _too_few(moment):
             qtensor, _ = rounded(values, SecondMoment.identity(weight.shape[1], values), scheme, self)
-            return Solution(_like(weight, qtensor), remarks=(f"{why}: rounded without data",))
+            return Solution(_like(weight, qtensor), remarks=(f"{few}: rounded without data",))
         seen = moment.result()
         if not bool((seen != 0.0).any()):
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
