@@ -169,13 +169,27 @@ def test_gptq_counts_what_later_columns_make_up_for(monkeypatch):
     assert found < error()
 
 
-@pytest.mark.parametrize("algorithm", [Nearest(), Gptq()])
-def test_a_layer_without_inputs_is_not_clipped_and_says_so(algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "seen", "why"),
+    [
+        (Nearest(), {}, "there is no statistic"),
+        (Nearest(), "none", "no calibration input reached it"),
+        (Gptq(), {}, "there is no statistic"),
+    ],
+)
+def test_a_layer_without_inputs_is_not_clipped_and_says_so(algorithm, seen, why):
     weight, scheme = drawn()[0], parse_scheme("int4 g32 clip")
-    for seen, why in (({}, "there is no statistic"), (statistics(correlated()[:0]), "no calibration input reached it")):
-        solution = algorithm(weight, seen, scheme)
-        assert any(remark.startswith(why) and "nothing is clipped" in remark for remark in solution.remarks)
-        np.testing.assert_array_equal(solution.qtensor.scale, quantize(weight, parse_scheme("int4 g32")).scale)
+    solution = algorithm(weight, statistics(correlated()[:0]) if seen == "none" else seen, scheme)
+    assert any(remark.startswith(why) and "nothing is clipped" in remark for remark in solution.remarks)
+    np.testing.assert_array_equal(solution.qtensor.scale, quantize(weight, parse_scheme("int4 g32")).scale)
+
+
+def test_gptq_clips_a_layer_that_no_input_reached_as_if_all_inputs_were_alike():
+    weight, scheme = drawn()[0], parse_scheme("int4 g32 clip")
+    solution = Gptq(fit=False, sweeps=0)(weight, statistics(correlated()[:0]), scheme)
+    assert solution.remarks == ("no calibration input reached it: rounded without data",)
+    expected = quantize(weight, scheme, moment=np.eye(weight.shape[1], dtype=np.float32))
+    np.testing.assert_array_equal(solution.qtensor.scale, expected.scale)
 
 
 def salient():
