@@ -134,7 +134,7 @@ def test_the_notation_of_inputs_has_their_own_usual_choices_and_reads_back(text,
         ("int8 static token", "static ranges are per tensor or channel, not 'token'; drop static"),
         ("int8 static g64", "static ranges are per tensor or channel, not 'g64'"),
         ("int8 static channel mse", "a static range per channel comes from extremes: absmax or minmax, not mse"),
-        ("mxfp8 static", "mxfp8 is a whole scheme and takes no further word; drop 'static'"),
+        ("mxfp8 static", "mxfp8 is a whole scheme and takes one further word, mse or lsq; drop 'static'"),
         ("int8 static static", "names two times static"),
     ],
 )
