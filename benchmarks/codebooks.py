@@ -15,16 +15,14 @@ import numpy as np
 import torch
 
 import fewbit as fb
-from fewbit.evaluation.text import read_text, token_sequences
-from fewbit.report.data import installed_versions, this_machine
 from fewbit.sources import open_source
+from topics import pieces
 
 SCHEMES = (
     "int4 channel", "nf4 channel", "int4 g64", "kmeans4 channel", "kmeans4 g64",
     "int3 channel", "int3 g64", "kmeans3 channel", "kmeans3 g64", "int2 g64", "kmeans2 channel",
 )  # fmt: skip
 ALGORITHMS: dict[str, Any] = {"nearest": {"name": "nearest", "weighted": True}, "gptq": "gptq"}
-_LENGTH = 512
 
 
 def main() -> None:
@@ -35,12 +33,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression of schemes")
     given = parser.parse_args()
     source = open_source("smollm2-rotated")
-    words, name = read_text(None)
-    count = given.calibration + given.evaluation
-    sequences = token_sequences(source.tokenizer(), words, sequences=count, length=_LENGTH)
-    calibration, evaluation = sequences[: given.calibration], sequences[given.calibration :]
-    print(f"{this_machine()}; torch {installed_versions()['torch']}; {given.blocks} blocks of smollm2-rotated; {name}")
-    print(f"{len(calibration)} x {_LENGTH} tokens for calibration, {len(evaluation)} x {_LENGTH} others\n")
+    calibration, evaluation = pieces(source, given.calibration, given.evaluation)
+    print(f"{given.blocks} blocks quantized\n")
     print("| scheme | bits a weight | nearest, weighted: layers | blocks | gptq: layers | blocks |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     reference = source.load()

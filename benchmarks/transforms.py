@@ -20,12 +20,11 @@ import torch
 
 import fewbit as fb
 from fewbit.evaluation.quality import compare
-from fewbit.evaluation.text import read_text, token_sequences
 from fewbit.frontends.torch.blocks import find_blocks
 from fewbit.frontends.torch.layers import find_layers
-from fewbit.report.data import installed_versions, this_machine
 from fewbit.sources import open_source
 from salient_channels import with_salient_channels
+from topics import pieces
 
 #: Schemes of weights and inputs, and the algorithm, by name.
 CASES: dict[str, tuple[str, str | None, str]] = {
@@ -61,7 +60,6 @@ TRANSFORMS: dict[str, list[Any]] = {
 }
 #: Shares of the input channels that are floats again after rounding.
 SALIENT = {"1 % in float": 0.01}
-_LENGTH = 512
 
 
 def main() -> None:
@@ -74,12 +72,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression of transforms")
     given = parser.parse_args()
     source = open_source(given.model)
-    words, name = read_text(None)
-    count = given.calibration + given.evaluation
-    sequences = token_sequences(source.tokenizer(), words, sequences=count, length=_LENGTH)
-    calibration, evaluation = sequences[: given.calibration], sequences[given.calibration :]
-    print(f"{this_machine()}; torch {installed_versions()['torch']}; {given.model}; {name}")
-    print(f"{len(calibration)} x {_LENGTH} tokens for calibration, {len(evaluation)} x {_LENGTH} others\n")
+    calibration, evaluation = pieces(source, given.calibration, given.evaluation)
     print(f"{given.blocks or 'all'} blocks quantized\n")
     print("| case | transforms | KL, nats | top-1 | seconds |\n| --- | --- | ---: | ---: | ---: |")
     reference = source.load()

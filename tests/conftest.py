@@ -88,6 +88,28 @@ def onnx_model() -> Callable[..., Any]:
     return build
 
 
+@pytest.fixture(scope="session")
+def signal_to_noise() -> Callable[[np.ndarray, np.ndarray], float]:
+    """Return a function from what is exact and what was made of it, of one shape, to their ratio in dB."""
+
+    def ratio(signal: np.ndarray, other: np.ndarray) -> float:
+        noise = np.square(signal - other, dtype=np.float64).sum()
+        return float(10 * np.log10(np.square(signal, dtype=np.float64).sum() / max(noise, 1e-300)))
+
+    return ratio
+
+
+@pytest.fixture(scope="session")
+def first_output() -> Callable[[Any], np.ndarray]:
+    """Return a function from what a module gave, a tensor or tensors by name, to the numbers of the first."""
+
+    def numbers(output: Any) -> np.ndarray:
+        found = next(iter(output.values())) if isinstance(output, dict) else output
+        return found.detach().numpy()
+
+    return numbers
+
+
 @pytest.fixture(autouse=True)
 def _gradients_stay_on() -> Iterator[None]:
     """What ran must not leave torch without gradients: later tests, and users, would fail far from the cause."""

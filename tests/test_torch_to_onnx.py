@@ -71,19 +71,8 @@ class Saved(NamedTuple):
     expected: np.ndarray
 
 
-def _numbers(output):
-    found = next(iter(output.values())) if isinstance(output, dict) else output
-    return found.detach().numpy()
-
-
-def _nearness(signal, other):
-    """Return the signal-to-noise ratio in dB."""
-    noise = np.square(signal - other, dtype=np.float64).sum()
-    return 10 * np.log10(np.square(signal, dtype=np.float64).sum() / max(noise, 1e-300))
-
-
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory, first_output, signal_to_noise):
     """Return a function from model, recipe and runtime to what was saved, once each."""
     made = {}
 
@@ -91,15 +80,15 @@ def saved(tmp_path_factory):
         if (name, recipe, runtime) not in made:
             torch.manual_seed(0)
             model, batches = _MODELS[name]()
-            floats = _numbers(TorchFrontend().run(model.eval(), batches[0]))
+            floats = first_output(TorchFrontend().run(model.eval(), batches[0]))
             result = fb.quantize(model, recipe, to=runtime, calibration=batches)
             path = tmp_path_factory.mktemp(name) / "model.onnx"
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 assert result.save(path) == path
             told = json.loads(path.with_name("model.report.json").read_text())
-            expected = _numbers(result.run(batches[0]))
-            made[name, recipe, runtime] = Saved(path, told, _nearness(floats, expected), batches[0], expected)
+            expected = first_output(result.run(batches[0]))
+            made[name, recipe, runtime] = Saved(path, told, signal_to_noise(floats, expected), batches[0], expected)
         return made[name, recipe, runtime]
 
     return save
@@ -128,22 +117,22 @@ def _least(recipe, left):
 
 @pytest.mark.parametrize("recipe", _RECIPES)
 @pytest.mark.parametrize("name", _MODELS)
-def test_a_file_computes_what_the_quantized_module_does(saved, name, recipe):
+def test_a_file_computes_what_the_quantized_module_does(saved, name, recipe, signal_to_noise):
     own = saved(name, recipe)
     onnx.checker.check_model(own.path, full_check=True)
     assert 5 < own.left < 60
-    assert _nearness(own.expected, _ran(own.path, own.batch)) > _least(recipe, own.left)
+    assert signal_to_noise(own.expected, _ran(own.path, own.batch)) > _least(recipe, own.left)
 
 
 @pytest.mark.parametrize("recipe", _RECIPES)
 @pytest.mark.parametrize("name", _MODELS)
-def test_a_scale_that_is_twice_as_large_is_noticed(saved, name, recipe):
+def test_a_scale_that_is_twice_as_large_is_noticed(saved, name, recipe, signal_to_noise):
     own = saved(name, recipe)
     proto = onnx.load(own.path)
     [scale] = [tensor for tensor in proto.graph.initializer if tensor.name == f"{_DAMAGED[name]}.scale"]
     scale.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), scale.name))
     # Four times the noise that the test above allows, at least.
-    assert _nearness(own.expected, _ran(proto.SerializeToString(), own.batch)) < _least(recipe, own.left) - 6
+    assert signal_to_noise(own.expected, _ran(proto.SerializeToString(), own.batch)) < _least(recipe, own.left) - 6
 
 
 _KERNELS = {
@@ -176,12 +165,12 @@ def test_four_bits_are_packed_and_the_report_says_what_the_inputs_are(saved, nam
 @pytest.mark.parametrize(
     ("name", "recipe"), [("pictures", "w8a8-static"), ("encoder", "w4a16"), ("decoder", "w8a8-static")]
 )
-def test_openvino_runs_what_is_written_for_it(saved, name, recipe):
+def test_openvino_runs_what_is_written_for_it(saved, name, recipe, signal_to_noise):
     own = saved(name, recipe, "openvino")
     options = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     model = openvino.Core().compile_model(str(own.path), "CPU", options)
     made = model(_fed([value.get_any_name() for value in model.inputs], own.batch))[0]
-    assert _nearness(own.expected, made) > _least(recipe, own.left)
+    assert signal_to_noise(own.expected, made) > _least(recipe, own.left)
 
 
 def test_batches_and_lengths_stay_free(saved):
@@ -207,7 +196,7 @@ def test_files_have_the_type_that_the_module_computes_in():
         fb.quantize(model, "w8a16", to="ort-cpu", dtype="float16")
 
 
-def test_modules_in_float16_are_written_and_those_in_bfloat16_refused(tmp_path):
+def test_modules_in_float16_are_written_and_those_in_bfloat16_refused(tmp_path, signal_to_noise):
     torch.manual_seed(0)
     model, batch = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(4, 64).half()
     result = fb.quantize(model.half(), "w8a8-static", to="ort-cpu", calibration=[batch])
@@ -215,7 +204,7 @@ def test_modules_in_float16_are_written_and_those_in_bfloat16_refused(tmp_path):
         path = result.save(tmp_path / "model.onnx")
     assert {value.type.tensor_type.elem_type for value in onnx.load(path).graph.input} == {onnx.TensorProto.FLOAT16}
     # 11 bits of float16, beside steps of 1/255 of a range that are the same in both.
-    assert _nearness(result.run(batch).numpy(), _ran(path, batch)) > 35
+    assert signal_to_noise(result.run(batch).numpy(), _ran(path, batch)) > 35
     with pytest.raises(PlanError, match=r"the module computes in bfloat16, .* convert it by module\.float\(\)"):
         fb.quantize(nn.Sequential(nn.Linear(64, 8)).bfloat16(), "w8a16", to="ort-cpu")
 
@@ -227,13 +216,13 @@ def test_a_result_for_no_target_says_how_a_preset_fits_one(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_batches_that_measure_are_what_a_module_is_traced_on(tmp_path):
+def test_batches_that_measure_are_what_a_module_is_traced_on(tmp_path, signal_to_noise):
     torch.manual_seed(0)
     batch = torch.randn(2, 64)
     result = fb.quantize(nn.Sequential(nn.Linear(64, 8)), "w8a16", evaluation=[batch])
     path = result.save(tmp_path / "model.onnx", runtime="ort-cpu")
     # Eight bits without zero points: MatMulNBits at level 4 rounds the input to 1/255 of its range.
-    assert _nearness(result.run(batch).numpy(), _ran(path, batch)) > 30
+    assert signal_to_noise(result.run(batch).numpy(), _ran(path, batch)) > 30
     blind = fb.quantize(nn.Sequential(nn.Linear(64, 8)), "w8a16")
     with pytest.raises(CheckpointError, match="there is no batch to trace Sequential on; quantize"):
         blind.save(tmp_path / "blind.onnx")
@@ -251,7 +240,7 @@ class Masked(nn.Module):
         return self.second((x.relu() if how == "relu" else x).mean(-1))
 
 
-def test_what_is_no_tensor_in_a_batch_is_part_of_the_graph(tmp_path):
+def test_what_is_no_tensor_in_a_batch_is_part_of_the_graph(tmp_path, signal_to_noise):
     torch.manual_seed(0)
     batches = [([torch.randn(2, 4, 9), torch.randn(2, 4, 9)], 0.5, "relu") for _ in range(2)]
     result = fb.quantize(Masked().eval(), "w8a8-static", to="ort-cpu", calibration=batches)
@@ -259,4 +248,4 @@ def test_what_is_no_tensor_in_a_batch_is_part_of_the_graph(tmp_path):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     [made] = session.run(None, dict(zip(names, (part.numpy() for part in batches[0][0]), strict=True)))
-    assert _nearness(result.run(batches[0]).numpy(), made) > 30
+    assert signal_to_noise(result.run(batches[0]).numpy(), made) > 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,31 +13,29 @@ from typing import Any
 from fewbit.attention import installed, round_products
 from fewbit.calibration import Calibration, first_batch, parse_calibration
 from fewbit.clock import Clock
-from fewbit.composition import composition_problems
-from fewbit.errors import CheckpointError, PlanError, RecipeError
+from fewbit.errors import CheckpointError, PlanError
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
 from fewbit.hints import hints_of
 from fewbit.interfaces import Forms, Frontend, Progress, Silent, Source, Switch, frontend_of, target_of
 from fewbit.measurement import parse_evaluation
-from fewbit.overflow import needs_check, without_large_activations, without_large_weights
-from fewbit.planning import Plan, resolve
+from fewbit.model_plan import checked, model_plan
+from fewbit.overflow import needs_check, without_large_activations
+from fewbit.planning import Plan
 from fewbit.presets import parse_recipe
-from fewbit.problems import width_problems
 from fewbit.recipe import Recipe
+from fewbit.report.data import Report
 from fewbit.reporting import remarks_of, report_of
 from fewbit.rescaling import Rescaling
 from fewbit.result import Result
 from fewbit.rule import Rule
 from fewbit.samples.batches import Joined
-from fewbit.schemes.scheme import ScaleType, Scheme
-from fewbit.shared_scales import names_global_scales, with_shared_scales
+from fewbit.schemes.scheme import Scheme
+from fewbit.shared_scales import names_global_scales
 from fewbit.solved import Data
-from fewbit.solving import needs_data, solve, statistics_of, untrainable
+from fewbit.solving import needs_data, solve
 from fewbit.sources import open_source
 from fewbit.transforming import transformed
-
-_STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +73,8 @@ def plan(
     skeleton = source.skeleton()
     frontend = frontend_of(source.framework)
     with frontend.experts_apart(skeleton, lambda: batch) as fused:
-        made = _plan(source, skeleton, parse_recipe(recipe), to=to, dtype=dtype, batch=batch, fused=fused)
-        return _checked(made, frontend, skeleton, batch)
+        made = model_plan(source, skeleton, parse_recipe(recipe), to=to, dtype=dtype, batch=batch, fused=fused)
+        return checked(made, frontend, skeleton, batch)
 
 
 def quantize(
@@ -130,51 +128,81 @@ def quantize(
     with frontend.experts_apart(live, partial(first_batch, live, given, evaluated)) as fused:
         shown_by_runs = parsed.names_products or names_global_scales(parsed)
         sample = first_batch(live, given, evaluated) if shown_by_runs else None
-        planned = partial(_plan, source, live, parsed, to=to, dtype=dtype, batch=sample, fused=fused)
-        made = _checked(planned(), frontend, live, sample)
-        made.require_sound()
-        kept = {tensor.name for tensor in made.manifest({}, {}).floats}
-        frontend.require_finite(live, [own.layer for own in made.quantized], kept, made.storage_type)
+
+        def planned() -> Plan:
+            made = model_plan(source, live, parsed, to=to, dtype=dtype, batch=sample, fused=fused)
+            made = checked(made, frontend, live, sample)
+            made.require_sound()
+            return made
+
+        made = planned()
+        frontend.require_finite(live, [own.layer for own in made.quantized], _kept(made), made.storage_type)
         require_known(evaluated, live, what="evaluation")
-        data = Data()
-        rescaling = Rescaling.of(made)
+        rescaling, data = Rescaling.of(made), Data()
         if needs_data(made) or rescaling or (given and (parsed.transforms or needs_check(made))):
             given = given or _default_calibration(live)
             with clock.phase("calibration data"):
                 batches = given.batches(live, source, seed=options.seed, progress=options.progress)
             data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
-        with transformed(live, parsed, frontend, data.batches or evaluated, made.target) as sentences, rescaling:
-            if sentences:
-                made = _checked(planned(), frontend, live, sample)
-                made.require_sound()
-            with clock.phase("check") if needs_check(made) else nullcontext():
-                made, unchecked = without_large_activations(made, frontend, live, Joined(data.batches, evaluated))
-            kept = {tensor.name for tensor in made.manifest({}, {}).floats}
-            with clock.phase("solve"):
-                solved = solve(live, made, frontend, data, options.progress, rescaling)
-                layers = [done.replacement for done in solved.values()]
-                forms = [*layers, *round_products(live, made, layers, frontend, data.batches)]
-                beside = _between(live, made, forms, data.batches)
-                changed = frontend.round_floats(live, kept, made.storage_type)
-            measured = Measured()
-            if evaluated:
-                with clock.phase("measure"):
-                    measured = measure(live, forms, evaluated, frontend, options.progress, beside=beside)
-        for switch in (*forms, *beside):
-            switch.install()
         idle = given is not None and not data.batches and not (given.holds_batches and shown_by_runs)
-        report = replace(
-            report_of(made, solved, measured, frontend, live, rescaling.notes),
-            remarks=(*sentences, *rescaling.sentences, *unchecked, *remarks_of(changed, solved, made, idle=idle)),
-            seed=options.seed,
-            command=options.command,
-            text=name,
-            calibration=given.described(data.batches) if given and data.batches else None,
-            seconds=clock.seconds,
-            peak_memory=clock.peak_memory,
-        )
+        made, report = _Work(live, frontend, data, evaluated, clock, options).done(planned, made, rescaling, idle=idle)
+        described = given.described(data.batches) if given and data.batches else None
+        report = replace(report, text=name, calibration=described)
         example = data.batches[0] if data.batches else first_batch(live, given, evaluated)
         return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=example)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A loaded model, and what it is worked on with from its plan to its report."""
+
+    model: Any
+    frontend: Frontend
+    data: Data
+    evaluated: Sequence[Any]
+    clock: Clock
+    options: Options
+
+    def done(self, planned: Callable[[], Plan], made: Plan, rescaling: Rescaling, *, idle: bool) -> tuple[Plan, Report]:
+        """Quantize the model in place; return the plan in its last form, and the report.
+
+        `planned` makes the plan anew where transforms have changed the model; `idle`: data was given for nothing.
+        """
+        model, frontend, batches = self.model, self.frontend, self.data.batches
+        with transformed(model, made.recipe, frontend, batches or self.evaluated, made.target) as sentences, rescaling:
+            made = planned() if sentences else made
+            with self.clock.phase("check") if needs_check(made) else nullcontext():
+                made, unchecked = without_large_activations(made, frontend, model, Joined(batches, self.evaluated))
+            with self.clock.phase("solve"):
+                solved = solve(model, made, frontend, self.data, self.options.progress, rescaling)
+                layers = [done.replacement for done in solved.values()]
+                forms = [*layers, *round_products(model, made, layers, frontend, batches)]
+                beside = _between(model, made, forms, batches)
+                changed = frontend.round_floats(model, _kept(made), made.storage_type)
+            measured = self._measured(forms, beside)
+        for switch in (*forms, *beside):
+            switch.install()
+        remarks = remarks_of(changed, solved, made, idle=idle)
+        return made, replace(
+            report_of(made, solved, measured, frontend, model, rescaling.notes),
+            remarks=(*sentences, *rescaling.sentences, *unchecked, *remarks),
+            seed=self.options.seed,
+            command=self.options.command,
+            seconds=self.clock.seconds,
+            peak_memory=self.clock.peak_memory,
+        )
+
+    def _measured(self, forms: Sequence[Forms], beside: Sequence[Switch]) -> Measured:
+        """Return what the forms do to the outputs on the data for evaluation, if there is some."""
+        if not self.evaluated:
+            return Measured()
+        with self.clock.phase("measure"):
+            return measure(self.model, forms, self.evaluated, self.frontend, self.options.progress, beside=beside)
+
+
+def _kept(made: Plan) -> set[str]:
+    """Return the names of the tensors that stay float."""
+    return {tensor.name for tensor in made.manifest({}, {}).floats}
 
 
 def _between(model: Any, made: Plan, forms: Sequence[Forms], batches: Sequence[Any]) -> list[Switch]:
@@ -211,7 +239,7 @@ def load(path: str | Path, *, into: Any = None) -> Result:
         for (scheme, given), names in alike.items()
     ]
     recipe, model = Recipe(rules, name=path.name), source.skeleton()
-    made = _plan(source, model, recipe, to=None, dtype="auto")
+    made = model_plan(source, model, recipe, to=None, dtype="auto")
     made = replace(made, hints=hints_of(made, frontend_of(source.framework), model))
     return Result(model=source.load(), plan=made, report=None, source=source)
 
@@ -232,52 +260,3 @@ def _float_source(model: Any) -> Source:
     if isinstance(source, CheckpointFolder):
         raise PlanError(f"{source.name} is quantized already; start from the float model")
     return source
-
-
-def _plan(
-    source: Source,
-    model: Any,
-    recipe: Recipe,
-    *,
-    to: str | None,
-    dtype: str,
-    batch: Any = None,
-    fused: Sequence[str] = (),
-) -> Plan:
-    if dtype not in _STORAGE_TYPES:
-        raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
-    target = target_of(to) if to is not None else None
-    frontend = frontend_of(source.framework)
-    graph = source.framework == "onnx" or (target is not None and target.holds_graph)
-    own = source.computes_in if graph else source.storage_type if dtype == "auto" else None
-    storage_type: ScaleType = own if dtype == "auto" else dtype  # type: ignore[assignment]
-    layers = frontend.layers(model)
-    if recipe.names_products:
-        layers += frontend.products(model, batch)
-    floats = frontend.floats(model)
-    settled: dict[str, Any] = {"storage_type": storage_type, "target": target, "differentiable": frontend.trains}
-    made = resolve(source.name, layers, floats, recipe, **settled)
-    quantized = [row for row in made.rows if row.scheme]
-    wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
-    found = composition_problems(recipe, made.quantized, rotates=frontend.rotates)
-    found += width_problems(recipe, target)
-    products = [(row.layer, row.input) for row in made.rounded_products if row.input]
-    found += untrainable(quantized, frontend, source.framework)
-    found += [*frontend.problems(model, wanted), *frontend.product_problems(model, products)]
-    if graph and storage_type not in (own, made.cast_whole and made.cast_whole.dtype):
-        found.append(
-            f"dtype {storage_type}: a graph has the types that the model computes in, here {own}; leave out dtype, or "
-            "use the presets fp16 and bf16"
-        )
-    if graph and own == "bfloat16" and source.framework == "torch":
-        found.append(
-            "the module computes in bfloat16, from which this version writes no graph; convert it by module.float(), "
-            "and use the preset bf16 for a file in bfloat16"
-        )
-    return replace(made, problems=(*made.problems, *found), adaptations=(*made.adaptations, *fused))
-
-
-def _checked(made: Plan, frontend: Frontend, model: Any, batch: Any) -> Plan:
-    """Return the plan with what the numbers of `model`, a run and the machine at hand have to say to it."""
-    made = with_shared_scales(without_large_weights(made, frontend, model), frontend, model, batch)
-    return replace(made, hints=(*made.hints, *hints_of(made, frontend, model)))

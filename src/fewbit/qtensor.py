@@ -14,7 +14,7 @@ from fewbit.codebooks import entries, learned
 from fewbit.errors import SchemeError
 from fewbit.formats.learned import Learned
 from fewbit.formats.scale_type import round_scale
-from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split, spread
+from fewbit.numerics.groups import beside_boxes, box_axes, counts, diagonal_blocks, merge, split, spread
 from fewbit.numerics.namespace import (
     Array,
     array_namespace,
@@ -263,16 +263,9 @@ def _bounds(
     box = tuple(min(size, step) for size, step in zip(weight.shape, box, strict=True))
     boxes = split(to_float32(weight), box)
     if moment is not None and isinstance(scheme.ranging, OutputRange):
-        return scheme.ranging.for_inputs(boxes, scheme.grid, _of_columns(moment, box[1]))
+        return scheme.ranging.for_inputs(boxes, scheme.grid, diagonal_blocks(moment, box[1]))
     weights = None if importance is None else split(importance, box)
     return scheme.ranging(boxes, box_axes(weight.ndim), scheme.grid, weights)
-
-
-def _of_columns(moment: Array, width: int) -> Array:
-    """Return the blocks of `width` on the diagonal of a second moment (in, in) as (in / width, width, width)."""
-    xp = array_namespace(moment)
-    starts = range(0, moment.shape[0], width)
-    return xp.stack([xp.astype(moment[at : at + width, at : at + width], xp.float32, copy=False) for at in starts])
 
 
 def _settled(scale: Array, scheme: Scheme, shape: tuple[int, ...]) -> tuple[Array, Array | QTensor]:

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -69,32 +68,23 @@ def _quantized(name, text):
     batch = torch.randint(3, 100, (4, 12), generator=draw)
     if name in ("attention", "attention, scaled outside", "called twice"):
         batch = torch.randn(4, 7, 32, generator=draw)
-    floats = _numbers(TorchFrontend().run(model, batch))
+    floats = TorchFrontend().run(model, batch)
     rules = [fb.Rule(kind="attention", input=text)]
     return fb.quantize(model, fb.Recipe(rules), to="ort-cpu", calibration=[batch]), batch, floats
 
 
-def _numbers(output):
-    found = next(iter(output.values())) if isinstance(output, dict) else output
-    return found.detach().numpy()
-
-
-def _nearness(signal, other):
-    """Return the signal-to-noise ratio in dB."""
-    noise = np.square(signal - other, dtype=np.float64).sum()
-    return 10 * np.log10(np.square(signal, dtype=np.float64).sum() / max(noise, 1e-300))
-
-
 @pytest.mark.parametrize(("name", "text"), [*((name, STATIC) for name in _MODELS), ("decoder", DYNAMIC)])
-def test_a_file_rounds_the_products_that_the_module_rounds_and_runs_them_in_integers(tmp_path, name, text):
+def test_a_file_rounds_the_products_that_the_module_rounds_and_runs_them_in_integers(
+    tmp_path, name, text, first_output, signal_to_noise
+):
     result, batch, floats = _quantized(name, text)
-    expected = _numbers(result.run(batch))
+    floats, expected = first_output(floats), first_output(result.run(batch))
     path = result.save(tmp_path / "m.onnx")
     onnx.checker.check_model(path, full_check=True)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     made = session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0]
     # A code that lies amid two may fall to either; what remains is a hundredth of what rounding did.
-    assert _nearness(expected, made) > _nearness(floats, expected) + 20
+    assert signal_to_noise(expected, made) > signal_to_noise(floats, expected) + 20
     layers = json.loads((tmp_path / "m.report.json").read_text())["layers"]
     kernels = [own["kernel"] for own in layers if own["kind"] == "attention"]
     wanted = "MatMulIntegerToFloat" if text == STATIC else "DynamicQuantizeMatMul"
@@ -103,24 +93,24 @@ def test_a_file_rounds_the_products_that_the_module_rounds_and_runs_them_in_inte
     assert name == "called twice" or all(wanted in kernel for kernel in kernels)
 
 
-def test_scales_are_those_of_the_module_and_another_one_is_noticed():
+def test_scales_are_those_of_the_module_and_another_one_is_noticed(first_output, signal_to_noise):
     result, batch, floats = _quantized("attention", STATIC)
     graph = TorchFrontend().graph(result.model, batch)
     for product, operands in graph.products.items():
         module = result.model.get_submodule(product)
         for operand, own in operands.items():
             assert own.scale == module.get_submodule(operand).activation.scale
-    expected = _numbers(result.run(batch))
-    left = _nearness(floats, expected)
+    floats, expected = first_output(floats), first_output(result.run(batch))
+    left = signal_to_noise(floats, expected)
     feeds = batch.numpy()
-    assert _nearness(expected, next(iter(OnnxFrontend().run(graph, feeds).values()))) > left + 20
+    assert signal_to_noise(expected, next(iter(OnnxFrontend().run(graph, feeds).values()))) > left + 20
     product = next(own for own in graph.products if own.endswith("query_key"))
     operands = graph.products[product]
     wrong = type(operands["key"])(
         scheme=operands["key"].scheme, scale=2 * operands["key"].scale, zero_point=operands["key"].zero_point
     )
     graph.products[product] = {**operands, "key": wrong}
-    assert _nearness(expected, next(iter(OnnxFrontend().run(graph, feeds).values()))) < left + 20
+    assert signal_to_noise(expected, next(iter(OnnxFrontend().run(graph, feeds).values()))) < left + 20
 
 
 def test_every_call_of_an_attention_is_rounded():

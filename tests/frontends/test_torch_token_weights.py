@@ -129,6 +129,7 @@ def test_guided_gptq_loses_less_of_what_reaches_the_output(sequential):
         assert not any(layer.remarks for layer in result.report.layers)
         with torch.no_grad():
             errors[guided] = sum(float((result.model(x) - float_model(x)).square().sum()) for x in batches)
+    # An eighth of the tokens counts, in directions of their own, and two bits leave much to gain: 0.7 leaves room.
     assert errors[True] < 0.7 * errors[False]
 
 

@@ -52,3 +52,10 @@ def spread(parameters: Array, shape: tuple[int, ...], box: tuple[int, ...]) -> A
     """Return per-box parameters (n0, n1, ...) for each number of an array of `shape`."""
     whole = tuple(size for pair in zip(counts(shape, box), box, strict=True) for size in pair)
     return merge(array_namespace(parameters).broadcast_to(beside_boxes(parameters), whole), shape)
+
+
+def diagonal_blocks(matrix: Array, width: int) -> Array:
+    """Return the blocks of `width` on the diagonal of `matrix` (n, n) as float32 (n / width, width, width)."""
+    xp = array_namespace(matrix)
+    starts = range(0, matrix.shape[0], width)
+    return xp.stack([xp.astype(matrix[at : at + width, at : at + width], xp.float32, copy=False) for at in starts])

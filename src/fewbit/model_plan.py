@@ -1,0 +1,99 @@
+"""The plan of a model that is loaded: rules resolved, and what recipe, target, front end and numbers say to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fewbit.composition import composition_problems
+from fewbit.errors import RecipeError
+from fewbit.hints import hints_of
+from fewbit.interfaces import Frontend, Source, frontend_of, target_of
+from fewbit.overflow import without_large_weights
+from fewbit.planning import Plan, resolve
+from fewbit.problems import width_problems
+from fewbit.recipe import Recipe
+from fewbit.schemes.scheme import ScaleType
+from fewbit.shared_scales import with_shared_scales
+from fewbit.solving import statistics_of, untrainable
+
+_STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def model_plan(
+    source: Source,
+    model: Any,
+    recipe: Recipe,
+    *,
+    to: str | None,
+    dtype: str,
+    batch: Any = None,
+    fused: Sequence[str] = (),
+) -> Plan:
+    """Return the plan for the layers of `model`, with every problem that recipe, target and front end see.
+
+    Args:
+        source: what `model` was loaded from.
+        model: its numbers need not be there.
+        recipe: which layer gets what.
+        to: the checkpoint format that it is meant for.
+        dtype: `float32`, `float16` or `bfloat16` for what stays float and for scales; `auto` is the model's.
+        batch: what a run shows products inside attention on.
+        fused: what to say of experts in one parameter.
+
+    Raises:
+        RecipeError: an unknown `dtype`.
+
+    """
+    if dtype not in _STORAGE_TYPES:
+        raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
+    target = target_of(to) if to is not None else None
+    frontend = frontend_of(source.framework)
+    graph = source.framework == "onnx" or (target is not None and target.holds_graph)
+    own = source.computes_in if graph else source.storage_type if dtype == "auto" else None
+    storage_type: ScaleType = own if dtype == "auto" else dtype  # type: ignore[assignment]
+    layers = frontend.layers(model)
+    if recipe.names_products:
+        layers += frontend.products(model, batch)
+    made = resolve(
+        source.name,
+        layers,
+        frontend.floats(model),
+        recipe,
+        storage_type=storage_type,
+        target=target,
+        differentiable=frontend.trains,
+    )
+    quantized = [row for row in made.rows if row.scheme]
+    wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
+    found = composition_problems(recipe, made.quantized, rotates=frontend.rotates)
+    found += width_problems(recipe, target)
+    products = [(row.layer, row.input) for row in made.rounded_products if row.input]
+    found += untrainable(quantized, frontend, source.framework)
+    found += [*frontend.problems(model, wanted), *frontend.product_problems(model, products)]
+    if graph:
+        found += _type_problems(made, own, source.framework)
+    return replace(made, problems=(*made.problems, *found), adaptations=(*made.adaptations, *fused))
+
+
+def _type_problems(made: Plan, own: str | None, framework: str) -> list[str]:
+    """Return why a graph cannot be written in the types of the plan; `own` is what the model computes in."""
+    problems = []
+    if made.storage_type not in (own, made.cast_whole and made.cast_whole.dtype):
+        problems.append(
+            f"dtype {made.storage_type}: a graph has the types that the model computes in, here {own}; leave out "
+            "dtype, or use the presets fp16 and bf16"
+        )
+    if own == "bfloat16" and framework == "torch":
+        problems.append(
+            "the module computes in bfloat16, from which this version writes no graph; convert it by module.float(), "
+            "and use the preset bf16 for a file in bfloat16"
+        )
+    return problems
+
+
+def checked(made: Plan, frontend: Frontend, model: Any, batch: Any) -> Plan:
+    """Return the plan with what the numbers of `model`, a run and the machine at hand have to say to it."""
+    made = with_shared_scales(without_large_weights(made, frontend, model), frontend, model, batch)
+    return replace(made, hints=(*made.hints, *hints_of(made, frontend, model)))
