@@ -115,7 +115,7 @@ def _slope(scores: Tensor, draw: torch.Generator, *, labelled: bool) -> Tensor:
 
 
 def _labels(probabilities: Tensor, draw: torch.Generator) -> Tensor:
-    """Return a label (rows, 1) for each row of `probabilities`, by inversion: ten times as fast as `torch.multinomial`."""
+    """Return a label (rows, 1) for each row, by inversion: ten times as fast as `torch.multinomial`."""
     reached = probabilities.cumsum(-1)
     share = torch.rand(len(probabilities), 1, generator=draw).to(reached)
     # The last label where rounding leaves the share above all: a draw in 2^24.
