@@ -16,7 +16,8 @@ from torch.nn import functional
 import fewbit as fb
 
 METHODS = [
-    "int8 token asym", "int8 token", "int8 tensor asym", "int8 tensor asym static", "int8 tensor absmax static",
+    "int8 token asym", "int8 token", "int8 tensor asym", "int8 tensor asym percentile", "int8 tensor asym mse",
+    "int8 tensor asym entropy", "int8 tensor asym static", "int8 tensor absmax static",
     "int8 tensor asym static average", "int8 tensor asym static percentile", "int8 tensor asym static mse",
     "int8 tensor asym static entropy", "int8 tensor entropy static",
 ]  # fmt: skip
