@@ -61,6 +61,24 @@ def test_a_kept_layer_does_not_shrink_the_groups_of_the_others():
     assert plan.adaptations == ()
 
 
+@pytest.mark.parametrize(("name", "size"), [("mxfp4a16", 32), ("nvfp4a16", 16), ("mxfp4", 32), ("mxfp8", 32)])
+def test_a_preset_of_blocks_keeps_what_its_blocks_do_not_divide_and_no_block_changes_its_size(name, size):
+    plan = plan_of([WIDE, linear("odd", 8, 3 * size // 2)], preset(name))
+    assert [row.scheme and row.scheme.granularity.size for row in plan.rows] == [size, None]
+    block = name.removesuffix("a16")
+    why = f"kept float, its width {3 * size // 2} is not a multiple of {size}, a block of {block}"
+    assert plan.adaptations == (f"odd: {why}",)
+    assert plan.problems == ()
+
+
+@pytest.mark.parametrize(("name", "kept"), [("mxfp4", True), ("mxfp4a16", False)])
+def test_a_preset_that_rounds_inputs_in_blocks_keeps_convolutions(name, kept):
+    plan = plan_of([Layer("c", "conv", (8, 64), "Conv2d"), WIDE], preset(name))
+    assert (plan.rows[0].scheme is None) is kept
+    assert plan.adaptations == (("c: kept float, the inputs of a convolution have no blocks of mxfp4",) if kept else ())
+    assert plan.problems == ()
+
+
 def test_a_preset_without_groups_adapts_nothing():
     plan = plan_of([linear("odd", 8, 101)], preset("w8a16"))
     assert becomes(plan) == ["int8 channel"]

@@ -24,6 +24,12 @@ MEANING = {
     "w4a8": (4, 128, True),
     "fp8": (8, None, True),
     "fp8-static": (8, None, True),
+    "mxfp4a16": (4, 32, True),
+    "nvfp4a16": (4, 16, True),
+    "nf4": (4, 64, True),
+    "mxfp4": (4, 32, True),
+    "mxfp8": (8, 32, True),
+    "nvfp4": (4, 16, True),
     "fp16": (16, None, True),
     "bf16": (16, None, True),
 }
@@ -31,6 +37,7 @@ MEANING = {
 INPUTS = {
     "w8a8": "int8 token asym", "w8a8-static": "int8 tensor asym static", "w4a8": "int8 token asym",
     "fp8": "e4m3 token", "fp8-static": "e4m3 tensor static", "fp16": "fp16", "bf16": "bf16",
+    "mxfp4": "mxfp4", "mxfp8": "mxfp8", "nvfp4": "nvfp4",
 }  # fmt: skip
 
 
@@ -54,14 +61,14 @@ def test_a_preset_means_what_its_name_says(name):
     assert scheme.granularity.name == (f"g{size}" if size else "tensor" if whole else "channel")
     assert scheme.scaled is (bits < 16)
     assert scheme.symmetric is symmetric
-    assert (scheme.format.name == "e4m3") is name.startswith("fp8")
+    assert (scheme.format.name == "e4m3") is (name.startswith("fp8") or name == "mxfp8")
 
 
 @pytest.mark.parametrize("name", MEANING)
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_bare_names_round_the_inputs_too_and_a16_does_not(name, kind):
     given = winner(preset(name), kind).input
-    assert (given is None) is ("a16" in name)
+    assert (given is None) is ("a16" in name or name == "nf4")
     assert (None if given is None else input_scheme_to_text(given)) == INPUTS.get(name)
 
 

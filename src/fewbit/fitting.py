@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
+from math import prod
 
 from fewbit.adaptation import adapt
 from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.nearest import Nearest
 from fewbit.drafts import Draft
-from fewbit.interfaces import QuantizedLayer, Target
+from fewbit.interfaces import Layer, QuantizedLayer, Target
 from fewbit.problems import several
 from fewbit.rule import Rule
+from fewbit.schemes.granularity import PerGroup
 from fewbit.schemes.notation import input_scheme_to_text
-from fewbit.schemes.scheme import ScaleType
+from fewbit.schemes.scheme import ScaleType, Scheme
 
 
 def fitted(drafts: list[Draft], target: Target | None, storage_type: ScaleType, *, differentiable: bool) -> list[str]:
     """Fit the drafts of a preset; return what to say of it."""
-    changed = _fitted_to(drafts, target, storage_type)
+    changed = _without_odd_blocks(drafts)
+    changed += _fitted_to(drafts, target, storage_type)
     if target is not None and target.holds_graph:
         changed += _cast_too(drafts)
     if not _has_torch():
@@ -48,6 +51,29 @@ def _without_convolutions(drafts: list[Draft], target: Target | None, storage_ty
             draft.notes.append(f"kept: {target.name} holds no {draft.layer.module_class}")
             kept.setdefault(draft.layer.module_class, []).append(draft.layer.name)
     return [f"{several(names)}: kept float, {target.name} holds no {kind}" for kind, names in kept.items() if target]
+
+
+def _without_odd_blocks(drafts: list[Draft]) -> list[str]:
+    """Keep what a format of blocks has no form for, since no runtime reads other blocks; return what to say of it."""
+    alike: dict[str, list[str]] = {}
+    for draft in drafts:
+        given = draft.rule.input if draft.rule else None
+        if draft.scheme is None or (why := _odd_blocks(draft.layer, draft.scheme, given)) is None:
+            continue
+        draft.scheme = None
+        draft.notes.append(f"kept: {why}")
+        alike.setdefault(why, []).append(draft.layer.name)
+    return [f"{several(names)}: kept float, {why}" for why, names in alike.items()]
+
+
+def _odd_blocks(layer: Layer, scheme: Scheme, given: Scheme | None) -> str | None:
+    """Return why a layer cannot have a scheme whose groups are part of a format, or `None`."""
+    if scheme.scale_scheme is None or not isinstance(scheme.granularity, PerGroup):
+        return None
+    if layer.kind == "conv" and given is not None:
+        return f"the inputs of a convolution have no blocks of {scheme}"
+    size, width = scheme.granularity.size, prod(layer.shape[1:])
+    return f"its width {width} is not a multiple of {size}, a block of {scheme}" if width % size else None
 
 
 def _fitted_to(drafts: list[Draft], target: Target | None, storage_type: ScaleType) -> list[str]:

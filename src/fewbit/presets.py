@@ -1,9 +1,9 @@
 """Presets: recipes by name. Head, embedding and routers stay float; group sizes adapt to the model, and to the file.
 
 `wNa16` means N-bit weights and 16-bit activations; bare names round the inputs too, `-static` by fixed ranges. Up to 4
-bits weights are found by GPTQ guided by gradients, which measured best; above that rounding to nearest leaves little
-and needs no data, but for convolutions: where ranges are fixed data is there anyway, and GPTQ leaves a quarter of the
-noise.
+bits weights are found by GPTQ guided by gradients, which measured best, but for `nf4`, which is to need no data so that
+a model can be rounded while it is loaded. Above that rounding to nearest leaves little and needs no data, but for
+convolutions: where ranges are fixed data is there anyway, and GPTQ leaves a quarter of the noise.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ PRESETS: dict[str, tuple[str, str | None]] = {
     "w4a8": ("int4 g128", "int8 token asym"),
     "fp8": ("e4m3 channel", "e4m3 token"),
     "fp8-static": ("e4m3 tensor", "e4m3 tensor static"),
+    "mxfp4a16": ("mxfp4", None),
+    "nvfp4a16": ("nvfp4", None),
+    "nf4": ("nf4 g64", None),
+    "mxfp4": ("mxfp4", "mxfp4"),
+    "mxfp8": ("mxfp8", "mxfp8"),
+    "nvfp4": ("nvfp4", "nvfp4"),
     "fp16": ("fp16", "fp16"),
     "bf16": ("bf16", "bf16"),
 }
 #: How their codes are found.
-_FEW_BITS = ("w4a16", "w4a16-asym", "w3a16", "w2a16", "w4a8")
+_FEW_BITS = ("w4a16", "w4a16-asym", "w3a16", "w2a16", "w4a8", "mxfp4a16", "nvfp4a16", "mxfp4", "nvfp4")
 ALGORITHMS: dict[str, Algorithm] = dict.fromkeys(_FEW_BITS, Gptq(guided=True))
 #: The same of convolutions, whose gradients are not taken.
 OF_CONVOLUTIONS: dict[str, Algorithm] = dict.fromkeys((*_FEW_BITS, "w8a8-static"), Gptq())
 #: Presets of the design that this version does not have.
 LATER = [
     "iq4_xs",
-    "mxfp4",
-    "mxfp4a16",
-    "mxfp8",
-    "nf4",
-    "nvfp4",
-    "nvfp4a16",
     "q2_k",
     "q3_k_m",
     "q4_0",
