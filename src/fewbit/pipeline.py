@@ -136,7 +136,7 @@ def quantize(
             return made
 
         made = planned()
-        frontend.require_finite(live, [own.layer for own in made.quantized], _kept(made), made.storage_type)
+        frontend.require_finite(live, [own.layer for own in made.quantized], made.float_names, made.storage_type)
         require_known(evaluated, live, what="evaluation")
         rescaling, data = Rescaling.of(made), Data()
         if needs_data(made) or rescaling or (given and (parsed.transforms or needs_check(made))):
@@ -178,7 +178,7 @@ class _Work:
                 layers = [done.replacement for done in solved.values()]
                 forms = [*layers, *round_products(model, made, layers, frontend, batches)]
                 beside = _between(model, made, forms, batches)
-                changed = frontend.round_floats(model, _kept(made), made.storage_type)
+                changed = frontend.round_floats(model, made.float_names, made.storage_type)
             measured = self._measured(forms, beside)
         for switch in (*forms, *beside):
             switch.install()
@@ -200,11 +200,6 @@ class _Work:
             return measure(self.model, forms, self.evaluated, self.frontend, self.options.progress, beside=beside)
 
 
-def _kept(made: Plan) -> set[str]:
-    """Return the names of the tensors that stay float."""
-    return {tensor.name for tensor in made.manifest({}, {}).floats}
-
-
 def _between(model: Any, made: Plan, forms: Sequence[Forms], batches: Sequence[Any]) -> list[Switch]:
     """Return what the target of a plan rounds between layers."""
     if made.target is None:
@@ -214,19 +209,32 @@ def _between(model: Any, made: Plan, forms: Sequence[Forms], batches: Sequence[A
     return [] if found is None else [found]
 
 
-def load(path: str | Path, *, into: Any = None) -> Result:
-    """Open a checkpoint that fewbit reads, with its quantized layers in place.
+def load(
+    path: str | Path, *, into: Any = None, recipe: str | Path | Recipe | None = None, dtype: str = "auto"
+) -> Result:
+    """Open a checkpoint that fewbit reads, with its quantized layers in place; or quantize a float model as it is read.
 
     Args:
-        path: a folder in one of the checkpoint formats, as `Result.save` writes it.
+        path: a folder in one of the checkpoint formats, as `Result.save` writes it; with a `recipe`, a float model: a
+            Hugging Face folder, a `.gguf` file of a Llama, or `smollm2`.
         into: for a module of one's own, the float module to load into; it is changed in place.
+        recipe: one that needs no data, such as `nf4` or `w8a16`. Each layer is read, rounded and let go of before the
+            next is read: memory holds codes, what stays float, and one float layer.
+        dtype: with a recipe, the type of what stays float and of scales, as for `plan`.
 
     Raises:
         CheckpointError: no such checkpoint, or one that does not fit the module.
+        PlanError: a recipe that cannot be carried out, or not without data.
+        NotYetError: with a recipe, a model that has to be read as a whole.
 
     """
+    from fewbit.loading import quantized_while_loading
     from fewbit.sources.checkpoint import CheckpointFolder
 
+    if recipe is not None:
+        if into is not None:
+            raise PlanError("a model that is quantized while loading is built from its files; leave out into")
+        return quantized_while_loading(_float_source(path), parse_recipe(recipe), dtype)
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint {str(path)!r}: no such folder")

@@ -120,6 +120,16 @@ class Plan:
         )
 
     @property
+    def weight_names(self) -> frozenset[str]:
+        """Names of the tensors that codes stand for."""
+        return frozenset(f"{row.layer.name}.weight" for row in self.rows if row.scheme)
+
+    @property
+    def float_names(self) -> frozenset[str]:
+        """Names of the tensors that stay float."""
+        return frozenset(tensor.name for tensor in self.manifest({}, {}).floats)
+
+    @property
     def rounded_products(self) -> tuple[PlanRow, ...]:
         """The products inside attention whose operands are rounded."""
         return tuple(row for row in self.rows if row.input and row.layer.kind == "attention")

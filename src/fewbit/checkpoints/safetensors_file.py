@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,33 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
     return [entry.tensor for entry in read_header(path).entries]
 
 
+def tensor_readers(path: Path) -> dict[str, Callable[[], np.ndarray[Any, Any]]]:
+    """Return for each tensor of one file how to read it into memory of its own."""
+    header = read_header(path)
+    return {
+        entry.tensor.name: partial(_read_one, path, header.data_start + entry.begin, entry.tensor)
+        for entry in header.entries
+    }
+
+
+def _read_one(path: Path, start: int, stored: StoredTensor) -> np.ndarray[Any, Any]:
+    raw = np.fromfile(path, np.uint8, stored.nbytes, offset=start)
+    if raw.size < stored.nbytes:
+        raise CheckpointError(f"{path} ended while {stored.name} was read; is it being written?")
+    return _typed(path, raw, stored)
+
+
 def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     """Yield the tensors of one file as read-only arrays that map the file."""
     header = read_header(path)
     data = np.memmap(path, dtype=np.uint8, mode="r")
     for entry in header.entries:
-        stored = entry.tensor
         raw = data[header.data_start + entry.begin : header.data_start + entry.end]
-        if stored.dtype == "bool" and raw.size and raw.max() > 1:
-            raise CheckpointError(f"{path}: tensor {stored.name} is of type BOOL and holds the byte {raw.max()}")
-        yield stored.name, raw.view(numpy_type(stored.dtype)).reshape(stored.shape)
+        yield entry.tensor.name, _typed(path, raw, entry.tensor)
+
+
+def _typed(path: Path, raw: np.ndarray[Any, Any], stored: StoredTensor) -> np.ndarray[Any, Any]:
+    """Return the bytes of a tensor as its numbers."""
+    if stored.dtype == "bool" and raw.size and raw.max() > 1:
+        raise CheckpointError(f"{path}: tensor {stored.name} is of type BOOL and holds the byte {raw.max()}")
+    return raw.view(numpy_type(stored.dtype)).reshape(stored.shape)

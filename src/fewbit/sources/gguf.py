@@ -18,11 +18,12 @@ from fewbit.sources import gguf_llama
 from fewbit.sources.huggingface import (
     TransformersModel,
     refusals,
-    require_whole,
+    require_whole_by_name,
     skeleton,
     transformers,
     without_kernels,
 )
+from fewbit.sources.unloaded import Unloaded
 from fewbit.sources.weights import Weights, require_plausible, weights_of_gguf
 
 
@@ -56,8 +57,22 @@ class GgufModel(TransformersModel):
             SourceError: files that do not fill the model, or that hold more than it takes.
 
         """
+        if self._is_llama:
+            return self._load_llama()
         self.skeleton()
-        return self._load_llama() if self._is_llama else self._from_pretrained(gguf_file=self.gguf)
+        return self._from_pretrained(gguf_file=self.gguf)
+
+    def unloaded(self) -> Unloaded:
+        """Return the model without numbers, and how to read them; raises as `TensorwiseSource` says."""
+        self.skeleton()
+        if not self._is_llama:
+            raise NotYetError(
+                f"{self.name} is no plain Llama and is read by transformers as a whole; use fewbit.quantize"
+            )
+        config = self._llama_config()
+        model = skeleton(config, self.name)
+        require_whole_by_name(gguf_llama.shapes(self.header), model, self.name)
+        return Unloaded(model, gguf_llama.readers(self.path, self.header, config))
 
     def companions(self) -> Mapping[str, bytes]:
         """Return tokenizer files and generation settings."""
@@ -82,22 +97,12 @@ class GgufModel(TransformersModel):
     def _load_llama(self) -> Any:
         import torch
 
-        config = self._llama_config()
-        model = skeleton(config, self.name)
-        held, wanted = gguf_llama.shapes(self.header), {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        tied = set(model.all_tied_weights_keys)
-        found = {
-            "mismatched_keys": [(name, held[name], wanted[name]) for name in held.keys() & wanted.keys()
-                                if held[name] != wanted[name]],
-            "missing_keys": wanted.keys() - held.keys() - tied,
-            "unexpected_keys": held.keys() - wanted.keys(),
-        }  # fmt: skip
-        require_whole(found, model, self.name)
+        opened = self.unloaded()
         with refusals(f"cannot read {self.name}"):
-            read = gguf_llama.tensors(self.path, self.header, config)
-            model.load_state_dict({name: torch.from_numpy(array) for name, array in read}, strict=False, assign=True)
-        model.tie_weights()
-        return model.eval()
+            numbers = {name: torch.from_numpy(read()) for name, read in opened.tensors.items()}
+            opened.model.load_state_dict(numbers, strict=False, assign=True)
+        opened.model.tie_weights()
+        return opened.model.eval()
 
     @cached_property
     def _is_llama(self) -> bool:

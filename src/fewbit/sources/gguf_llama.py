@@ -8,11 +8,12 @@ conversion/llama.py; which keys count is what transformers reads.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fewbit.checkpoints.gguf_header import ArrayLength, GgufHeader
+from fewbit.checkpoints.gguf_header import ArrayLength, GgufHeader, GgufTensor
 from fewbit.sources.gguf_numbers import read_numbers
 
 #: Keys of the configuration by those of the file.
@@ -79,14 +80,18 @@ def shapes(header: GgufHeader) -> dict[str, tuple[int, ...]]:
     return {str(_place(tensor.name)): tensor.shape for tensor in header.tensors}
 
 
-def tensors(path: Path, header: GgufHeader, config: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the name in the model and the numbers, a float32 array, of each tensor; `config` knows the heads."""
-    for tensor in header.tensors:
-        numbers = read_numbers(path, header, tensor)
-        heads = _HEADS.get(tensor.name.split(".")[-2])
-        if heads:
-            numbers = _halves_from_neighbours(numbers, getattr(config, heads))
-        yield str(_place(tensor.name)), numbers
+def readers(path: Path, header: GgufHeader, config: Any) -> dict[str, Callable[[], Any]]:
+    """Return by the name in the model how to read the numbers of each tensor, a float32 array.
+
+    `config` knows the heads.
+    """
+    return {str(_place(tensor.name)): partial(_read, path, header, tensor, config) for tensor in header.tensors}
+
+
+def _read(path: Path, header: GgufHeader, tensor: GgufTensor, config: Any) -> Any:
+    numbers = read_numbers(path, header, tensor)
+    heads = _HEADS.get(tensor.name.split(".")[-2])
+    return _halves_from_neighbours(numbers, getattr(config, heads)) if heads else numbers
 
 
 def _place(name: str) -> str | None:

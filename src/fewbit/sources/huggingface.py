@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.checkpoints.json_object import read_object
+from fewbit.checkpoints.safetensors_file import tensor_readers
+from fewbit.checkpoints.safetensors_folder import files_of
 from fewbit.errors import FewbitError, MissingExtraError, NotYetError, SourceError
 from fewbit.schemes.scheme import ScaleType
 from fewbit.sources.memory import plain_configuration
@@ -22,6 +24,7 @@ from fewbit.sources.model_folder import (
     require_no_code,
     require_own_weights,
 )
+from fewbit.sources.unloaded import Unloaded
 from fewbit.sources.weights import Weights, mismatch, require_fit, require_plausible, weights_of_folder
 
 #: What the files of tokenizers are called.
@@ -85,6 +88,20 @@ class TransformersModel:
         """
         self.skeleton()
         return self._from_pretrained(use_safetensors=True, config=self._config)
+
+    def unloaded(self) -> Unloaded:
+        """Return the model without numbers, and how to read them; raises as `TensorwiseSource` says."""
+        if _converts(self.skeleton()):
+            raise NotYetError(
+                f"transformers merges or reshapes tensors of {self.name}, which is not done one by one; "
+                "use fewbit.quantize"
+            )
+        model = skeleton(self._config, self.name)
+        readers = {name: read for file in files_of(self.folder) for name, read in tensor_readers(file).items()}
+        ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+        readers = {name: read for name, read in readers.items() if not any(own.search(name) for own in ignored)}
+        require_whole_by_name({name: self._weights.shapes[name] for name in readers}, model, self.name)
+        return Unloaded(model, readers)
 
     def configuration(self) -> Mapping[str, Any]:
         """Return the content of `config.json`."""
@@ -251,6 +268,18 @@ def require_whole(found: Mapping[str, Any], model: Any, where: str) -> None:
         if names:
             first = ", ".join(sorted(names, key=lambda name: (order.get(name, 0), name))[:3])
             raise SourceError(f"{where} {fact} {first} ({len(names)} in all); {remedy}")
+
+
+def require_whole_by_name(held: Mapping[str, tuple[int, ...]], model: Any, where: str) -> None:
+    """Raise `SourceError` unless the tensors of shapes `held`, by their names in `model`, fill it."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    differing = [name for name in held.keys() & wanted.keys() if held[name] != wanted[name]]
+    found = {
+        "mismatched_keys": [(name, held[name], wanted[name]) for name in differing],
+        "missing_keys": wanted.keys() - held.keys() - set(model.all_tied_weights_keys),
+        "unexpected_keys": held.keys() - wanted.keys(),
+    }
+    require_whole(found, model, where)
 
 
 def load_tokenizer(folder: Path) -> Any:

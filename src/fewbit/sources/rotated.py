@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fewbit.errors import NotYetError
 from fewbit.sources.demo import Demo, smollm2
+from fewbit.sources.unloaded import Unloaded
 
 _SEED = 0
 
@@ -29,6 +31,10 @@ class RotatedDemo(Demo):
         model = super().load()
         rotate(model, seed=_SEED)
         return model
+
+    def unloaded(self) -> Unloaded:
+        """It is rotated as a whole, after loading."""
+        raise NotYetError(f"{self.name} is rotated when all of it is there; use fewbit.quantize")
 
     @cached_property
     def _config(self) -> Any:

@@ -14,9 +14,24 @@ from fewbit.schemes.scheme import ScaleType
 
 def floats_called(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the stored float tensors of `model` that are called in `names`."""
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in names and tensor.dtype.is_floating_point:
+    direct = {name: tensor for name in names if (tensor := _hanging(model, name)) is not None}
+    # A state_dict packs every quantized layer anew.
+    rest = model.state_dict(keep_vars=True) if len(direct) < len(names) else {}
+    for name in names:
+        tensor = direct.get(name, rest.get(name))
+        if tensor is not None and tensor.dtype.is_floating_point:
             yield name, tensor.detach()
+
+
+def _hanging(model: nn.Module, name: str) -> Tensor | None:
+    """Return the parameter or buffer that hangs in `model` under `name`; `None`: a module stores it in its own way."""
+    parent, _, attribute = name.rpartition(".")
+    try:
+        module = model.get_submodule(parent)
+    except AttributeError:
+        return None
+    found = module._parameters.get(attribute)
+    return module._buffers.get(attribute) if found is None else found
 
 
 def pieces(tensor: Tensor) -> Sequence[Tensor]:
@@ -38,7 +53,11 @@ def to_stored(tensor: Tensor, storage_type: ScaleType) -> np.ndarray[Any, Any]:
 
 def from_stored(array: np.ndarray[Any, Any]) -> Tensor:
     """Return a NumPy array, possibly of an ml_dtypes type, as a tensor of its own memory."""
-    array = np.array(array)  # a copy: files are mapped read-only
+    return sharing(np.array(array))  # a copy: files are mapped read-only
+
+
+def sharing(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return a tensor in the memory of `array`, which is written to as the tensor is."""
     if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         raw = torch.from_numpy(array.view(f"u{array.dtype.itemsize}"))
         return raw.view(getattr(torch, array.dtype.name))

@@ -109,7 +109,7 @@ def _slope(scores: Tensor, draw: torch.Generator, *, labelled: bool) -> Tensor:
     if not labelled:
         return torch.randn(scores.shape, generator=draw).to(scores)
     slope = scores.reshape(-1, scores.shape[-1]).float().softmax(-1)
-    labels = torch.cat([_labels(rows, draw) for rows in slope.split(_ROWS_AT_ONCE)])
+    labels = torch.cat([_labels(rows, draw) for rows in torch.split(slope, _ROWS_AT_ONCE)])
     slope.scatter_add_(1, labels, -torch.ones_like(labels, dtype=slope.dtype))
     return slope.reshape(scores.shape).to(scores.dtype)
 
