@@ -14,16 +14,9 @@ from fewbit.transforms import on_links, on_models
 from fewbit.transforms.scope import LinkTransform, Rounded
 
 
-def composition_problems(recipe: Recipe, quantized: Sequence[QuantizedLayer], *, rotates: bool) -> list[str]:
-    """Return why transforms and corrections of a recipe make no sense for these layers, or cannot be carried out."""
+def composition_problems(recipe: Recipe, quantized: Sequence[QuantizedLayer]) -> list[str]:
+    """Return why transforms and corrections of a recipe make no sense for these layers."""
     problems = [*_twice(recipe), *_out_of_order(recipe)]
-    turning = [own.name for own in on_models(recipe.transforms) if own.needs_links]
-    if turning and not rotates:
-        problems.append(
-            f"{' and '.join(turning)}: only torch modules can be rotated or widened; quantize the PyTorch "
-            "module and save it as ONNX, or use smoothquant"
-        )
-        return problems
     schemes = {own.layer.name: Rounded(own.scheme, own.input) for own in quantized}
     problems += [problem for own in recipe.transforms if (problem := own.problem(schemes))]
     links = list(dict.fromkeys(own.name for own in on_links(recipe.transforms)))

@@ -159,9 +159,6 @@ def test_magnitudes_of_a_scope_are_those_of_rows_and_of_input_channels(onnx_mode
 
 def test_what_a_graph_cannot_have_is_an_error_of_the_plan(outliers):
     proto, _ = outliers
-    for name in ("rotation", "outlier-splitting"):
-        with pytest.raises(PlanError, match=f"{name}: only torch modules can be rotated or widened; quantize"):
-            _left(outliers, _recipe(name))
     with pytest.raises(PlanError, match="no rule rounds an input to a scale"):
         _left(outliers, _recipe("smoothquant", given=None))
     with pytest.raises(PlanError, match="needs calibration data"):

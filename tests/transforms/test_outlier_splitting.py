@@ -110,8 +110,79 @@ def test_both_halves_of_a_gated_layer_get_the_rows(tiny_llama):
     split_up = "outlier-splitting: 8 channels were split on 2 links: model.layers.0.mlp.up_proj and 1 more"
     assert applied.sentences[0] == split_up
     # Norms feed the residual stream's width, values a fixed number of heads.
-    assert applied.sentences[1].endswith("what it makes cannot get wider")
+    assert applied.sentences[1].endswith("cannot get wider; gather = true copies channels behind norms")
     assert len(model.model.layers[0].self_attn.v_proj.weight) == 16
+
+
+def test_channels_behind_norms_are_copied_if_asked(tiny_llama):
+    model, batches = tiny_llama
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        expected = model(batches[1]).logits
+        applied = split_model(model, batches[0], multiple=4, gather=True)
+        # Two blocks of sums in another order.
+        torch.testing.assert_close(model(batches[1]).logits, expected, rtol=1e-4, atol=1e-4)
+        model.model.layers[1].input_layernorm.split_channels[-1] ^= 1  # another channel than the one that was halved
+        assert (model(batches[1]).logits - expected).abs().max() > 1e-2
+        model.model.layers[1].input_layernorm.split_channels[-1] ^= 1
+    assert applied.sentences == (
+        "outlier-splitting: 8 channels were split on 2 links: model.layers.0.mlp.up_proj and 1 more",
+        "outlier-splitting: 20 channels were split on 5 links, copied before what reads them: "
+        "model.layers.0.input_layernorm and 4 more",
+        "outlier-splitting: model.layers.0.self_attn.v_proj and 1 more: what it makes cannot get wider",
+    )
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (32, 36)
+    assert model.state_dict().keys() == before.keys()
+    applied.restore()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model(batches[1]).logits, expected)
+
+
+class Gelu(nn.Module):
+    """Up, GELU, down behind a norm and into a residual: no factor passes the GELU."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(48), nn.Linear(48, 64), nn.Linear(64, 48)
+
+    def forward(self, x):
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+def test_behind_a_gelu_rows_are_there_again_and_columns_halved():
+    torch.manual_seed(0)
+    model = nn.Sequential(Gelu(), Gelu()).eval()
+    before, batch, others = copy.deepcopy(model.state_dict()), torch.randn(32, 48), torch.randn(16, 48)
+    with torch.no_grad():
+        model[0].down.weight[:, 5] *= 12.0
+        expected = model(others)
+        applied = split_model(model, batch, multiple=4)
+        # Sums of 68 products in another order.
+        torch.testing.assert_close(model(others), expected, rtol=1e-5, atol=1e-5)
+    assert applied.sentences[0] == "outlier-splitting: 8 channels were split on 2 links: 0.up and 1 more"
+    assert [(own.up.out_features, own.down.in_features) for own in model] == [(68, 68)] * 2
+    largest = 12.0 * before["0.down.weight"][:, 5].abs().max()
+    assert model[0].down.weight.abs().max() <= largest / 2
+    applied.restore()
+    with torch.no_grad():
+        assert torch.equal(model(others), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+def test_a_file_holds_the_gather_behind_a_norm(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(Gelu(), nn.LayerNorm(48), nn.Linear(48, 8)).eval(), torch.randn(32, 48)
+    table = {"name": "outlier-splitting", "multiple": 4, "gather": True}
+    result = fb.quantize(model, recipe(table, weight="int8 channel"), calibration=[batch])
+    assert result.plan.rows[-1].layer.shape == (8, 52)
+    session = onnxruntime.InferenceSession(result.save(tmp_path / "model.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+    with torch.no_grad():
+        whole = result.model(batch).numpy()
+    # MatMulNBits rounds its inputs to 8 bits, by block.
+    assert np.abs(found - whole).max() < 0.03 * np.abs(whole).max()
 
 
 class Normed(nn.Module):
@@ -222,6 +293,7 @@ def test_options_are_parsed_and_refused_out_of_range():
         ({"ratio": True}, "ratio True is outside"),
         ({"multiple": 0}, "multiple 0 is no number"),
         ({"bits": 1}, "bits 1 is neither 0 nor"),
+        ({"gather": 1}, "gather = 1 is not true or false"),
     ):
         with pytest.raises(RecipeError, match=text):
             OutlierSplitting(**options)

@@ -25,10 +25,6 @@ class Frontend(Protocol):
     """What knows a framework."""
 
     @property
-    def rotates(self) -> bool:
-        """Whether it can rotate the residual stream of a model."""
-
-    @property
     def trains(self) -> bool:
         """Whether its models run with trial weights that gradients reach, as block reconstruction needs it."""
 

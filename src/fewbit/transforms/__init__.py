@@ -50,10 +50,6 @@ class Transform(Protocol):
     def widens_layers(self) -> bool:
         """Whether layers have other widths than the model's configuration says."""
 
-    @property
-    def needs_links(self) -> bool:
-        """Whether the front end must find links."""
-
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return why it makes no sense for layers that are rounded so, with the remedy, or `None`."""
 

@@ -45,11 +45,6 @@ class FoldBatchNorm:
         """Widths stay."""
         return False
 
-    @property
-    def needs_links(self) -> bool:
-        """Norms are found by themselves."""
-        return False
-
     def problem(self, schemes: Mapping[str, Rounded]) -> None:
         """A norm less is a norm less, however the layers are rounded."""
 

@@ -23,7 +23,7 @@ Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class OutlierSplitting:
-    """Split input channels of layers whose inputs a linear layer makes, which gets more rows."""
+    """Split input channels of layers whose inputs a linear layer makes, which gets more rows; or copy channels."""
 
     #: Channels that are added, as a share of those that there are.
     ratio: float = 0.02
@@ -31,6 +31,8 @@ class OutlierSplitting:
     multiple: int = 32
     #: Of an integer scheme with a scale a row: halves then differ by half of its step. 0: they are the same.
     bits: int = 0
+    #: Split channels too that cannot be made twice, as behind norms: a gather copies them whenever the model runs.
+    gather: bool = False
 
     def __post_init__(self) -> None:
         number = isinstance(self.ratio, int | float) and not isinstance(self.ratio, bool)
@@ -42,6 +44,8 @@ class OutlierSplitting:
             )
         if type(self.bits) is not int or not (self.bits == 0 or 2 <= self.bits <= 8):
             raise RecipeError(f"outlier-splitting: bits {self.bits!r:.80} is neither 0 nor from 2 to 8")
+        if not isinstance(self.gather, bool):
+            raise RecipeError(f"outlier-splitting: gather = {self.gather!r:.80} is not true or false")
 
     @property
     def name(self) -> str:
@@ -58,11 +62,6 @@ class OutlierSplitting:
         """Producers have more rows, consumers more columns."""
         return True
 
-    @property
-    def needs_links(self) -> bool:
-        """Channels are split where the layer that makes them is known."""
-        return True
-
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no weight is rounded to a scale, if so."""
         if any(own.weight.scaled for own in schemes.values()):
@@ -71,7 +70,7 @@ class OutlierSplitting:
 
     def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
         """Split, link by link, and keep it only where the output on `batch` stays what it was."""
-        applied: Applied = frontend.split_channels(model, batch, self._split)
+        applied: Applied = frontend.split_channels(model, batch, self._split, gather=self.gather)
         return applied
 
     def _split(self, weight: Matrix) -> tuple[Channels, Matrix]:

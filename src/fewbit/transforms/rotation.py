@@ -14,9 +14,13 @@ import numpy as np
 
 from fewbit.errors import RecipeError
 from fewbit.transforms import Applied
+from fewbit.transforms.link import Channels
 from fewbit.transforms.scope import Rounded
 
 Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+#: Channels that a head has at least.
+_LEAST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +52,6 @@ class Rotation:
     def widens_layers(self) -> bool:
         """Widths stay."""
         return False
-
-    @property
-    def needs_links(self) -> bool:
-        """What reads the stream is found as links are."""
-        return True
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that nothing is rounded to a scale, if so."""
@@ -106,3 +105,21 @@ def mean_keeping(width: int, seed: int) -> Matrix:
     inner[1:, 1:] = orthogonal(width - 1, seed)
     found: Matrix = reflection @ inner @ reflection
     return found
+
+
+def head_sizes(channels: Channels) -> list[int]:
+    """Return the sizes that heads may have, the largest first: runs of channels that all inputs fall into.
+
+    >>> head_sizes(np.asarray([*range(8), *range(8), *range(8, 16), *range(8, 16)]))
+    [8]
+    """
+    width = len(channels)
+    sizes = [size for size in range(width, _LEAST - 1, -1) if width % size == 0]
+    return [size for size in sizes if _falls_into(channels.reshape(-1, size))]
+
+
+def _falls_into(heads: Channels) -> bool:
+    """Whether each row is a run of channels, and no two runs overlap without being the same."""
+    runs = bool((heads == heads[:, :1] + np.arange(heads.shape[1])).all()) and bool((heads[:, 0] >= 0).all())
+    starts = np.unique(heads[:, 0])
+    return runs and bool((np.diff(starts) >= heads.shape[1]).all())

@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.frontends.onnx.batches import Numbers
+from fewbit.frontends.onnx.constant import numbers_of, own_constant, tensor_like
 from fewbit.onnx_graph.arrangement import Kernel
-from fewbit.onnx_graph.constants import is_constant, origin
+from fewbit.onnx_graph.constants import is_constant
 from fewbit.onnx_graph.layers import FLOATS, GraphLayer
 from fewbit.transforms.link import Factors
 
@@ -51,19 +52,19 @@ class Producer:
         if self.layer is not None:
             return None
         node, index = self.vectors[0]
-        return _numbers(node.inputs[index]).astype(np.float64).reshape(-1)
+        return numbers_of(node.inputs[index]).astype(np.float64).reshape(-1)
 
     def divided(self, factors: Factors) -> Changes:
         """Return the constants with which output channel c is divided by `factors[c]`."""
         changes: Changes = []
         if self.layer is not None:
             own = self.layer
-            matrix = own.arrangement.matrix(_numbers(own.weight)).astype(np.float64) / factors[:, None]
-            changes.append((own.weight, _tensor(own.weight, own.arrangement.stored(matrix))))
+            matrix = own.arrangement.matrix(numbers_of(own.weight)).astype(np.float64) / factors[:, None]
+            changes.append((own.weight, tensor_like(own.weight, own.arrangement.stored(matrix))))
         for node, index in self.vectors:
-            value = _own_constant(node, index)
-            numbers = _numbers(value)
-            changes.append((value, _tensor(value, (numbers.reshape(-1) / factors).reshape(numbers.shape))))
+            value = own_constant(node, index)
+            numbers = numbers_of(value)
+            changes.append((value, tensor_like(value, (numbers.reshape(-1) / factors).reshape(numbers.shape))))
         return changes
 
 
@@ -71,7 +72,7 @@ def multiplied(own: GraphLayer, factors: Factors) -> Changes:
     """Return the weight of a layer whose input channel j is multiplied by `factors[j]`."""
     apart = _by_input(own).astype(np.float64) * factors.reshape(_groups(own), 1, -1, 1)
     matrix = apart.reshape(own.layer.shape)
-    return [(own.weight, _tensor(own.weight, own.arrangement.stored(matrix)))]
+    return [(own.weight, tensor_like(own.weight, own.arrangement.stored(matrix)))]
 
 
 def input_magnitudes(own: GraphLayer) -> Factors:
@@ -155,7 +156,7 @@ def _name(node: ir.Node, place: int) -> str:
 
 
 def _size(node: ir.Node, place: int) -> int:
-    return _numbers(node.inputs[place]).size
+    return numbers_of(node.inputs[place]).size
 
 
 def _vector_axis(value: ir.Value | None) -> int | None:
@@ -167,20 +168,6 @@ def _vector_axis(value: ir.Value | None) -> int | None:
     return axes[0] if len(axes) == 1 else None
 
 
-def _own_constant(node: ir.Node, place: int) -> ir.Value:
-    """Return the constant that is an input of `node`, made its own where others read it too."""
-    value, graph = node.inputs[place], node.graph
-    assert value is not None
-    assert graph is not None
-    if len(value.uses()) == 1 and not value.is_graph_output():
-        return value
-    name = f"{value.name}:{node.outputs[0].name}"
-    made = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
-    graph.register_initializer(made)
-    node.replace_input_with(place, made)
-    return made
-
-
 def _groups(own: GraphLayer) -> int:
     return own.arrangement.groups if isinstance(own.arrangement, Kernel) else 1
 
@@ -188,18 +175,5 @@ def _groups(own: GraphLayer) -> int:
 def _by_input(own: GraphLayer) -> Numbers:
     """Return the weight as (groups, outputs of a group, inputs of a group, positions)."""
     positions = own.arrangement.positions if isinstance(own.arrangement, Kernel) else 1
-    matrix = own.arrangement.matrix(_numbers(own.weight))
+    matrix = own.arrangement.matrix(numbers_of(own.weight))
     return matrix.reshape(_groups(own), -1, matrix.shape[1] // positions, positions)
-
-
-def _numbers(value: ir.Value | None) -> Numbers:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
-def _tensor(value: ir.Value, numbers: Numbers) -> ir.TensorProtocol:
-    """Return numbers of the type that `value` has, under the name that its layer is called after."""
-    held = value.const_value
-    assert held is not None
-    return ir.Tensor(np.ascontiguousarray(numbers, dtype=held.dtype.numpy()), name=origin(value).name)

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from fewbit.activation import Activation
-from fewbit.errors import CalibrationError, NonFiniteError, PlanError, RecipeError
+from fewbit.errors import NonFiniteError, PlanError, RecipeError
 from fewbit.float_bias import FloatBias
 from fewbit.frontends.onnx.batches import Numbers, feeds_of, inputs_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
+from fewbit.frontends.onnx.channel_splitting import Split, split_channels
 from fewbit.frontends.onnx.execution import execution
 from fewbit.frontends.onnx.link_scope import LinkScope
 from fewbit.frontends.onnx.magnitudes import largest_activations, largest_weight, value_extremes
-from fewbit.frontends.onnx.norm_folding import fold_norms, is_norm
+from fewbit.frontends.onnx.norm_folding import fold_norms, norms_stay
 from fewbit.frontends.onnx.probe import Probe
 from fewbit.frontends.onnx.problems import problems
 from fewbit.frontends.onnx.products import OnnxProductForms, product_forms, product_problems, product_statistics
-from fewbit.frontends.onnx.random_inputs import random_inputs
 from fewbit.frontends.onnx.ready import ready
 from fewbit.frontends.onnx.replacement import OnnxReplacement
 from fewbit.frontends.onnx.stored import as_stored, constants, require_numbers, stored_tensors
+from fewbit.frontends.onnx.stream_rotation import MatrixOf, rotate
+from fewbit.frontends.onnx.trial_run import tried
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, QuantizedLayer, StoredTensor
 from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.attention import find_products
 from fewbit.onnx_graph.live import OnnxModel, Rounded
-from fewbit.problems import several
 from fewbit.qtensor import QTensor
 from fewbit.samples.model_input import ModelInput
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -46,7 +48,7 @@ _QUANTIZED = ("DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger",
 class OnnxFrontend:
     """Layers, data and replacements of a graph."""
 
-    rotates = trains = False
+    trains = False
 
     def __init__(self) -> None:
         self._probe: Probe | None = None
@@ -195,15 +197,15 @@ class OnnxFrontend:
 
     def fold_norms(self, model: OnnxModel, batch: Any, folded: Callable[..., tuple[Numbers, Numbers]]) -> Applied:
         """Fold every BatchNorm that can be folded; without a `batch` outputs are compared on random inputs."""
-        given = random_inputs(model.graph.graph) if batch is None else batch
-        try:
-            return fold_norms(model, lambda own: self.run(own, given), folded)
-        except CalibrationError:
-            if batch is not None:
-                raise
-            names = [node.outputs[0].name or "" for node in model.graph.graph if is_norm(node)]
-            why = "BatchNorm stays, the model does not run on random inputs; give calibration data"
-            return Applied(sentences=(f"{several(names)}: {why}",))
+        return tried(model, batch, partial(fold_norms, model, folded=folded), norms_stay(model))
+
+    def rotate(self, model: OnnxModel, batch: Any, matrix: MatrixOf, *, heads: bool) -> Applied:
+        """Rotate the residual stream, and values inside heads if asked."""
+        return tried(model, batch, partial(rotate, model, matrix=matrix, heads=heads), "rotation: nothing was rotated")
+
+    def split_channels(self, model: OnnxModel, batch: Any, split: Split, *, gather: bool) -> Applied:
+        """Split channels of what linear layers read, by `gather` also where nothing before them can get wider."""
+        return tried(model, batch, partial(split_channels, model, split=split, gather=gather), "no channel was split")
 
     def calibrate(
         self,

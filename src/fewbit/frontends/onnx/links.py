@@ -6,7 +6,7 @@ the factors of the columns moved on by one channel they must not. Only the nodes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,18 +54,42 @@ class Fold:
 
 def find_folds(model: OnnxModel, batches: Sequence[Any]) -> tuple[Fold, ...]:
     """Return the links of the float graph, in its order, as the first of `batches` shows them."""
+    return tuple(fold for fold, _ in walk_folds(model, batches))
+
+
+def walk_folds(
+    model: OnnxModel, batches: Sequence[Any], wanted: Callable[[Producer], bool] = lambda _: True
+) -> Iterator[tuple[Fold, LocalRun]]:
+    """Yield the links from the producers that are `wanted`, each with what runs it on the first of `batches`."""
     simulation = Simulation(model, {})
-    paths = list(_candidates(model))
+    paths = [path for path in _candidates(model) if wanted(path.producer)]
     groups = [list(dict.fromkeys((*path.needs(), path.producer.result.name or ""))) for path in paths]
-    folds = []
     with Walk(simulation, groups, list(batches[:1])) as walk:
         for number, path in enumerate(paths):
             values: dict[str, Numbers] = {}
             walk.run(number, values.__setitem__)
-            fold = _proven(path, simulation, values)
+            local = LocalRun(path, simulation, values)
+            fold = _proven(local)
             if fold is not None:
-                folds.append(fold)
-    return tuple(folds)
+                yield fold, local
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRun:
+    """The nodes from a producer to its readers, which run alone on what the rest of the graph gives them."""
+
+    path: Path
+    simulation: Simulation
+    #: By name.
+    values: Mapping[str, Numbers]
+
+    def outputs(self) -> dict[str, Numbers]:
+        """Return what the readers put out, with the constants that they have now."""
+        path = self.path
+        nodes = (*path.producer.nodes, *path.nodes, *(own.node for own in path.consumers))
+        places = sorted(self.simulation.flow.places[id(node)] for node in nodes)
+        given = {name: self.values[name] for name in path.needs()}
+        return self.simulation.session(places, given, [own.output.name or "" for own in path.consumers]).run(given)
 
 
 def _candidates(model: OnnxModel) -> Iterator[Path]:
@@ -77,19 +101,20 @@ def _candidates(model: OnnxModel) -> Iterator[Path]:
             yield path
 
 
-def _proven(path: Path, simulation: Simulation, values: Mapping[str, Numbers]) -> Fold | None:
+def _proven(local: LocalRun) -> Fold | None:
     """Return the fold along a path, if it is exact."""
-    shape, producer = values[path.producer.result.name or ""].shape, path.producer
+    path, producer = local.path, local.path.producer
+    shape = local.values[producer.result.name or ""].shape
     outputs = shape[producer.axis]
     sizes = {_size(producer, place) for place in range(len(producer.vectors))}
     if sizes - {outputs}:  # a vector that is spread over one channel, or a number for all
         return None
-    channels = path.channels(simulation, values)
+    channels = path.channels(local.simulation, local.values)
     if channels is None:
         return None
     link = Link(producer.name, tuple(own.layer.name for own in path.consumers), channels, outputs)
     fold = Fold(link, producer, path.consumers)
-    return fold if _is_exact(fold, path, simulation, values) else None
+    return fold if _is_exact(fold, local) else None
 
 
 def _size(producer: Producer, place: int) -> int:
@@ -100,30 +125,22 @@ def _size(producer: Producer, place: int) -> int:
     return value.const_value.size
 
 
-def _is_exact(fold: Fold, path: Path, simulation: Simulation, values: Mapping[str, Numbers]) -> bool:
+def _is_exact(fold: Fold, local: LocalRun) -> bool:
     draw, outputs = np.random.RandomState(0), fold.link.outputs
     used = np.isin(np.arange(outputs), fold.link.channels)
     factors = np.where(used, np.exp2(draw.choice(_POWERS, outputs) * draw.choice((-1, 1), outputs)), 1.0)
-    nodes = (*path.producer.nodes, *path.nodes, *(own.node for own in path.consumers))
-    places = sorted(simulation.flow.places[id(node)] for node in nodes)
-    given = {name: values[name] for name in path.needs()}
-    names = [own.output.name or "" for own in path.consumers]
-
-    def run() -> list[Numbers]:
-        made = simulation.session(places, given, names).run(given)
-        return [made[name] for name in names]
 
     def change(rows: Factors, columns: Factors) -> float:
         undo = fold.fold(rows, columns)
         try:
-            return max(_change(a, b) for a, b in zip(expected, run(), strict=True))
+            return max(_change(expected[name], own) for name, own in local.outputs().items())
         finally:
             exchange(undo)
 
-    expected = run()
+    expected = local.outputs()
     right = max(change(own, own) for own in (factors, 1.0 / factors))
     wrong = change(factors, np.roll(factors, 1) * 2.0)
-    kind = expected[0].dtype
+    kind = next(iter(expected.values())).dtype
     return right <= _ROUNDINGS * float(np.finfo(kind).eps) and not wrong <= _CLEARLY * right
 
 

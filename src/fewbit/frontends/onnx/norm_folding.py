@@ -6,13 +6,15 @@ The folds are made in a copy of the graph, so that taking them back is putting t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from fewbit.frontends.onnx.batches import Numbers
+from fewbit.frontends.onnx.output_change import same
+from fewbit.frontends.onnx.trial_run import TrialRun
 from fewbit.onnx_graph.constants import is_constant, origin
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
@@ -21,7 +23,6 @@ from fewbit.transforms import Applied
 from fewbit.transforms.batchnorm import BatchNorm
 
 _Folded = Callable[[Numbers, Numbers | None, BatchNorm], tuple[Numbers, Numbers]]
-_Run = Callable[[OnnxModel], Mapping[str, Numbers]]
 #: Operators that a norm is folded into.
 _TAKERS = ("Conv", "ConvTranspose", "Gemm")
 #: Roundings by which outputs may differ: those of the folded weights go through the whole model.
@@ -36,7 +37,7 @@ class _Pair:
     norm: str
 
 
-def fold_norms(model: OnnxModel, run: _Run, folded: _Folded) -> Applied:
+def fold_norms(model: OnnxModel, run: TrialRun, folded: _Folded) -> Applied:
     """Fold every norm that can be folded, where what `run` returns stays the same; say which were not and why."""
     norms = [node for node in model.graph.graph if is_norm(node)]
     names = [node.outputs[0].name or "" for node in norms]
@@ -51,7 +52,7 @@ def fold_norms(model: OnnxModel, run: _Run, folded: _Folded) -> Applied:
             break
         for some in tried if pairs else ():
             _fold(model, some, folded)
-            if _same(expected, run(model)):
+            if same(expected, run(model), _ROUNDINGS):
                 kept += some
             model.graph, model.found = before
     if kept:
@@ -66,6 +67,12 @@ def fold_norms(model: OnnxModel, run: _Run, folded: _Folded) -> Applied:
         model.graph, model.found = before
 
     return Applied(sentences=tuple(sentences), restore=restore)
+
+
+def norms_stay(model: OnnxModel) -> str:
+    """Return the beginning of a sentence that says why no norm of a model is folded."""
+    names = [node.outputs[0].name or "" for node in model.graph.graph if is_norm(node)]
+    return f"{several(names)}: BatchNorm stays" if names else "no BatchNorm"
 
 
 def is_norm(node: ir.Node) -> bool:
@@ -139,17 +146,3 @@ def _initializer(graph: ir.Graph, name: str, numbers: Numbers) -> ir.Value:
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(value)
     return value
-
-
-def _same(expected: Mapping[str, Numbers], found: Mapping[str, Numbers]) -> bool:
-    return all(_close(own, found[name]) for name, own in expected.items())
-
-
-def _close(a: Numbers, b: Numbers) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if a.dtype.kind != "f" or not a.size:
-        return bool(np.array_equal(a, b))
-    # Magnitudes beside the mean magnitude: a few huge activations must not hide what happens to the rest.
-    scale = np.abs(a) + np.abs(a).mean()
-    return bool((np.abs(a - b) <= _ROUNDINGS * np.finfo(a.dtype).eps * scale).all())

@@ -1,13 +1,14 @@
 """Split channels between linear layers of a live model: the producer gets their rows again, consumers the halves.
 
-Where an activation is multiplied by another, as in gated MLPs, the layer that makes the other is widened too: which, if
-any, is tried. Kept is what leaves the output as it was, and changes it when columns are whole instead of halves.
+Behind an element-wise activation that no factor passes, as GELU, which layer reads which is tried; so is which other
+one of a gated MLP is widened too. Kept is what leaves the output as it was, and changes it when columns are whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from fewbit.frontends.torch.calls import Call, copied, same
 from fewbit.frontends.torch.channel_scaling import Form, parameter_like, stored_weight
+from fewbit.frontends.torch.copied_channels import copy_channels
 from fewbit.frontends.torch.layers import canonical_weight, find_layers, module_class
 from fewbit.frontends.torch.link_parts import outside_blocks, runnable_parts
 from fewbit.frontends.torch.links import Fold, LinkSearch
@@ -24,7 +26,7 @@ from fewbit.frontends.torch.output_change import CLEARLY, output_change
 from fewbit.interfaces import Layer
 from fewbit.problems import several
 from fewbit.transforms import Applied
-from fewbit.transforms.link import Channels
+from fewbit.transforms.link import Channels, Link
 
 #: From float64 columns (out, in) of all consumers to the channel that each new column is of, and the new columns.
 Split = Callable[[np.ndarray[Any, Any]], tuple[Channels, np.ndarray[Any, Any]]]
@@ -35,23 +37,39 @@ _WIDTHS = ("in_features", "out_features", "nf", "nx")
 _KINDS = ("Linear", "Conv1D")
 
 
-def split_channels(model: nn.Module, batch: Any, split: Split) -> Applied:
-    """Split the channels of every link from a linear layer that can be; say where, and where it could not."""
+def split_channels(model: nn.Module, batch: Any, split: Split, *, gather: bool) -> Applied:
+    """Split the channels of every link from a linear layer that can be; say where, and where it could not.
+
+    With `gather` channels of what norms put out are copied.
+    """
     call = Call.made_up(model) if batch is None else Call.of(batch)
     if call is None:
         return Applied(sentences=("outlier-splitting: no data shows what reads the channels of a layer; give some",))
     layers, known = find_layers(model), dict[Any, Any]()
-    done = _Splitting(model, split)
+    done = _Splitting(model, split, gather)
     try:
         for part, own, runs in runnable_parts(model, layers, call.batch()):
             outside = None if part else set(outside_blocks(model, layers))
             current = own if part else find_layers(model)
-            for fold in LinkSearch(model, part, current, runs, among=outside, known=known).folds():
+            folds = LinkSearch(model, part, current, runs, among=outside, known=known).folds()
+            for fold in folds:
                 done.widen(fold, current, runs[0])
+            among = [layer for layer in current if outside is None or layer.name in outside]
+            done.widen_behind_activations(among, [fold.link for fold in folds], runs[0])
     except BaseException:
         done.restore()
         raise
     return Applied(sentences=done.sentences, restore=done.restore)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What may get wider together."""
+
+    producer: str
+    consumers: Sequence[str]
+    #: Layers that get more rows; none: the norm that is the producer copies channels of what it puts out.
+    makers: Sequence[nn.Module] = ()
 
 
 @dataclass(slots=True)
@@ -60,44 +78,89 @@ class _Splitting:
 
     model: nn.Module
     split: Split
-    #: Names of producers, with how many channels were added, and of those whose links keep their width.
+    gather: bool
+    #: Names of producers, with how many channels were added, by whether they are copied, and of those that stay.
     widened: dict[str, int] = field(default_factory=dict)
+    copied: dict[str, int] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
-    _before: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
+    #: Whether a norm is among these.
+    _kept_norm: bool = False
+    _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def widen(self, fold: Fold, layers: Sequence[Layer], run: Callable[[], Any]) -> None:
         """Split channels of a link, if the output of `run` stays what it was."""
-        link = fold.link
-        if fold.form is not Form.ROWS or not self._takes(fold):
+        link, norm = fold.link, fold.form is not Form.ROWS
+        ways: Iterable[_Way] = (_Way(link.producer, link.consumers, makers) for makers in self._makers(fold, layers))
+        if norm:
+            ways = [_Way(link.producer, link.consumers)] if self.gather else []
+        added = self._first(ways, run) if self._takes(fold) else 0
+        if added:
+            (self.copied if norm else self.widened)[link.producer] = added
+        else:
             self.kept.append(link.producer)
-            return
-        weights = [canonical_weight(self.model.get_submodule(name)).double().cpu().numpy() for name in link.consumers]
+            self._kept_norm |= norm
+
+    def widen_behind_activations(self, layers: Sequence[Layer], links: Sequence[Link], run: Callable[[], Any]) -> None:
+        """Split channels between layers without a link that an element-wise function may lie between."""
+        plain = [layer for layer in layers if self._is_plain(layer)]
+        read = {name for link in links for name in link.consumers}
+        made = {link.producer for link in links}
+        for producer in plain:
+            maker = self.model.get_submodule(producer.name)
+            ways = (
+                _Way(producer.name, (layer.name,), [maker])
+                for layer in plain
+                if layer is not producer
+                and layer.name not in read
+                and self._width(layer, 1) == self._width(producer, 0)
+            )
+            added = self._first(ways, run) if producer.name not in made else 0
+            if added:
+                self.widened[producer.name] = added
+
+    def _first(self, ways: Iterable[_Way], run: Callable[[], Any]) -> int:
+        """Widen by the first of `ways` that leaves the output of `run`; return how many channels were added."""
+        expected = None
+        for way in ways:
+            expected = copied(run()) if expected is None else expected
+            before = self._undo
+            added = self._tried(way, expected, run)
+            if added:
+                return added
+            _call(self._undo[: len(self._undo) - len(before)])
+            self._undo = before
+        return 0
+
+    def _tried(self, way: _Way, expected: Any, run: Callable[[], Any]) -> int:
+        """Widen, and return how many channels were added, 0 where the output does not show that this is right."""
+        weights = [canonical_weight(self.model.get_submodule(name)).double().cpu().numpy() for name in way.consumers]
         sources, columns = self.split(np.concatenate(weights))
         starts = np.cumsum([0, *(len(own) for own in weights)])
         halves = [columns[start:stop] for start, stop in pairwise(starts)]
-        whole = [own[:, sources] for own in weights]
-        expected = copied(run())
-        for makers in self._makers(fold, layers):
-            before = self._before
-            self._try(makers, link.consumers, sources, halves)
-            found = _output(run)
-            if found is not None and same(expected, found, _ROUNDINGS):
-                self._columns(link.consumers, whole)
-                change = output_change(expected, _output(run))
-                self._columns(link.consumers, halves)
-                if CLEARLY * output_change(expected, found) < change:
-                    self.widened[link.producer] = len(sources) - link.outputs
-                    return
-            _restore(self._before[: len(self._before) - len(before)])
-            self._before = before
-        self.kept.append(link.producer)
+        self._apply(way, sources, halves)
+        found = _output(run)
+        if found is None or not same(expected, found, _ROUNDINGS):
+            return 0
+        self._columns(way.consumers, [own[:, sources] for own in weights])
+        change = output_change(expected, _output(run))
+        self._columns(way.consumers, halves)
+        right = CLEARLY * output_change(expected, found) < change
+        return len(sources) - int(weights[0].shape[1]) if right else 0
 
     def _takes(self, fold: Fold) -> bool:
         """Whether a channel is one input of linear layers, which hold their weights alone."""
         link = fold.link
-        modules = [self.model.get_submodule(name) for name in (link.producer, *link.consumers)]
-        plain = all(module_class(module) in _KINDS for module in modules)
+        names = (link.producer, *link.consumers) if fold.form is Form.ROWS else link.consumers
+        plain = all(module_class(self.model.get_submodule(name)) in _KINDS for name in names)
         return plain and np.array_equal(link.channels, np.arange(link.outputs))
+
+    def _is_plain(self, layer: Layer) -> bool:
+        module = self.model.get_submodule(layer.name)
+        return module_class(module) in _KINDS and not layer.tied and "weight" in module._parameters
+
+    def _width(self, layer: Layer, axis: int) -> int:
+        """Return how many outputs, axis 0, or inputs a layer has by now."""
+        return int(canonical_weight(self.model.get_submodule(layer.name)).shape[axis])
 
     def _makers(self, fold: Fold, layers: Sequence[Layer]) -> Iterator[list[nn.Module]]:
         """Yield what may have to be widened together: the producer, then each other layer with as many outputs too."""
@@ -111,16 +174,16 @@ class _Splitting:
             if canonical_weight(other).shape[0] == link.outputs:
                 yield [producer, other]
 
-    def _try(
-        self, makers: Sequence[nn.Module], consumers: Sequence[str], sources: Channels, columns: Sequence[Any]
-    ) -> None:
-        """Give the makers the rows of `sources`, and consumers these columns; what they had can be restored."""
-        changed = [*makers, *(self.model.get_submodule(name) for name in consumers)]
-        self._before = [*((module, _state(module)) for module in changed), *self._before]
-        for maker in makers:
+    def _apply(self, way: _Way, sources: Channels, columns: Sequence[Any]) -> None:
+        """Give the makers the rows of `sources`, or let the norm copy them; give consumers these columns."""
+        changed = [*way.makers, *(self.model.get_submodule(name) for name in way.consumers)]
+        self._undo = [*(partial(_restore, module, _state(module)) for module in changed), *self._undo]
+        for maker in way.makers:
             rows = torch.from_numpy(sources).to(canonical_weight(maker).device)
             _set(maker, canonical_weight(maker)[rows], rows)
-        self._columns(consumers, columns)
+        if not way.makers:
+            self._undo = [copy_channels(self.model.get_submodule(way.producer), sources), *self._undo]
+        self._columns(way.consumers, columns)
 
     def _columns(self, consumers: Sequence[str], columns: Sequence[Any]) -> None:
         for name, own in zip(consumers, columns, strict=True):
@@ -129,21 +192,28 @@ class _Splitting:
 
     def restore(self) -> None:
         """Give every layer back what it had."""
-        _restore(self._before)
+        _call(self._undo)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """What the report says."""
         said = []
-        if self.widened:
-            many = f"{len(self.widened)} links" if len(self.widened) > 1 else "1 link"
-            added = sum(self.widened.values())
-            said.append(f"outlier-splitting: {added} channels were split on {many}: {several(self.widened)}")
-        else:
+        for found, where in ((self.widened, ""), (self.copied, ", copied before what reads them")):
+            if found:
+                many = f"{len(found)} links" if len(found) > 1 else "1 link"
+                total = sum(found.values())
+                said.append(f"outlier-splitting: {total} channels were split on {many}{where}: {several(found)}")
+        if not said:
             said.append("outlier-splitting: no channel could be split")
         if self.kept:
-            said.append(f"outlier-splitting: {several(self.kept)}: what it makes cannot get wider")
+            remedy = "; gather = true copies channels behind norms" if self._kept_norm and not self.gather else ""
+            said.append(f"outlier-splitting: {several(self.kept)}: what it makes cannot get wider{remedy}")
         return tuple(said)
+
+
+def _call(undo: Iterable[Callable[[], None]]) -> None:
+    for own in undo:
+        own()
 
 
 def _output(run: Callable[[], Any]) -> Any:
@@ -170,7 +240,6 @@ def _state(module: Any) -> dict[str, Any]:
     return {**module._parameters, **{name: getattr(module, name) for name in _WIDTHS if hasattr(module, name)}}
 
 
-def _restore(before: Sequence[tuple[nn.Module, dict[str, Any]]]) -> None:
-    for module, state in before:
-        for name, value in state.items():
-            setattr(module, name, value)
+def _restore(module: nn.Module, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        setattr(module, name, value)

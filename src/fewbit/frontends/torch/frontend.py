@@ -47,7 +47,7 @@ _LARGEST = 2.0**120
 class TorchFrontend:
     """Layers, data and replacements of any `nn.Module`."""
 
-    rotates = trains = True
+    trains = True
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the quantizable layers in the order of the model.
@@ -203,9 +203,9 @@ class TorchFrontend:
         """Rotate the residual stream, and values inside heads, where the model's output on `batch` stays the same."""
         return rotate(model, batch, matrix, heads=heads)
 
-    def split_channels(self, model: nn.Module, batch: Any, split: Split) -> Applied:
+    def split_channels(self, model: nn.Module, batch: Any, split: Split, *, gather: bool) -> Applied:
         """Split channels between linear layers, where the model's output on `batch` stays the same."""
-        return split_channels(model, batch, split)
+        return split_channels(model, batch, split, gather=gather)
 
     def calibrate(
         self,

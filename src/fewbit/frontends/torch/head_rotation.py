@@ -19,12 +19,10 @@ from fewbit.frontends.torch.channel_scaling import Changes, exchange, parameter_
 from fewbit.frontends.torch.layers import canonical_weight
 from fewbit.frontends.torch.links import Fold
 from fewbit.frontends.torch.output_change import CLEARLY, output_change
-from fewbit.transforms.link import Channels
+from fewbit.transforms.rotation import head_sizes
 
 #: Roundings by which the output of a block may differ.
 _ROUNDINGS = 2.0**8
-#: Channels that a head has at least.
-_LEAST = 8
 
 
 @dataclass(slots=True)
@@ -46,7 +44,7 @@ class HeadRotation:
         for fold in folds:
             key = fold.link.producer.split(".")[-1], fold.link.outputs
             known = self._sizes.get(key)
-            for size in _sizes(fold.link.channels) if known is None else [known] if known else []:
+            for size in head_sizes(fold.link.channels) if known is None else [known] if known else []:
                 turned = self._turned(fold, size)
                 undo = exchange(turned[:1])
                 wrong = output_change(expected, run())  # the values alone
@@ -85,17 +83,3 @@ class HeadRotation:
             heads = columns.reshape(len(columns), -1, size) @ turn
             changes.append((consumer, {"weight": stored_weight(consumer, heads.reshape(columns.shape))}))
         return changes
-
-
-def _sizes(channels: Channels) -> list[int]:
-    """Return the sizes that heads may have, the largest first: runs of channels that all inputs fall into."""
-    width = len(channels)
-    sizes = [size for size in range(width, _LEAST - 1, -1) if width % size == 0]
-    return [size for size in sizes if _falls_into(channels.reshape(-1, size))]
-
-
-def _falls_into(heads: Channels) -> bool:
-    """Whether each row is a run of channels, and no two runs overlap without being the same."""
-    runs = bool((heads == heads[:, :1] + np.arange(heads.shape[1])).all()) and bool((heads[:, 0] >= 0).all())
-    starts = np.unique(heads[:, 0])
-    return runs and bool((np.diff(starts) >= heads.shape[1]).all())
