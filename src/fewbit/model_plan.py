@@ -16,7 +16,7 @@ from fewbit.problems import width_problems
 from fewbit.recipe import Recipe
 from fewbit.schemes.scheme import ScaleType
 from fewbit.shared_scales import with_shared_scales
-from fewbit.solving import statistics_of, untrainable
+from fewbit.solving import statistics_of, trained_alone
 
 _STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -65,12 +65,12 @@ def model_plan(
         target=target,
         differentiable=frontend.trains,
     )
+    made = trained_alone(made, frontend, source.framework)
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
     found = composition_problems(recipe, made.quantized)
     found += width_problems(recipe, target)
     products = [(row.layer, row.input) for row in made.rounded_products if row.input]
-    found += untrainable(quantized, frontend, source.framework)
     found += [*frontend.problems(model, wanted), *frontend.product_problems(model, products)]
     if graph:
         found += _type_problems(made, own, source.framework)

@@ -6,7 +6,7 @@ The layers of a block whose algorithm trains them together are solved one by one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -110,17 +110,20 @@ def _trains(row: PlanRow) -> bool:
     return row.scheme is not None and isinstance(row.algorithm, BlockAlgorithm)
 
 
-def untrainable(rows: Sequence[PlanRow], frontend: Frontend, framework: str) -> list[str]:
-    """Return why layers cannot be trained, with a front end that gives no gradients."""
-    alike: dict[str, list[str]] = {}
-    for row in rows if not frontend.trains else ():
-        if _trains(row) and row.algorithm:
+def trained_alone(made: Plan, frontend: Frontend, framework: str) -> Plan:
+    """Return the plan with layers trained each for itself where the front end gives no gradients of blocks."""
+    if frontend.trains:
+        return made
+    rows, alike = list(made.rows), dict[str, list[str]]()
+    for place, row in enumerate(rows):
+        if row.scheme is not None and isinstance(row.algorithm, BlockAlgorithm):
             alike.setdefault(row.algorithm.name, []).append(row.layer.name)
-    return [
-        f"{several(names)}: {name} trains weights by gradients through the model, and an {framework} model gives none; "
-        "quantize the PyTorch module, or use gptq"
+            rows[place] = replace(row, algorithm=row.algorithm.alone)
+    said = [
+        f"{several(names)}: {name} trains each layer for its own output, as an {framework} model gives no gradients"
         for name, names in alike.items()
     ]
+    return replace(made, rows=tuple(rows), adaptations=(*made.adaptations, *said))
 
 
 def statistics_of(row: PlanRow) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from fewbit.algorithms import ALGORITHMS
 from fewbit.algorithms.autoround import AutoRound
 from fewbit.algorithms.block import Block
 from fewbit.catalogue import lookup
-from fewbit.errors import PlanError, RecipeError, SchemeError
+from fewbit.errors import RecipeError, SchemeError
 from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_scheme
 
@@ -295,14 +295,6 @@ def test_a_scheme_that_is_not_of_integers_of_2_to_8_bits_is_a_problem_of_the_pla
     )
     with pytest.raises(SchemeError, match="autoround trains integers"):
         AutoRound()(WEIGHTS["up"], None, parse_scheme(text))
-
-
-def test_a_model_that_gives_no_gradients_is_a_problem_of_the_plan(onnx_model):
-    model = onnx_model("(float[n, 16] x) => (float[n, 8] y) { y = MatMul(x, w) }", {"w": (16, 8)})
-    recipe = fb.Recipe([fb.Rule(kind="linear", weight="int4 channel", algorithm="autoround")])
-    with pytest.raises(PlanError, match=r"autoround trains weights by gradients .*, and an onnx model gives none; "
-                                        r"quantize the PyTorch module, or use gptq$"):  # fmt: skip
-        fb.quantize(model, recipe, calibration=[{"x": np.zeros((4, 16), np.float32)}])
 
 
 @pytest.mark.parametrize(("options", "message"), [

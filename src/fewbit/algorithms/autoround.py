@@ -74,6 +74,13 @@ class AutoRound:
             return None
         return f"autoround trains integers of 2 to 8 bits, not '{scheme}'; use a scheme such as 'int4 g64', or gptq"
 
+    @property
+    def alone(self) -> Algorithm:
+        """The form that trains each layer for its own output, from the second moment of its input."""
+        from fewbit.algorithms.layer_autoround import LayerAutoRound
+
+        return LayerAutoRound(self)
+
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
         """Return `weight` (out, in) as the start solves it; `statistics` are those that it asks for.
 

@@ -46,6 +46,10 @@ class BlockSolution:
 class BlockAlgorithm(Algorithm, Protocol):
     """An algorithm that solves the layers of a block together, from the solution that it gives for each alone."""
 
+    @property
+    def alone(self) -> Algorithm:
+        """What solves each layer by itself, for models that run with no trial weights."""
+
     def solve_block(self, block: Block, seed: int) -> BlockSolution:
         """Return the layers of `block` solved; the same `seed` gives the same bytes."""
 
