@@ -109,6 +109,35 @@ def test_factors_of_channels_go_into_the_layer_before_them_and_a_reader_may_get_
     np.testing.assert_array_equal(factors, np.ones(16, np.float32))
 
 
+#: Patches of a picture with positions that are resized to it, a LayerNorm, and a head that makes a picture again.
+PICTURE = """(float[n, 3, 8, 8] x) => (float[n, 2, 8, 8] y) {
+    c = Conv<kernel_shape=[2, 2], strides=[2, 2]>(x, "patch.weight", "patch.bias")
+    p = Resize<mode="linear">(places, roi, scales)  s = Add(c, p)
+    r = Reshape(s, tokens)  t = Transpose<perm=[0, 2, 1]>(r)
+    h = LayerNormalization(t, "norm.weight", "norm.bias")
+    u = Transpose<perm=[0, 2, 1]>(h)  w = Reshape(u, map)  y = ConvTranspose<strides=[2, 2]>(w, "head.weight")
+}"""
+PICTURES = {
+    "patch.weight": (16, 3, 2, 2), "patch.bias": (16,), "places": (1, 16, 2, 2), "roi": np.zeros(0, np.float32),
+    "scales": np.asarray([1, 1, 2, 2], np.float32), "tokens": np.asarray([0, 0, -1]), "map": np.asarray([0, 0, 4, 4]),
+    "norm.weight": np.linspace(1, 2, 16, dtype=np.float32), "norm.bias": (16,), "head.weight": (16, 2, 2, 2),
+}  # fmt: skip
+
+
+def test_convolutions_write_and_read_the_stream_and_positions_may_be_resized(onnx_model):
+    live = live_of(onnx_model, PICTURE, PICTURES)
+    batch, other = np.random.default_rng(1).normal(size=(2, 3, 3, 8, 8)).astype(np.float32)
+    expected = run(live, other)
+    applied = rotate(live, batch)
+    assert applied.sentences[0].endswith("16 channels was rotated, its mean kept: 1 norm reads it, 1 layer writes it")
+    np.testing.assert_allclose(run(live, other), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    grouped = PICTURE.replace("<kernel_shape=[2, 2], strides=[2, 2]>(x", "<group=2, strides=[2, 2]>(z").replace(
+        "c = Conv", "z = Concat<axis=1>(x, x)  c = Conv"
+    )
+    applied = rotate(live_of(onnx_model, grouped, PICTURES), batch)
+    assert applied.sentences[0].endswith("as it was: patch writes it, and is a convolution of several groups")
+
+
 def test_a_norm_behind_the_sum_leaves_no_stream(onnx_model):
     text = SCALED.replace("(float[n, 5] y)", "(float[n, 5] y, float[n, 2, 16] z)").replace(
         "y = ", "z = Add(h, s)  y = "

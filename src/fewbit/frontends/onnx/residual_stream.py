@@ -34,8 +34,8 @@ _MEANS = ("GlobalAveragePool", "ReduceMean")
 _SUMS = frozenset({"Add", "Concat", "Sub", "Sum"})
 #: Operators that move numbers of their first input; that channels stay together is for the proof to say.
 _MOVES = frozenset(
-    {"Cast", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice",
-     "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+    {"Cast", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Resize",
+     "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )  # fmt: skip
 #: Operators that look at nothing but shapes.
 _SHAPES = ("Shape", "Size")
@@ -125,8 +125,8 @@ class ResidualStream:
     #: Layers that read it without a norm.
     readers: list[GraphLayer] = field(default_factory=list)
     writers: list[GraphLayer] = field(default_factory=list)
-    #: A node with the place of a constant that is added: a bias, positions, the token of a class.
-    constants: list[tuple[ir.Node, int]] = field(default_factory=list)
+    #: A node with the place of a constant that is added, and its axis: a bias, positions, the token of a class.
+    constants: list[tuple[ir.Node, int, int]] = field(default_factory=list)
     #: A node with the place of a factor for each channel of what a layer writes, and that layer.
     scales: list[tuple[ir.Node, int, GraphLayer]] = field(default_factory=list)
     _layers: Mapping[int, GraphLayer] = field(default_factory=dict)
@@ -153,6 +153,9 @@ class ResidualStream:
         stream = cls(width, norms, _layers=layers, _results=results)
         for norm in norms:
             read = norm.fold.link.channels
+            kernels = [own for own in norm.fold.consumers if _groups(own) > 1]
+            if kernels:
+                raise StreamError(f"{kernels[0].layer.name} reads it, and is a convolution of several groups")
             if len(read) % width or (read.reshape(-1, width) != np.arange(width)).any():
                 raise StreamError(f"{norm.fold.link.consumers[0]} reads the channels in another order")
             stream._visit(norm.entry)
@@ -214,8 +217,8 @@ class ResidualStream:
             raise StreamError(f"{layer.name} writes it, and has {layer.shape[0]} outputs, not {self.width}")
         if layer.tied:
             raise StreamError(f"{layer.name} writes it, and shares its weight with {layer.tied[0]}")
-        if isinstance(own.arrangement, Kernel) and own.arrangement.groups > 1:
-            raise StreamError(f"{layer.name} writes it, and is a convolution of {own.arrangement.groups} groups")
+        if _groups(own) > 1:
+            raise StreamError(f"{layer.name} writes it, and is a convolution of several groups")
         self.writers.append(own)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             self._take(node, 2, node.inputs[2])
@@ -226,11 +229,14 @@ class ResidualStream:
             return
         if not is_constant(given):
             self._visit(given)
-        elif numbers_of(given).shape[-1:] == (self.width,):
-            self.constants.append((node, place))
+            return
+        shape = numbers_of(given).shape
+        axes = [axis for axis, size in enumerate(shape) if size == self.width]
+        if axes and (len(axes) == 1 or axes[-1] == len(shape) - 1):
+            self.constants.append((node, place, axes[-1]))
         else:
-            shape = "x".join(str(size) for size in numbers_of(given).shape)
-            raise StreamError(f"a constant of {shape or 'one number'} is added to it by {_called(node)}")
+            told = "x".join(str(size) for size in shape) or "one number"
+            raise StreamError(f"a constant of {told} is added to it by {_called(node)}")
 
     def _scaled(self, node: ir.Node, place: int) -> None:
         """Look at a product with a constant: one number, or one for each channel of what a layer writes."""
@@ -253,6 +259,10 @@ def _factor(node: ir.Node) -> int | None:
 def _reads(own: GraphLayer, width: int) -> bool:
     linear = own.node.op_type in ("MatMul", "Gemm")
     return linear and is_free(own) and own.layer.shape[1] == width
+
+
+def _groups(own: GraphLayer) -> int:
+    return own.arrangement.groups if isinstance(own.arrangement, Kernel) else 1
 
 
 def _called(node: ir.Node) -> str:

@@ -21,6 +21,7 @@ from fewbit.frontends.onnx.links import walk_folds
 from fewbit.frontends.onnx.output_change import CLEARLY, output_change, same
 from fewbit.frontends.onnx.residual_stream import ResidualStream, StreamError, StreamNorm
 from fewbit.frontends.onnx.trial_run import TrialRun
+from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.constants import origin
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
@@ -151,9 +152,11 @@ def _plain_readers_turned(stream: ResidualStream, turn: Numbers) -> Changes:
 
 def _columns_turned(own: GraphLayer, turn: Numbers, gain: Numbers) -> tuple[ir.Value, ir.TensorProtocol]:
     matrix = own.arrangement.matrix(numbers_of(own.weight)).astype(np.float64)
-    # What reads two tokens side by side has the channels twice.
-    made = (matrix.reshape(len(matrix), -1, len(gain)) * gain) @ turn
-    return own.weight, tensor_like(own.weight, own.arrangement.stored(made.reshape(matrix.shape)))
+    positions = own.arrangement.positions if isinstance(own.arrangement, Kernel) else 1
+    # (out, tokens, channels, positions): what reads two tokens side by side has the channels twice.
+    apart = matrix.reshape(len(matrix), -1, len(gain), positions).swapaxes(2, 3)
+    made = ((apart * gain) @ turn).swapaxes(2, 3).reshape(matrix.shape)
+    return own.weight, tensor_like(own.weight, own.arrangement.stored(made))
 
 
 def _writers_turned(stream: ResidualStream, turn: Numbers) -> Changes:
@@ -162,7 +165,8 @@ def _writers_turned(stream: ResidualStream, turn: Numbers) -> Changes:
         matrix = own.arrangement.matrix(numbers_of(own.weight)).astype(np.float64)
         matrix = matrix @ turn if own.layer.kind == "embedding" else turn.T @ matrix
         changes.append((own.weight, tensor_like(own.weight, own.arrangement.stored(matrix))))
-    for node, place in stream.constants:
+    for node, place, axis in stream.constants:
         value = own_constant(node, place)
-        changes.append((value, tensor_like(value, numbers_of(value).astype(np.float64) @ turn)))
+        turned = np.moveaxis(numbers_of(value).astype(np.float64), axis, -1) @ turn
+        changes.append((value, tensor_like(value, np.moveaxis(turned, -1, axis))))
     return changes
