@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fewbit.algorithms import column_scales, columns
 from fewbit.algorithms.column_order import ORDERS, Order
-from fewbit.algorithms.column_scales import ColumnScales, at_levels, own_scales, plain_scales, spans_of
+from fewbit.algorithms.column_scales import ColumnScales, at_levels, groups_of, own_scales, plain_scales, spans_of
+from fewbit.algorithms.column_spans import chosen_span, joined, scale_and_zero, with_fitted_floats
 from fewbit.algorithms.hessian import Hessian, factor
 from fewbit.algorithms.level_fit import fitted_levels
 from fewbit.algorithms.scale_fit import fitted_scales
@@ -81,19 +82,21 @@ class _ColumnLoop:
         self.weight, self.hessian, self.scheme, self.options = weight, hessian, scheme, options
         #: Scales are chosen when a group is reached, from weights that hold the errors made before.
         self.dynamic = own_scales(scheme) and options.order != "activation"
-        if scheme.scale_scheme is not None:
+        if scheme.scale_scheme is not None and scheme.span is None:
             self.dynamic &= scheme.symmetric
         if scheme.learned:  # levels are shares of the scales that they were learned under
             self.dynamic = False
         #: What scales that are quantized themselves are counted in, (out, groups).
         self.unit: Tensor | None = None
-        self.spans = spans_of(weight.shape[1], scheme)
+        self.spans, self.groups = spans_of(weight.shape[1], scheme), groups_of(weight.shape[1], scheme)
+        #: Spans whose parameters are chosen, by their first column, where a search does so for whole spans.
+        self.chosen: dict[int, QTensor] = {}
         self.grid = columns.grid_of(scheme.format, weight)
 
     def run(self) -> QTensor:
         """Return the rounded weight."""
-        stored, scales = None, ColumnScales.open(self.weight, self.spans)
-        if not self.dynamic or self.scheme.scale_scheme is not None:
+        stored, scales = None, ColumnScales.open(self.weight, self.groups)
+        if not self.dynamic or (self.scheme.scale_scheme is not None and self.scheme.span is None):
             importance = column_scales.importances(self.hessian)
             stored = column_scales.fixed(
                 self.weight, importance, self.scheme, search=self.options.search, moment=self.hessian.damped
@@ -104,7 +107,12 @@ class _ColumnLoop:
         units = self._rounded(scales)
         if stored is not None and stored.codebook is not None:
             return self._with_levels(units, scales, stored)
-        return assembled(units, self._improved(units, scales), stored, self.scheme)
+        if self.chosen:
+            stored = joined([self.chosen[first] for first in sorted(self.chosen)])
+        scales = self._improved(units, scales)
+        found = assembled(units, scales, stored, self.scheme)
+        fits = self.options.fit and self.scheme.span is not None
+        return with_fitted_floats(self.weight, found, self.hessian.damped) if fits else found
 
     def _with_levels(self, units: Tensor, scales: ColumnScales, stored: QTensor) -> QTensor:
         """Descend from `units` and fit the levels, in turn, and return codes with both."""
@@ -126,7 +134,7 @@ class _ColumnLoop:
         order, upper = self.hessian.order, self.hessian.upper
         working = self.weight[:, order]
         units = torch.empty_like(working)
-        for panel in self._panels(scales):
+        for panel in self._panels():
             first, last = panel[0].start, panel[-1].stop
             errors = torch.empty_like(working[:, first:last])
             for start, stop, chosen_to in panel:
@@ -141,9 +149,10 @@ class _ColumnLoop:
             working[:, last:].addmm_(errors, upper[first:last, last:], alpha=-1)
         return units[:, order.argsort()]
 
-    def _panels(self, scales: ColumnScales) -> list[list[_Piece]]:
+    def _panels(self) -> list[list[_Piece]]:
         """Return runs of whole groups, or parts of one, of about `_PANEL` columns, in the order of rounding."""
-        index = scales.index[self.hessian.order].tolist() if self.dynamic else [0] * self.weight.shape[1]
+        width = self.spans[0][1] - self.spans[0][0]
+        index = (self.hessian.order // width).tolist() if self.dynamic else [0] * self.weight.shape[1]
         panels: list[list[_Piece]] = []
         begin = 0
         for _, run in groupby(index):
@@ -163,11 +172,24 @@ class _ColumnLoop:
         corner = self.hessian.upper[start:stop, start:stop]
         group, search = int(scales.index[self.hessian.order[start]]), self.options.search
         own = working[:, start:stop].contiguous()
+        if self.scheme.span is not None:
+            self._choose_span(scales, own, self.hessian.order[start:stop], corner)
+            return
         if self.unit is not None:
             unit = self.unit[:, group]
             scales.scale[:, group] = column_scales.chosen_level(own, corner, self.scheme, unit, search=search)
             return
         scales.scale[:, group], scales.zero[:, group] = column_scales.chosen(own, corner, self.scheme, search=search)
+
+    def _choose_span(self, scales: ColumnScales, own: Tensor, which: Tensor, corner: Tensor) -> None:
+        """Choose all parameters of the span of the columns `which`, that are `own` (out, span) now."""
+        found = chosen_span(own, which, column_scales.weights_of(corner) if self.options.search else None, self.scheme)
+        first = int(which.min())
+        self.chosen[first] = found
+        scale, zero = scale_and_zero(found)
+        group = int(scales.index[first])
+        groups = slice(group, group + scale.shape[1])
+        scales.scale[:, groups], scales.zero[:, groups] = scale, zero
 
     def _improved(self, units: Tensor, scales: ColumnScales) -> ColumnScales:
         """Descend from `units`, in place, and return the scales fitted to them."""
@@ -191,7 +213,10 @@ def assembled(units: Tensor, scales: ColumnScales, stored: QTensor | None, schem
     form = scheme.format
     shifted = units if scheme.symmetric else (units + scales.by_column(scales.zero)).round()
     codes = form.to_codes(shifted) if isinstance(form, Int) else form.encode(units)
-    own = scales.by_span(spans_of(units.shape[1], scheme))
+    if scheme.span is not None:
+        assert stored is not None
+        return replace(stored, codes=codes)
+    own = scales.by_span(groups_of(units.shape[1], scheme))
     if stored is not None and not plain_scales(scheme):
         levelled = own_scales(scheme) and scheme.symmetric
         scale = at_levels(own, stored) if levelled else stored.scale

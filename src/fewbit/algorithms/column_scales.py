@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewbit.algorithms import columns
 from fewbit.algorithms.column_order import Span
+from fewbit.algorithms.column_spans import scale_and_zero
 from fewbit.algorithms.hessian import Hessian
 from fewbit.box_bounds import group_scales, searched_levels
 from fewbit.formats.integer import Int
@@ -55,13 +56,17 @@ class ColumnScales:
         shape, scale = stored.shape, stored.scale_values()
         box = stored.scheme.granularity.box(shape)
 
+        zero = stored.zero_point
+        if stored.scheme.span is not None:
+            scale, zero = scale_and_zero(stored)
+
         def by_column(part: Tensor | None) -> Tensor:
             if part is None:
                 return torch.zeros(shape, device=scale.device)
             found: Tensor = spread(part.float(), shape, box).contiguous()
             return found
 
-        return cls(by_column(scale), by_column(stored.zero_point), torch.arange(shape[1], device=scale.device))
+        return cls(by_column(scale), by_column(zero), torch.arange(shape[1], device=scale.device))
 
     def at(self, which: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return scale and zero point (out, n), and which of the n each of some columns uses."""
@@ -84,7 +89,7 @@ def own_scales(scheme: Scheme) -> bool:
 
 def plain_scales(scheme: Scheme) -> bool:
     """Whether those are kept as plain floats."""
-    return own_scales(scheme) and scheme.scale_scheme is None
+    return own_scales(scheme) and scheme.scale_scheme is None and scheme.span is None
 
 
 def units_of_scales(stored: QTensor) -> Tensor | None:
@@ -113,7 +118,7 @@ def chosen_level(group: Tensor, upper: Tensor, scheme: Scheme, unit: Tensor, *, 
     scheme = scheme.searched() if search else scheme
     assert scheme.scale_scheme is not None
     boxes, axes, unit = group[:, None, None, :], (1, 3), unit[:, None, None, None]
-    weights, levels = _weights(upper), searched_levels(scheme)
+    weights, levels = weights_of(upper), searched_levels(scheme)
     if levels is None:
         low, high = _bounds(group, upper, weights, scheme)
         plain = ScaleLevels(scheme.scale_scheme.format)
@@ -124,9 +129,17 @@ def chosen_level(group: Tensor, upper: Tensor, scheme: Scheme, unit: Tensor, *, 
     return best.reshape(-1)
 
 
-def spans_of(width: int, scheme: Scheme) -> list[Span]:
+def groups_of(width: int, scheme: Scheme) -> list[Span]:
     """Return the groups of columns that share a scale."""
-    size = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else width
+    return _runs(width, scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else width)
+
+
+def spans_of(width: int, scheme: Scheme) -> list[Span]:
+    """Return the columns whose scales are chosen together: those of a group, or of several."""
+    return groups_of(width, scheme) if scheme.span is None else _runs(width, scheme.span)
+
+
+def _runs(width: int, size: int) -> list[Span]:
     return [(start, min(start + size, width)) for start in range(0, width, size)]
 
 
@@ -152,7 +165,7 @@ def chosen(group: Tensor, upper: Tensor, scheme: Scheme, *, search: bool) -> tup
 
     `upper` is their corner of U, (k, k).
     """
-    weights, usual = _weights(upper), isinstance(scheme.ranging, AbsMax | MinMax)
+    weights, usual = weights_of(upper), isinstance(scheme.ranging, AbsMax | MinMax)
     if not (search and usual and isinstance(scheme.format, Int)) or scheme.float_zero:
         ranging = SquaredError(steps=16) if search and usual else scheme.ranging
         scale, zero = scheme.grid.parameters(*_bounds(group, upper, weights, replace(scheme, range_method=ranging)))
@@ -168,7 +181,7 @@ def chosen(group: Tensor, upper: Tensor, scheme: Scheme, *, search: bool) -> tup
     return round_scale(scale, scheme.scale_type), zero
 
 
-def _weights(upper: Tensor) -> Tensor:
+def weights_of(upper: Tensor) -> Tensor:
     """Return what errors of the columns of a group count, (k,), of mean 1."""
     importance = upper.diagonal().double().pow(-2)
     return (importance / importance.mean()).float()

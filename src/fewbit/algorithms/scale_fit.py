@@ -16,7 +16,7 @@ _AT_ONCE = 1 << 22
 
 
 def fitted_scales(gradient: Tensor, units: Tensor, moment: Tensor, size: int, scale: Tensor) -> Tensor:
-    """Return the fitted scales (out, groups) of groups of `size` columns; where one is not positive, that of `scale`.
+    """Return the fitted scales (out, groups) of groups of `size` columns; where one changes its sign, that of `scale`.
 
     `gradient` is (weight - units * scale) @ moment; it and `units` are (out, in) with `in` a multiple of `size`.
     """
@@ -33,7 +33,7 @@ def fitted_scales(gradient: Tensor, units: Tensor, moment: Tensor, size: int, sc
         ridge = left.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp(min=1e-30) * 1e-9
         left.diagonal(dim1=1, dim2=2).add_(ridge)
         moved = (scale[own] + torch.linalg.solve(left, right)).to(scale.dtype)
-        fitted[own] = torch.where(moved > 0, moved, scale[own])
+        fitted[own] = torch.where(moved * scale[own] > 0, moved, scale[own])
     return fitted
 
 
