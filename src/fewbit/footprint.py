@@ -21,10 +21,13 @@ def quantized_tensors(
 
 
 def levels_noted(quantized: QuantizedLayer) -> list[str]:
-    """Return a note for layers whose learned levels take bits that the name of their scheme does not tell."""
-    if not quantized.scheme.learned:
+    """Return a note for layers whose learned levels or scales take bits that the name of their scheme does not tell."""
+    scheme = quantized.scheme
+    if not scheme.learned and scheme.span is None:
         return []
-    return [f"{quantized.scheme.bits_per_weight(quantized.layer.shape):.2f} bits a weight with its levels"]
+    beside = "levels" if scheme.learned else "scales and minima" if scheme.minimum else "scales"
+    bits = scheme.bits_per_weight(quantized.layer.shape)
+    return [f"{bits:{'.2f' if scheme.learned else '.6g'}} bits a weight with its {beside}"]
 
 
 def _canonical_tensors(shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredTensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ class SchemeRow:
     """A scheme and what takes it."""
 
     scheme: str
-    #: Bits a number in a weight of 128 x 128, scales counted.
+    #: Bits a number in a weight of 128 x 128, or a span wide where that is more, scales counted.
     bits: float
     #: Whether the zero point may be asymmetric.
     asymmetric: bool
@@ -114,12 +114,12 @@ def schemes() -> tuple[SchemeRow, ...]:
         scheme = _parsed(text) or _parsed(f"{text} asym")
         if scheme is None:
             continue
-        layer = QuantizedLayer(_LAYER, scheme)
+        layer = QuantizedLayer(replace(_LAYER, shape=_shape(scheme)), scheme)
         files = [name for name in CHECKPOINTS if checkpoint_format(name).problem(layer) is None]
         rows.append(
             SchemeRow(
                 scheme=text,
-                bits=scheme.bits_per_weight(_LAYER.shape),
+                bits=scheme.bits_per_weight(layer.layer.shape),
                 asymmetric=_parsed(f"{text} asym") is not None,
                 algorithms=tuple(name for name in ALGORITHMS if _solves(name, text)),
                 files=tuple(files),
@@ -213,6 +213,12 @@ def _parsed(text: str) -> Scheme | None:
         return None
 
 
+def _shape(scheme: Scheme) -> tuple[int, int]:
+    """Return the shape of the weight that a scheme is tried on."""
+    out, width = _LAYER.shape
+    return out, max(width, scheme.span or 1)
+
+
 def _solves(name: str, text: str) -> bool:
     """Whether the algorithm quantizes to the scheme under one of its zero points; tried on a weight."""
     algorithm = lookup(ALGORITHMS, name, what="algorithm")()
@@ -220,5 +226,6 @@ def _solves(name: str, text: str) -> bool:
     taken = next((own for own in schemes if own and problem_of(algorithm, own) is None), None)
     if taken is None:
         return False
-    weight = np.linspace(-1.0, 1.0, 128 * 128, dtype=np.float32).reshape(128, 128)
+    out, width = _shape(taken)
+    weight = np.linspace(-1.0, 1.0, out * width, dtype=np.float32).reshape(out, width)
     return bool(np.isfinite(algorithm(weight, None, taken).qtensor.dequantize()).all())

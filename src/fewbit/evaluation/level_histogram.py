@@ -1,7 +1,8 @@
 """How the weights of a layer lie on the levels that its codes can have, counted in units of the scale.
 
-u = weight / scale + zero point: on this axis every group of a layer has the same levels, whatever its scale is. Bins
-are centred on multiples of their width, and the axis depends on the levels only, so that layers can be compared.
+u = weight / scale + zero point, or (weight - minimum) / scale: on this axis every group of a layer has the same levels,
+whatever its scale is. Bins are centred on multiples of their width, and the axis depends on the levels only, so that
+layers can be compared.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class LevelHistogram:
     used: int
     #: Weights that are more than half a step below the lowest level, and above the highest.
     clipped: tuple[int, int]
-    #: The least scale, the median and the greatest; 1 may be that of a group of zeros.
+    #: The least scale, the median and the greatest; 1 or 0 may be that of a group of zeros, GGUF has negative ones.
     scales: tuple[float, float, float]
 
 
@@ -104,8 +105,11 @@ def _in_units(weight: Array, qtensor: QTensor) -> Iterator[Any]:
     xp = array_namespace(weight)
     rows, columns = weight.shape
     tall, wide = qtensor.scheme.granularity.box((rows, columns))
-    inverse = 1.0 / to_numpy(qtensor.scale_values())
+    scale, minimum = to_numpy(qtensor.scale_values()), qtensor.minimum_values()
+    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0.0)
     zero = None if qtensor.zero_point is None else to_numpy(qtensor.zero_point).astype(np.float32)
+    if minimum is not None:
+        zero = -to_numpy(minimum) * inverse
     at_once = max(1, _AT_ONCE // columns)
     for first in range(0, rows, at_once):
         own = slice(first, min(first + at_once, rows))
