@@ -17,7 +17,7 @@ from fewbit.errors import CheckpointError, PlanError
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
 from fewbit.hints import hints_of
-from fewbit.interfaces import Forms, Frontend, Progress, Silent, Source, Switch, frontend_of, target_of
+from fewbit.interfaces import ONE_FILE, Forms, Frontend, Progress, Silent, Source, Switch, frontend_of, target_of
 from fewbit.measurement import parse_evaluation
 from fewbit.model_plan import checked, model_plan
 from fewbit.overflow import needs_check, without_large_activations
@@ -218,7 +218,7 @@ def load(path: str | Path, *, into: Any = None) -> Result:
     """Open a checkpoint that fewbit reads, with its quantized layers in place.
 
     Args:
-        path: a folder in one of the checkpoint formats, as `Result.save` writes it.
+        path: a folder or `.gguf` file in one of the checkpoint formats, as `Result.save` writes it.
         into: for a module of one's own, the float module to load into; it is changed in place.
 
     Raises:
@@ -228,8 +228,8 @@ def load(path: str | Path, *, into: Any = None) -> Result:
     from fewbit.sources.checkpoint import CheckpointFolder
 
     path = Path(path)
-    if not path.is_dir():
-        raise CheckpointError(f"no checkpoint {str(path)!r}: no such folder")
+    if not path.is_dir() and not (path.is_file() and path.suffix in ONE_FILE):
+        raise CheckpointError(f"no checkpoint {str(path)!r}: no such folder or .gguf file")
     source = CheckpointFolder(path, into)
     alike: dict[tuple[Scheme, Scheme | None], list[str]] = {}
     for name, scheme in source.checkpoint.schemes.items():

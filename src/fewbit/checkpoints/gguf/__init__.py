@@ -1,0 +1,1 @@
+"""GGUF files: names, metadata, tokenizer and blocks, written as a stream and read back."""
