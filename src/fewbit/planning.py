@@ -27,6 +27,7 @@ from fewbit.interfaces import (
     StoredTensor,
     Target,
 )
+from fewbit.mixtures import mix
 from fewbit.problems import idle_rules, nothing_quantized, several, uncorrected
 from fewbit.recipe import Recipe
 from fewbit.schemes.notation import input_scheme_to_text
@@ -220,7 +221,8 @@ def resolve(
     problems = idle_rules(recipe, layers)
     if not any(draft.scheme or draft.product for draft in drafts):
         problems.append(nothing_quantized(layers))
-    adaptations = fitted(drafts, target, storage_type, differentiable=differentiable) if recipe.adapts else []
+    adaptations = mix(drafts, recipe.mixture) if recipe.mixture else []
+    adaptations += fitted(drafts, target, storage_type, differentiable=differentiable) if recipe.adapts else []
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
     alike: dict[str, list[str]] = {}
     for draft in drafts:

@@ -245,7 +245,9 @@ def choose_recipe(recipe: str | None, schemes: Schemes, keep: list[str]) -> Reci
     base = parse_recipe(recipe or "w4a16")
     if not kept:
         return base
-    return fb.Recipe([*kept, *base.rules], transforms=base.transforms, name=base.name, adapts=base.adapts)
+    return fb.Recipe(
+        [*kept, *base.rules], transforms=base.transforms, name=base.name, adapts=base.adapts, mixture=base.mixture
+    )
 
 
 def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fewbit.checkpoints.gguf.architecture import architecture_of
 from fewbit.checkpoints.gguf.blocks import BLOCKS
 from fewbit.checkpoints.gguf.container import Entry
+from fewbit.checkpoints.gguf.metadata import model_values
 from fewbit.checkpoints.gguf.pre_tokenizers import WORDS
 from fewbit.checkpoints.gguf.reader import read_checkpoint
 from fewbit.checkpoints.gguf.stored_kind import weight_kind
@@ -68,7 +69,7 @@ class Gguf(Streamed):
         """Return why a model of this family, or its tokenizer, cannot stand in such a file."""
         try:
             configuration = source.configuration()
-            architecture_of(configuration)
+            model_values(architecture_of(configuration), configuration)
             if source.origin is None or self.pre is not None:
                 tokenizer_values(source.companions(), configuration, self.pre)
         except CheckpointError as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from fewbit.checkpoints.gguf.architecture import ARCHITECTURES, Architecture
 from fewbit.checkpoints.gguf.rope import angles_of, rope_values
 from fewbit.checkpoints.gguf_header import ArrayLength, GgufHeader
@@ -72,7 +74,7 @@ def configuration_of(header: GgufHeader) -> dict[str, Any]:
         if isinstance(value, ArrayLength | str | bool):
             raise NotYetError(f"has {architecture.name}.{name} = {value!r:.40}, where one number is read")
         if value is not None:
-            found[key] = value
+            found[key] = _shortest(value) if isinstance(value, float) else value
     found["vocab_size"] = shapes["token_embd.weight"][0]
     found["tie_word_embeddings"] = "output.weight" not in shapes
     found |= {name: values[key] for key, name in _SPECIAL.items() if isinstance(values.get(key), int)}
@@ -85,6 +87,11 @@ def configuration_of(header: GgufHeader) -> dict[str, Any]:
     scale = _usual_scale(architecture, found, _head_width(architecture, found))
     found |= {} if scale is None else {"query_pre_attn_scalar": scale}
     return found | angles_of(architecture, values, shapes)
+
+
+def _shortest(value: float) -> float:
+    """Return the decimal that a float32 came from: 1e-06, not 9.99999997e-07."""
+    return float(str(np.float32(value)))
 
 
 def _architecture_called(name: object) -> Architecture:
