@@ -173,7 +173,7 @@ def test_working_in_slices_changes_nothing(text, monkeypatch):
     weight = normals(7, 50)
     expected = quantize(weight, parse_scheme(text))
     for numbers in (1, 50, 120, 349):  # a row or less, one row, two, and all but one number
-        monkeypatch.setattr("fewbit.qtensor.numbers_at_once", lambda values, at_once=numbers: at_once)
+        monkeypatch.setattr("fewbit.box_bounds.numbers_at_once", lambda values, at_once=numbers: at_once)
         assert_same(quantize(weight, parse_scheme(text)), expected)
 
 

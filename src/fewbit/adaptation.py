@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from fewbit.errors import GroupSizeError
 from fewbit.interfaces import QuantizedLayer
+from fewbit.schemes.gguf import FALLBACKS
 from fewbit.schemes.granularity import PerChannel, PerGroup
 from fewbit.schemes.scheme import Scheme
 
@@ -43,6 +44,9 @@ def require_divisible(width: int, scheme: Scheme) -> None:
     Traceback (most recent call last):
     fewbit.errors.GroupSizeError: in_features 576 is not a multiple of group size 128; use g64, or a preset...
     """
+    if scheme.span is not None:
+        _require_spans(width, scheme)
+        return
     if not isinstance(scheme.granularity, PerGroup) or width % scheme.granularity.size == 0:
         return
     size = scheme.granularity.size
@@ -53,8 +57,17 @@ def require_divisible(width: int, scheme: Scheme) -> None:
     )
 
 
+def _require_spans(width: int, scheme: Scheme) -> None:
+    """Raise `GroupSizeError` when the spans of `scheme` do not divide `width`, naming a scheme whose spans do."""
+    if width % (scheme.span or 1) == 0:
+        return
+    remedy = f"use {FALLBACKS[str(scheme)]}" if width % 32 == 0 and str(scheme) in FALLBACKS else "keep the layer float"
+    raise GroupSizeError(f"in_features {width} is not a multiple of {scheme.span}, the span of {scheme}; {remedy}")
+
+
 def _group_size(scheme: Scheme) -> int | None:
-    return scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else None
+    """Return the group size that may be adapted; that of a span may not."""
+    return scheme.granularity.size if isinstance(scheme.granularity, PerGroup) and scheme.span is None else None
 
 
 def _same_size(size: int, quantized: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:

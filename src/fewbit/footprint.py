@@ -40,4 +40,6 @@ def _canonical_tensors(shape: tuple[int, ...], scheme: Scheme) -> tuple[StoredTe
     if isinstance(scheme.format, Learned):
         table = StoredTensor("codebook", scheme.scale_type or "float32", (shape[0], scheme.format.count))
         stored = (*stored, table)
+    if scheme.minimum:
+        return (*stored, *stored[1:])  # minima are stored as scales are
     return stored if scheme.symmetric else (*stored, StoredTensor("zero_point", "int8", scales))

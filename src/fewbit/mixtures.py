@@ -15,7 +15,7 @@ from fewbit.drafts import Draft
 from fewbit.errors import RecipeError
 from fewbit.problems import several
 from fewbit.schemes.casts import FP16
-from fewbit.schemes.gguf import scheme_of
+from fewbit.schemes.gguf import FALLBACKS, scheme_of
 from fewbit.schemes.scheme import Scheme
 
 #: Which blocks of a mixture get a type: every one, `more` of them (see `_gets_more`), or those before a fraction 1 / n.
@@ -58,8 +58,6 @@ MIXTURES = {
         shared_values="Q4_K",
     ),
 }
-#: What stands in where a width is no multiple of 256.
-FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 #: Parts of a block by the end of a layer's name.
 _PARTS = {
     "attn_v": ("self_attn.v_proj",),
@@ -132,8 +130,8 @@ def _gets_more(block: int, blocks: int) -> bool:
 
 
 def _fitting(kind: str, width: int) -> tuple[str, Scheme]:
-    if width % 256 and kind in FALLBACKS:
-        kind = FALLBACKS[kind]
+    if width % 256:
+        kind = FALLBACKS.get(kind.lower(), kind).upper()
     return (kind, scheme_of(kind)) if width % 32 == 0 else ("F16", FP16)
 
 

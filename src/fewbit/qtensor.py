@@ -1,36 +1,35 @@
 """QTensor: the codes of a quantized tensor with what is needed to read them, and `quantize`, which makes one.
 
-dequantize() = (decode(codes) - zero_point) * scale, scale and zero point spread over their groups. A scale may be a
-QTensor itself: NVFP4, MXFP4, double-quantized NF4.
+dequantize() = (decode(codes) - zero_point) * scale, or codes * scale + minimum, these spread over their groups. Scale
+and minimum may be QTensors themselves: NVFP4, MXFP4, double-quantized NF4, Q4_K.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
+from fewbit import spans
+from fewbit.box_bounds import bounds_of, group_scales, row_slices, searched_levels
 from fewbit.codebooks import entries, learned
 from fewbit.errors import SchemeError
 from fewbit.formats.learned import Learned
 from fewbit.formats.scale_type import round_scale
-from fewbit.numerics.groups import beside_boxes, box_axes, counts, diagonal_blocks, merge, split, spread
+from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split, spread
 from fewbit.numerics.namespace import (
     Array,
     array_namespace,
     constants_like,
-    numbers_at_once,
+    settled,
     stop_gradient,
     to_float32,
 )
 from fewbit.numerics.noise import uniform
 from fewbit.numerics.rounding import straight_through
-from fewbit.ranges import OutputRange
 from fewbit.ranges.absmax import AbsMax
-from fewbit.ranges.fixed import Fixed
-from fewbit.ranges.least_squares import LeastSquares
 from fewbit.ranges.scale_levels import ScaleLevels
-from fewbit.ranges.squared_error import SquaredError
 from fewbit.schemes.scheme import Scheme
 
 
@@ -52,6 +51,8 @@ class QTensor:
     scheme: Scheme
     #: Levels of each output where they are learned, float32 (out, levels), ascending and exact in `scheme.scale_type`.
     codebook: Array | None = None
+    #: What the code 0 stands for where that is a float, in the shape and the form of `scale`; else `None`.
+    minimum: Array | QTensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,6 +62,10 @@ class QTensor:
     def scale_values(self) -> Array:
         """Return the scales as float32, dequantized where they are quantized themselves."""
         return self.scale.dequantize() if isinstance(self.scale, QTensor) else self.scale
+
+    def minimum_values(self) -> Array | None:
+        """Return the minima as float32, dequantized where they are quantized themselves; `None`: there are none."""
+        return self.minimum.dequantize() if isinstance(self.minimum, QTensor) else self.minimum
 
     def dequantize(self) -> Array:
         """Return the float32 values that the codes stand for."""
@@ -72,14 +77,23 @@ class QTensor:
         values = split(whole, box)
         if self.zero_point is not None:
             values = values - array_namespace(values).astype(beside_boxes(self.zero_point), values.dtype)
-        return merge(values * beside_boxes(self.scale_values()), self.shape)
+        values, minimum = values * beside_boxes(self.scale_values()), self.minimum_values()
+        return merge(values if minimum is None else settled(values) + beside_boxes(minimum), self.shape)
 
     def map(self, function: Callable[[Array], Array]) -> QTensor:
         """Return a copy with `function` applied to every array (to move between devices or frameworks)."""
-        scale = self.scale.map(function) if isinstance(self.scale, QTensor) else function(self.scale)
-        zero_point = None if self.zero_point is None else function(self.zero_point)
-        table = None if self.codebook is None else function(self.codebook)
-        return replace(self, codes=function(self.codes), scale=scale, zero_point=zero_point, codebook=table)
+
+        def moved(part: Array | QTensor | None) -> Any:
+            return None if part is None else part.map(function) if isinstance(part, QTensor) else function(part)
+
+        return replace(
+            self,
+            codes=function(self.codes),
+            scale=moved(self.scale),
+            zero_point=moved(self.zero_point),
+            codebook=moved(self.codebook),
+            minimum=moved(self.minimum),
+        )
 
 
 def quantize(
@@ -105,6 +119,9 @@ def quantize(
     """
     shape = tuple(weight.shape)
     box = scheme.granularity.box(shape)
+    if scheme.span is not None:
+        _require_nearest(shape, scheme, seed)
+        return of_spans(spans.searched(weight, scheme, importance), scheme)
     if isinstance(scheme.format, Learned):
         _require_learnable(shape, scheme, seed)
         codes, scale, table = learned(weight, scheme.format, box, scheme.scale_type, importance)
@@ -112,7 +129,7 @@ def quantize(
     scale, stored, zero = _parameters(weight, scheme, importance, moment)
     codes = [
         _codes(weight[rows, ...], rows, box, (scale, zero), scheme, seed)
-        for rows in _slices(weight, box, cut_boxes=True)
+        for rows in row_slices(weight, box, cut_boxes=True)
     ]
     xp = array_namespace(weight)
     return QTensor(
@@ -130,6 +147,9 @@ def fake_quantize(weight: Array, scheme: Scheme, importance: Array | None = None
     """
     shape = tuple(weight.shape)
     box = scheme.granularity.box(shape)
+    if scheme.span is not None:
+        fixed = quantize(stop_gradient(weight), scheme, importance, seed).dequantize()
+        return straight_through(weight, fixed, -float("inf"), float("inf"))
     if scheme.learned:
         raise SchemeError(
             f"{scheme.format.name} is not for training: its levels are learned once, by fewbit.qtensor.quantize"
@@ -148,6 +168,31 @@ def _require_learnable(shape: tuple[int, ...], scheme: Scheme, seed: int | None)
         )
     if seed is not None:
         raise SchemeError(f"{scheme.format.name} rounds to nearest only; leave out the seed")
+
+
+def of_spans(found: spans.Spans, scheme: Scheme) -> QTensor:
+    """Return what a search of spans found as a QTensor."""
+    inner = scheme.scale_scheme
+
+    def nested(values: Array | None, unit: Array | None) -> Array | QTensor | None:
+        if inner is None or values is None:
+            return values
+        return QTensor(codes=values, scale=unit, zero_point=None, scheme=inner)
+
+    return QTensor(
+        codes=found.codes,
+        scale=nested(found.scale, found.unit),
+        zero_point=None,
+        scheme=scheme,
+        minimum=nested(found.minimum, found.minimum_unit),
+    )
+
+
+def _require_nearest(shape: tuple[int, ...], scheme: Scheme, seed: int | None) -> None:
+    if not prod(shape):
+        raise SchemeError(f"a tensor of shape {shape} holds no numbers to quantize; keep it")
+    if seed is not None:
+        raise SchemeError(f"{scheme} rounds to nearest only; leave out the seed")
 
 
 def scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
@@ -177,8 +222,8 @@ def _parameters(
     levels = searched_levels(scheme)
     ranged = scheme if levels is None else replace(scheme, range_method=AbsMax())
     bounds = [
-        _bounds(weight[rows, ...], box, ranged, None if importance is None else importance[rows, ...], moment)
-        for rows in _slices(weight, box)
+        bounds_of(weight[rows, ...], box, ranged, None if importance is None else importance[rows, ...], moment)
+        for rows in row_slices(weight, box)
     ]
     low, high = (xp.concat(list(parts), axis=0) if len(bounds) > 1 else parts[0] for parts in zip(*bounds, strict=True))
     wanted = group_scales(low, high, scheme)
@@ -186,24 +231,6 @@ def _parameters(
     if levels is not None and isinstance(stored, QTensor):
         scale, stored = _at_best_levels(weight, importance, scheme, levels, (wanted, stored))
     return scale, stored, scheme.grid.zero_point(low, scale)
-
-
-def group_scales(low: Array, high: Array, scheme: Scheme) -> Array:
-    """Return the scales for bounds `low <= 0 <= high`, not yet as they are stored."""
-    xp, scale = array_namespace(low), scheme.grid.scale(low, high)
-    if scheme.scale_scheme is None:
-        return scale
-    # The scale 1 of an empty group must not stretch the range of the others.
-    empty = 1.0 if scheme.scale_scheme.ranging == Fixed(1.0) else 0.0
-    return xp.where(high - low > 0.0, scale, xp.zeros_like(scale) + empty)
-
-
-def searched_levels(scheme: Scheme) -> ScaleLevels | None:
-    """Return the levels among which scales are searched, where they are quantized and are to be searched."""
-    method = scheme.ranging
-    if scheme.scale_scheme is None or not scheme.symmetric or not isinstance(method, SquaredError | LeastSquares):
-        return None
-    return ScaleLevels(scheme.scale_scheme.format, method.smallest)
 
 
 def _at_best_levels(
@@ -219,7 +246,7 @@ def _at_best_levels(
     unit = beside_boxes(spread(stored.scale_values(), stored.shape, inner))
     uneven = any(size % step for size, step in zip(weight.shape, box, strict=True))
     codes = []
-    for rows in _slices(weight, box):
+    for rows in row_slices(weight, box):
         own = slice(rows.start // box[0], -(-rows.stop // box[0]))
         boxes = split(to_float32(weight[rows, ...]), box)
         # What fills an uneven last box counts nothing.
@@ -233,39 +260,6 @@ def _at_best_levels(
 
 def _stored_zero_point(zero: Array, scheme: Scheme) -> Array:
     return zero if scheme.float_zero else scheme.grid.integer.to_codes(zero)
-
-
-def _slices(weight: Array, box: tuple[int, ...], *, cut_boxes: bool = False) -> Iterator[slice]:
-    """Yield runs of rows that hold whole boxes, or parts of the only box, and what fits a cache."""
-    rows, *others = weight.shape
-    step = 1 if cut_boxes and box[0] >= rows else box[0]
-    at_once = max(1, numbers_at_once(weight) // max(1, prod(others) * step)) * step
-    for start in range(0, rows, at_once):
-        yield slice(start, min(start + at_once, rows))
-
-
-def _bounds(
-    weight: Array, box: tuple[int, ...], scheme: Scheme, importance: Array | None, moment: Array | None
-) -> tuple[Array, Array]:
-    """Return the bounds of each box; an uneven last one is ranged on its own, without the zeros that fill it later."""
-    for axis, (size, step) in enumerate(zip(weight.shape, box, strict=True)):
-        even = size // step * step
-        if 0 < even < size:
-            ahead = (slice(None),) * axis
-            parts = []
-            for own in (slice(0, even), slice(even, size)):
-                cut = (*ahead, own, ...)
-                square = moment if moment is None or axis == 0 else moment[own, own]
-                parts.append(_bounds(weight[cut], box, scheme, None if importance is None else importance[cut], square))
-            xp = array_namespace(weight)
-            low, high = (xp.concat(list(pair), axis=2 * axis) for pair in zip(*parts, strict=True))
-            return low, high
-    box = tuple(min(size, step) for size, step in zip(weight.shape, box, strict=True))
-    boxes = split(to_float32(weight), box)
-    if moment is not None and isinstance(scheme.ranging, OutputRange):
-        return scheme.ranging.for_inputs(boxes, scheme.grid, diagonal_blocks(moment, box[1]))
-    weights = None if importance is None else split(importance, box)
-    return scheme.ranging(boxes, box_axes(weight.ndim), scheme.grid, weights)
 
 
 def _settled(scale: Array, scheme: Scheme, shape: tuple[int, ...]) -> tuple[Array, Array | QTensor]:

@@ -138,6 +138,8 @@ def _scheme_of_activation(given: str | Scheme | None, name: str) -> Scheme | Non
         return None
     if scheme.float_zero:
         raise RecipeError(f"{name} = {str(given)!r}: the zero point of an activation is a code; use asym")
+    if scheme.span is not None:
+        raise RecipeError(f"{name} = {str(given)!r}: GGUF's grids are for weights; use int8")
     if not scheme.static and isinstance(scheme.granularity, PerChannel | PerTile):
         raise RecipeError(f"{name} = {str(given)!r}: a dynamic range is per tensor, token or group; or add 'static'")
     if isinstance(scheme.ranging, OutputRange):

@@ -70,7 +70,8 @@ class AutoRound:
     def problem(self, scheme: Scheme) -> str | None:
         """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
         form = scheme.format
-        if isinstance(form, Int) and 2 <= form.bits <= 8 and scheme.scale_scheme is None:
+        plain = scheme.scale_scheme is None and scheme.span is None
+        if isinstance(form, Int) and 2 <= form.bits <= 8 and plain:
             return None
         return f"autoround trains integers of 2 to 8 bits, not '{scheme}'; use a scheme such as 'int4 g64', or gptq"
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from fewbit.algorithms import columns
 from fewbit.algorithms.column_order import Span
 from fewbit.algorithms.hessian import Hessian
+from fewbit.box_bounds import group_scales, searched_levels
 from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import round_scale
 from fewbit.numerics.groups import spread
-from fewbit.qtensor import QTensor, group_scales, quantize, searched_levels
+from fewbit.qtensor import QTensor, quantize
 from fewbit.ranges import OutputRange
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.minmax import MinMax

@@ -16,6 +16,7 @@ from fewbit.errors import RecipeError
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import quantize
 from fewbit.ranges.least_squares import LeastSquares
+from fewbit.ranges.span_search import SpanSearch
 from fewbit.ranges.squared_error import SquaredError
 from fewbit.schemes.scheme import Scheme
 
@@ -43,7 +44,7 @@ class Nearest:
 
     def problem(self, scheme: Scheme) -> str | None:
         """Return why weights would change nothing, with the remedy, or `None`."""
-        searches = scheme.learned or isinstance(scheme.searched().ranging, SquaredError | LeastSquares)
+        searches = scheme.learned or isinstance(scheme.searched().ranging, SquaredError | LeastSquares | SpanSearch)
         if not self.weighted or (scheme.scaled and searches):
             return None
         return f"nearest weighs the search of scales, and '{scheme}' has none; leave out weighted, or use mse"

@@ -78,7 +78,8 @@ class CompressedTensors(Streamed):
             return f"{why}; keep it, or save the module's state_dict instead"
         whole = isinstance(scheme.format, Int) and scheme.format.signed and scheme.format.bits <= 8
         known = scheme.granularity in (PerTensor(), PerChannel()) or isinstance(scheme.granularity, PerGroup)
-        if not (whole or scheme.format == E4M3) or not known or scheme.scale_scheme is not None:
+        plain = scheme.scale_scheme is None and scheme.span is None
+        if not (whole or scheme.format == E4M3) or not known or not plain:
             return (
                 f"fewbit's compressed-tensors writer has no layout for '{scheme}'; "
                 "use int1 to int8 or e4m3 by tensor, channel or group, fp16 or bf16"

@@ -58,12 +58,14 @@ def embedding(indices: Tensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
         return weight.scheme.format.decode(weight.codes[rows]).to(dtype).reshape(*indices.shape, -1)  # type: ignore[no-any-return]
     if weight.scheme.granularity.box(weight.shape)[0] > 1:  # rows share scales: tensor, tile
         return weight.dequantize()[rows].to(dtype).reshape(*indices.shape, -1)  # type: ignore[no-any-return]
+    scheme, minimum = weight.scheme, weight.minimum_values()
     picked = QTensor(
         codes=weight.codes[rows],
         scale=weight.scale_values()[rows],
         zero_point=None if weight.zero_point is None else weight.zero_point[rows],
-        scheme=replace(weight.scheme, scale_scheme=None),
+        scheme=replace(scheme, scale_scheme=None, scale_type="float16" if scheme.span else scheme.scale_type),
         codebook=None if weight.codebook is None else weight.codebook[rows],
+        minimum=None if minimum is None else minimum[rows],
     )
     values: Tensor = picked.dequantize()
     return values.to(dtype).reshape(*indices.shape, -1)

@@ -17,33 +17,50 @@ from fewbit.schemes.scheme import Scheme
 
 
 def packed(qtensor: QTensor) -> dict[str, Tensor]:
-    """Return codes, scale, zero point and learned levels; those of a scale that is itself quantized after `scale_`."""
+    """Return codes, scale, zero point, minimum and learned levels.
+
+    Those of a scale or minimum that is itself quantized come after `scale_` and `minimum_`.
+    """
     found = {"codes": _signed(qtensor.codes.contiguous())}
     if qtensor.zero_point is not None:
         zero = qtensor.zero_point.contiguous()
         found["zero_point"] = zero.view(torch.int32) if zero.is_floating_point() else _signed(zero)
     if qtensor.codebook is not None:
         found["codebook"] = qtensor.codebook.contiguous().view(torch.int32)
-    if isinstance(qtensor.scale, QTensor):
-        return found | {f"scale_{name}": tensor for name, tensor in packed(qtensor.scale).items()}
-    return found | {"scale": qtensor.scale.contiguous().view(torch.int32)}
+    found |= _parameters("scale", qtensor.scale)
+    return found if qtensor.minimum is None else found | _parameters("minimum", qtensor.minimum)
+
+
+def _parameters(kind: str, values: Tensor | QTensor) -> dict[str, Tensor]:
+    if isinstance(values, QTensor):
+        return {f"{kind}_{name}": tensor for name, tensor in packed(values).items()}
+    return {kind: values.contiguous().view(torch.int32)}
 
 
 def unpacked(tensors: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
     """Undo `packed`; shares memory."""
-    scale: Tensor | QTensor
-    if scheme.scale_scheme is None:
-        scale = tensors["scale"].view(torch.float32)
-    else:
-        inner = {name.removeprefix("scale_"): tensor for name, tensor in tensors.items() if name[:6] == "scale_"}
-        scale = unpacked(inner, scheme.scale_scheme)
+
+    def parameters(kind: str) -> Tensor | QTensor:
+        if scheme.scale_scheme is None:
+            return tensors[kind].view(torch.float32)
+        ahead = f"{kind}_"
+        inner = {name.removeprefix(ahead): tensor for name, tensor in tensors.items() if name.startswith(ahead)}
+        return unpacked(inner, scheme.scale_scheme)
+
     zero = tensors.get("zero_point")
     if zero is not None and scheme.float_zero:
         zero = zero.view(torch.float32)
     elif zero is not None:
         zero = _own(zero, scheme)
     table = tensors["codebook"].view(torch.float32) if scheme.learned else None
-    return QTensor(codes=_own(tensors["codes"], scheme), scale=scale, zero_point=zero, scheme=scheme, codebook=table)
+    return QTensor(
+        codes=_own(tensors["codes"], scheme),
+        scale=parameters("scale"),
+        zero_point=zero,
+        scheme=scheme,
+        codebook=table,
+        minimum=parameters("minimum") if scheme.minimum else None,
+    )
 
 
 def _signed(codes: Tensor) -> Tensor:

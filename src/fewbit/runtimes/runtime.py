@@ -165,7 +165,7 @@ class Runtime:
     def _weight_problems(self, layer: Layer, scheme: Scheme) -> Iterator[str]:
         form, granularity = scheme.format, scheme.granularity
         known = (isinstance(form, Int) and form.bits <= 8) or form in self.weight_floats
-        if not known or scheme.scale_scheme is not None:
+        if not known or scheme.scale_scheme is not None or scheme.span is not None:
             floats = "".join(f", {own.name}" for own in self.weight_floats)
             yield f"{self.name} has no form for weights in '{scheme}'; use int4, int8{floats}"
         if scheme.float_zero:

@@ -9,7 +9,7 @@ bits and fewer, else `channel`, symmetric; of inputs `token`, or `tensor` when s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from fewbit.catalogue import lookup, unknown
@@ -21,13 +21,12 @@ from fewbit.formats.number_format import NumberFormat
 from fewbit.ranges import RANGES
 from fewbit.schemes.block_formats import BLOCK_FORMATS
 from fewbit.schemes.casts import CASTS
+from fewbit.schemes.gguf import GGUF_FORMATS
 from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.scheme import Scheme
 
 #: Whole schemes by name.
-WHOLE = {**BLOCK_FORMATS, **CASTS}
-#: Words of the design that this version does not know yet.
-_LATER = {"q4_k", "q8_0"}
+WHOLE = {**BLOCK_FORMATS, **GGUF_FORMATS, **CASTS}
 _SYMMETRIES = ("sym", "asym", "float-zero")
 #: Range methods that try levels of scales which are quantized themselves.
 _SEARCHES = ("mse", "lsq")
@@ -64,7 +63,6 @@ def parse_input_scheme(text: str) -> Scheme:
 
 def _parsed(text: str, usual: Callable[[NumberFormat, bool], tuple[Granularity, bool]]) -> Scheme:
     head, *rest = _words(text)
-    _refuse_later(head)
     if head in WHOLE:
         return _whole(head, rest)
     named = {**FORMATS, **LEARNED}
@@ -99,8 +97,9 @@ def _whole(name: str, further: list[str]) -> Scheme:
     scheme: Scheme = lookup(WHOLE, name, what="scheme", error=SchemeError)
     if not further:
         return scheme
-    if not scheme.scaled or len(further) > 1 or further[0] not in _SEARCHES:
-        takes = "no further word" if not scheme.scaled else f"one further word, {' or '.join(_SEARCHES)}"
+    searched = scheme.scaled and scheme.span is None
+    if not searched or len(further) > 1 or further[0] not in _SEARCHES:
+        takes = f"one further word, {' or '.join(_SEARCHES)}" if searched else "no further word"
         raise SchemeError(f"{name} is a whole scheme and takes {takes}; drop {' '.join(further)!r}")
     return replace(scheme, range_method=lookup(RANGES, further[0], what="range method")())
 
@@ -127,24 +126,32 @@ def scheme_to_text(scheme: Scheme) -> str:
     >>> scheme_to_text(parse_scheme("int4"))
     'int4 g128'
     """
-    # Only casts and scales that are quantized have a name as a whole.
-    for name in BLOCK_FORMATS if scheme.scale_scheme is not None else () if scheme.scaled else CASTS:
+    for name in _wholes_like(scheme):
         whole = lookup(WHOLE, name, what="scheme")
         if scheme == whole:
             return name
-        if scheme.scaled and scheme == replace(whole, range_method=scheme.range_method):
+        if scheme.scaled and scheme.span is None and scheme == replace(whole, range_method=scheme.range_method):
             return f"{name} {scheme.ranging.name}"
     words = [scheme.format.name]
     if getattr(scheme.format, "narrow", False):
         words.append("narrow")
     words.append(scheme.granularity.name)
     if not scheme.symmetric:
-        words.append("float-zero" if scheme.float_zero else "asym")
+        words.append("float-zero" if scheme.float_zero else "minimum" if scheme.minimum else "asym")
     if scheme.static:
         words.append("static")
-    if scheme.ranging != replace(scheme, range_method=None).ranging:
+    if scheme.span is not None or scheme.ranging != replace(scheme, range_method=None).ranging:
         words.append(scheme.ranging.name)
     return " ".join(words)
+
+
+def _wholes_like(scheme: Scheme) -> Iterable[str]:
+    """Return the names of whole schemes that may be that of `scheme`."""
+    if not scheme.scaled:
+        return CASTS
+    if scheme.span is not None:
+        return GGUF_FORMATS
+    return BLOCK_FORMATS if scheme.scale_scheme is not None else ()
 
 
 def input_scheme_to_text(scheme: Scheme) -> str:
@@ -195,9 +202,3 @@ def _narrow(number_format: NumberFormat) -> NumberFormat:
     if not isinstance(number_format, Int):
         raise SchemeError(f"{number_format.name} has no narrow range; only integers do")
     return replace(number_format, narrow=True)
-
-
-def _refuse_later(word: str) -> None:
-    if word in _LATER:
-        known = ", ".join(sorted([*FORMATS, *WHOLE]))
-        raise SchemeError(f"{word!r} is part of the design but not of this version; known formats: {known}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from fewbit.errors import SchemeError
 from fewbit.formats.cast import Cast
+from fewbit.formats.codebook import Codebook
 from fewbit.formats.integer import Int
 from fewbit.formats.learned import Learned
 from fewbit.formats.number_format import NumberFormat
@@ -16,6 +17,7 @@ from fewbit.ranges.fixed import Fixed
 from fewbit.ranges.grid import Grid
 from fewbit.ranges.least_squares import LeastSquares
 from fewbit.ranges.minmax import MinMax
+from fewbit.ranges.span_search import SpanSearch
 from fewbit.ranges.squared_error import SquaredError
 from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
 
@@ -39,6 +41,8 @@ class Scheme:
     symmetric: bool = True
     #: The zero point lies anywhere between codes and is stored as a float, as HQQ does; 0 is then no level.
     float_zero: bool = False
+    #: A float, stored as the scale is, is added to code x scale in place of a zero point: what the code 0 stands for.
+    minimum: bool = False
     #: How the bounds of a group are chosen; left out: absmax when symmetric (lsq for binary and ternary), else minmax.
     range_method: RangeMethod | None = None
     #: The type a scale is rounded to before codes are computed with it; `None`: the weight's own 16-bit type.
@@ -59,14 +63,19 @@ class Scheme:
             raise SchemeError(f"scale type {self.scale_type!r} is none of float16, bfloat16, float32")
         if self.scale_scheme is not None:
             self._check_scale_scheme(self.scale_scheme)
+        self._check_kind()
+        if self.range_method is None:
+            object.__setattr__(self, "range_method", self._usual_range())
+
+    def _check_kind(self) -> None:
         if not self.scaled:
             self._check_cast()
         if self.learned:
             self._check_learned()
         if self.static:
             self._check_static()
-        if self.range_method is None:
-            object.__setattr__(self, "range_method", self._usual_range())
+        if self.minimum or isinstance(self.range_method, SpanSearch):
+            self._check_span()
 
     def _check_scale_scheme(self, own: Scheme) -> None:
         if self.scale_type is not None:
@@ -92,6 +101,23 @@ class Scheme:
             raise SchemeError(
                 f"{name} learns its levels from the weights: leave out range, static and scheme of the scale"
             )
+
+    def _check_span(self) -> None:
+        inner = self.scale_scheme
+        if self.minimum and (self.symmetric or self.float_zero or self.format != Int(self.format.bits, signed=False)):
+            raise SchemeError(
+                "a float minimum belongs to uint codes without a zero point: symmetric=False, minimum=True"
+            )
+        if not isinstance(self.range_method, SpanSearch):
+            raise SchemeError("a float minimum is found by SpanSearch, as in q4_1 and q4_k; use it, or a zero point")
+        nested = inner is None or (isinstance(inner.granularity, PerGroup) and isinstance(inner.format, Int))
+        types = self.scale_type if inner is None else inner.scale_type
+        if not isinstance(self.granularity, PerGroup) or not nested or types != "float16" or self.static:
+            raise SchemeError("SpanSearch takes groups under float16 scales, or under integers in groups of their own")
+        if not self.symmetric and not self.minimum:
+            raise SchemeError("SpanSearch finds float minima, not zero points: minimum=True")
+        if self.format != Int(self.format.bits, signed=not self.minimum) and not isinstance(self.format, Codebook):
+            raise SchemeError(f"SpanSearch takes full-range integers and codebooks, not {self.format.name}")
 
     def _check_static(self) -> None:
         if self.granularity not in (PerTensor(), PerChannel()):
@@ -123,6 +149,15 @@ class Scheme:
         return isinstance(self.format, Learned)
 
     @property
+    def span(self) -> int | None:
+        """How many columns have their parameters found together, where a search does so: 256 for `q4_k`."""
+        if not isinstance(self.range_method, SpanSearch):
+            return None
+        assert isinstance(self.granularity, PerGroup)  # _check_span
+        inner = self.scale_scheme
+        return self.granularity.size * (inner.granularity.size if inner else 1)  # type: ignore[attr-defined]
+
+    @property
     def ranging(self) -> RangeMethod:
         """The range method in force."""
         assert self.range_method is not None  # set by __post_init__
@@ -146,7 +181,7 @@ class Scheme:
         )
 
     def bits_per_weight(self, shape: tuple[int, ...]) -> float:
-        """Return the mean bits of a number in an array of `shape`: with 16-bit scales, zero points, learned levels."""
+        """Return the mean bits of a number in an array of `shape`: with 16-bit scales, zero points, minima, levels."""
         from math import prod
 
         from fewbit.numerics.groups import counts
@@ -157,7 +192,8 @@ class Scheme:
         scale_bits: float = 32 if self.scale_type == "float32" else 16
         if self.scale_scheme is not None:
             scale_bits = self.scale_scheme.bits_per_weight(scale_shape)
-        zero_bits = 0 if self.symmetric else scale_bits if self.float_zero else self.format.bits
+        beside = scale_bits if self.float_zero or self.minimum else self.format.bits
+        zero_bits = 0 if self.symmetric else beside
         extra = prod(scale_shape) * (scale_bits + zero_bits)
         if isinstance(self.format, Learned):
             extra += shape[0] * self.format.count * (32 if self.scale_type == "float32" else 16)

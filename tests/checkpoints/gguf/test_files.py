@@ -134,7 +134,11 @@ def test_tied_embeddings_are_stored_once_and_counted_once(tmp_path, language_mod
 
 
 def test_tied_layers_under_two_schemes_are_stored_twice(tmp_path, language_model):
-    rules = [fb.Rule(kind="embedding", weight=Q4_0), fb.Rule(kind="head", weight=Q8_0), fb.Rule(kind="linear", weight=Q8_0)]
+    rules = [
+        fb.Rule(kind="embedding", weight=Q4_0),
+        fb.Rule(kind="head", weight=Q8_0),
+        fb.Rule(kind="linear", weight=Q8_0),
+    ]
     result, path = written(language_model("llama tied"), tmp_path / "m.gguf", fb.Recipe(rules))
     kinds = kinds_in(path)
     assert (kinds["token_embd.weight"], kinds["output.weight"]) == ("Q4_0", "Q8_0")
@@ -223,7 +227,11 @@ def test_a_width_that_blocks_do_not_divide_is_a_problem_of_rules_and_falls_back_
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu' has no form in GGUF"),
         ("llama", {"mlp_bias": True}, "mlp_bias = True has no form"),
         ("gemma2", {"query_pre_attn_scalar": 99}, "query_pre_attn_scalar = 99 has no key"),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic' have no form"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "'dynamic' have no form",
+        ),
     ],
 )
 def test_what_llama_cpp_would_run_as_another_model_is_refused(tmp_path, language_model, family, settings, message):

@@ -1,48 +1,155 @@
-"""The bytes of GGUF's blocks: a float16 scale, then the codes of 32 numbers.
+"""The bytes of GGUF's blocks, from QTensors and back: `unpack(pack(q, kind), kind) == q`.
 
-Q8_0: int8. Q4_0: code + 8 in nibbles, byte j holds number j (low) and j + 16 (high). Source: ggml-common.h.
+A layout is a row of sections; blocks lie along the inputs. Source: ggml's `ggml-common.h`; the tests compare with the
+decoders of PyPI `gguf`, number by number. # weight: (out, in)
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from fewbit.checkpoints.gguf.sections import Bytes, Half, Planes, Section, SixBits, put_all, take_all
 from fewbit.errors import CheckpointError
 from fewbit.numerics.namespace import to_numpy
-from fewbit.qtensor import QTensor
-from fewbit.schemes.gguf import scheme_of
+from fewbit.qtensor import QTensor, scale_shape
+from fewbit.schemes.gguf import kind_of, scheme_of
+from fewbit.schemes.scheme import Scheme
 
-#: Numbers and bytes of a block, by its name.
-BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18)}
-_Bytes = np.ndarray[Any, Any]
+_D, _DMIN, _NIBBLES, _FIFTH = Half("d"), Half("dmin"), Planes("codes", 32, 4, 32), Planes("codes", 32, 1, 8, 4)
+
+#: Sections by type: `codes`, the float16 `d` and `dmin`, and `scales`, whose second half are minima if there are any.
+LAYOUTS: dict[str, tuple[Section, ...]] = {
+    "Q4_0": (_D, _NIBBLES),
+    "Q4_1": (_D, _DMIN, _NIBBLES),
+    "Q5_0": (_D, _FIFTH, _NIBBLES),
+    "Q5_1": (_D, _DMIN, _FIFTH, _NIBBLES),
+    "Q8_0": (_D, Bytes("codes", 32, signed=True)),
+    "Q2_K": (Planes("scales", 32, 4, 32), Planes("codes", 256, 2, 128), _D, _DMIN),
+    "Q3_K": (
+        Planes("codes", 256, 1, 256, 2), Planes("codes", 256, 2, 128),
+        Planes("scales", 16, 4, 16), Planes("scales", 16, 2, 16, 4), _D,
+    ),
+    "Q4_K": (_D, _DMIN, SixBits("scales"), Planes("codes", 256, 4, 64)),
+    "Q5_K": (_D, _DMIN, SixBits("scales"), Planes("codes", 256, 1, 256, 4), Planes("codes", 256, 4, 64)),
+    "Q6_K": (
+        Planes("codes", 256, 4, 128), Planes("codes", 256, 2, 128, 4), Bytes("scales", 16, signed=True), _D,
+    ),
+    "IQ4_NL": (_D, _NIBBLES),
+    "IQ4_XS": (_D, Planes("scales", 8, 2, 4, 4), Planes("scales", 8, 4, 2), Planes("codes", 256, 4, 32)),
+    "MXFP4": (Bytes("scales", 1), _NIBBLES),
+    "NVFP4": (Bytes("scales", 4), Planes("codes", 64, 4, 16)),
+}  # fmt: skip
+
+#: (numbers a block, bytes a block) by type.
+BLOCKS = {
+    kind: (max(own.count for own in sections if own.field == "codes"), sum(own.size for own in sections))
+    for kind, sections in LAYOUTS.items()
+}
+#: The pattern of e4m3 that means NaN, and 0 in GGUF.
+_NAN = np.uint8(0x7F)
 
 
-def pack(qtensor: QTensor, kind: str) -> _Bytes:
-    """Return the blocks of `qtensor`, uint8 (rows, bytes per row)."""
-    rows, width = qtensor.shape
-    codes = to_numpy(qtensor.codes).reshape(rows, width // 32, 32)
-    scales = to_numpy(qtensor.scale_values()).reshape(rows, width // 32, 1)
-    half = scales.astype("<f2")
-    if not np.array_equal(half.astype(np.float32), scales):
-        raise CheckpointError(f"{kind} has float16 scales, which cannot hold {scales[half != scales][0]:.9g}")
-    if kind == "Q8_0":
-        packed = codes.astype(np.int8).view(np.uint8)
+def pack(qtensor: QTensor, kind: str) -> Any:
+    """Return the uint8 (out, bytes a row) of a weight (out, in) in the GGUF type `kind`.
+
+    Of NVFP4 the scale of the whole tensor is left out; see `tensor_scale`.
+
+    Raises:
+        CheckpointError: a scheme that is not that of the type, or scales that float16 does not hold.
+
+    """
+    scheme = qtensor.scheme
+    if kind not in BLOCKS or kind_of(scheme) != kind:
+        raise CheckpointError(f"a weight in '{scheme}' is not {kind} but {kind_of(scheme) or 'no GGUF type'}")
+    (out, width), (numbers, size) = qtensor.shape, BLOCKS[kind]
+    if width % numbers:
+        raise CheckpointError(f"rows of {width} numbers are no whole {kind} blocks, which have {numbers}; pad them")
+    parts = [part for part in (qtensor.scale, qtensor.minimum) if part is not None]
+    nested = [part for part in parts if isinstance(part, QTensor)]
+    fields = {"codes": [_patterns(qtensor)], "scales": [_patterns(part) for part in nested]}
+    if kind == "MXFP4" and not (to_numpy(nested[0].scale) == 1.0).all():
+        raise CheckpointError(f"MXFP4 has scales that are powers of two, not in units of {to_numpy(nested[0].scale)}")
+    if not kind.endswith("FP4"):
+        floats = [to_numpy(part.scale if isinstance(part, QTensor) else part) for part in parts]
+        # What codes of minima count is subtracted.
+        fields["d"], fields["dmin"] = floats[:1], [-own if nested else own for own in floats[1:]]
+        _require_halves(floats, kind)
+    blocks = out * width // numbers
+    rows = {
+        name: np.concatenate([own.reshape(blocks, -1) for own in arrays], axis=1)
+        for name, arrays in fields.items()
+        if arrays
+    }
+    return put_all(LAYOUTS[kind], rows).reshape(out, width // numbers * size)
+
+
+def tensor_scale(qtensor: QTensor) -> float:
+    """Return the float that GGUF keeps beside an NVFP4 weight, in a tensor of its own; 1 for other types."""
+    inner = qtensor.scale
+    if kind_of(qtensor.scheme) != "NVFP4" or not isinstance(inner, QTensor):
+        return 1.0
+    return float(to_numpy(inner.scale_values()).reshape(()))
+
+
+def unpack(rows: Any, kind: str, tensor_scale: float = 1.0) -> QTensor:
+    """Return the weight that the uint8 `rows` (out, bytes a row) hold in the GGUF type `kind`.
+
+    `tensor_scale` is that of NVFP4, which GGUF keeps in a tensor of its own.
+
+    Raises:
+        CheckpointError: rows that are not of whole blocks, or scales that stand for no number.
+
+    """
+    scheme, (numbers, size) = scheme_of(kind), BLOCKS[kind]
+    if rows.ndim != 2 or rows.shape[1] % size or not rows.size:
+        raise CheckpointError(f"rows of shape {rows.shape} hold no whole {kind} blocks, which have {size} bytes")
+    shape = len(rows), rows.shape[1] // size * numbers
+    fields = take_all(LAYOUTS[kind], np.ascontiguousarray(rows).reshape(-1, size))
+    floats = [fields[name].reshape(len(rows), -1) for name in ("d", "dmin") if name in fields]
+    inner, scales = scheme.scale_scheme, scale_shape(shape, scheme)
+    if kind == "MXFP4":
+        fields["scales"] = _powers(fields)
+    if kind == "NVFP4":
+        if (fields["scales"] > _NAN).any():
+            raise CheckpointError("an NVFP4 block has a negative scale, which the type has no number for")
+        fields["scales"] = np.where(fields["scales"] == _NAN, np.uint8(0), fields["scales"])
+    if kind.endswith("FP4"):
+        floats = [np.full((1, 1), tensor_scale, np.float32)]
+    if inner is None:
+        parameters: list[Any] = floats
     else:
-        nibbles = (codes.astype(np.int8) + 8).astype(np.uint8)
-        packed = nibbles[..., :16] | (nibbles[..., 16:] << 4)
-    return np.concatenate([half.view(np.uint8), packed], axis=-1).reshape(rows, -1)
+        halves = np.split(fields["scales"], len(floats), axis=1)
+        units = [floats[0], *(-own for own in floats[1:])]
+        parameters = [_stored(own.reshape(scales), unit, inner) for own, unit in zip(halves, units, strict=True)]
+    found = _stored(fields["codes"].reshape(shape), parameters[0], scheme)
+    return replace(found, minimum=parameters[1]) if scheme.minimum else found
 
 
-def unpack(rows: _Bytes, kind: str) -> QTensor:
-    """Return the tensor that blocks (rows, bytes per row) hold."""
-    count, size = rows.shape[0], BLOCKS[kind][1]
-    blocks = rows.reshape(count, -1, size)
-    scale = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
-    packed = np.ascontiguousarray(blocks[..., 2:])
-    if kind == "Q8_0":
-        codes = packed.view(np.int8)
-    else:
-        codes = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int8) - np.int8(8)
-    return QTensor(codes=codes.reshape(count, -1), scale=scale, zero_point=None, scheme=scheme_of(kind))
+def _stored(patterns: Any, scale: Any, scheme: Scheme) -> QTensor:
+    codes = scheme.format.from_unsigned(np.ascontiguousarray(patterns))
+    return QTensor(codes=codes, scale=scale, zero_point=None, scheme=scheme)
+
+
+def _patterns(qtensor: QTensor) -> Any:
+    return qtensor.scheme.format.to_unsigned(to_numpy(qtensor.codes))
+
+
+def _powers(fields: dict[str, Any]) -> Any:
+    """Return the codes of powers of two; a block of zeros may have 2^-127, which float32 holds as a subnormal only."""
+    powers = fields["scales"]
+    empty = ((fields["codes"] & 7) == 0).all(axis=1, keepdims=True)
+    if (powers == 255).any() or ((powers == 0) & ~empty).any():
+        raise CheckpointError("an MXFP4 block has the scale 2^-127 or NaN, which fewbit has no number for")
+    return np.where(powers == 0, np.uint8(1), powers)
+
+
+def _require_halves(floats: list[Any], kind: str) -> None:
+    for own in floats:
+        off = own[own.astype(np.float16).astype(np.float32) != own]
+        if off.size:
+            raise CheckpointError(
+                f"{kind} has float16 scales, which do not hold {off.flat[0]:g}; quantize with that type in view"
+            )

@@ -54,7 +54,11 @@ class Gguf(Streamed):
             kind = weight_kind(scheme)
         except CheckpointError as error:
             return str(error)
-        if kind in BLOCKS and layer.shape[1] % BLOCKS[kind][0]:
+        if kind == "NVFP4" and layer.kind != "linear":
+            return (
+                f"GGUF has no place for the scale of a whole NVFP4 tensor beside a layer of kind {layer.kind}; keep it"
+            )
+        if kind == "NVFP4" and layer.shape[1] % BLOCKS[kind][0]:  # of other types the width has been checked
             return (
                 f"in_features {layer.shape[1]} is not a multiple of the {BLOCKS[kind][0]} numbers of a block of "
                 f"{kind}; use another type, or a preset, which falls back"

@@ -14,7 +14,7 @@ from fewbit.checkpoints.gguf.blocks import BLOCKS, unpack
 from fewbit.checkpoints.gguf.container import PLAIN
 from fewbit.checkpoints.gguf.metadata import configuration_of
 from fewbit.checkpoints.gguf.stored_kind import FLOATS
-from fewbit.checkpoints.gguf.tensor_names import Place, origins
+from fewbit.checkpoints.gguf.tensor_names import Place, origins, scale_name
 from fewbit.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from fewbit.errors import CheckpointError, FewbitError, NotYetError
 from fewbit.interfaces import Checkpoint, StoredTensor
@@ -75,7 +75,10 @@ class _Found:
             raise CheckpointError(f"says it has {blocks!r:.40} blocks, and holds {len(header.tensors)} tensors")
         known = origins(architecture, configuration)
         found: dict[str, tuple[GgufTensor, Place]] = {}
+        wholes = {scale_name(own.name): own for own in header.tensors if own.kind == "NVFP4"}
         for own in header.tensors:
+            if own.name in wholes and (own.kind, own.shape) == ("F32", (1,)):
+                continue
             if own.name not in known:
                 raise NotYetError(f"holds {own.name}, which {architecture.name} has no place for here")
             if own.kind not in BLOCKS and own.kind not in PLAIN:
@@ -99,7 +102,7 @@ class _Found:
             raw = self._bytes(own)
             if own.kind in BLOCKS:
                 rows = place.restored(raw.reshape(own.shape[0], -1))
-                yield name.removesuffix(".weight"), unpack(rows, own.kind)
+                yield name.removesuffix(".weight"), unpack(rows, own.kind, self._whole_scale(own))
             elif own.name == _TIED[0] and name.startswith("lm_head"):
                 continue  # the model ties it
             else:
@@ -107,6 +110,14 @@ class _Found:
                 numbers = numbers - np.float32(1.0) if place.adds_one else numbers
                 by_columns = self.turned and own.name.startswith("blk.") and len(own.shape) == 2
                 yield name, np.ascontiguousarray(numbers.T if by_columns else numbers)
+
+    def _whole_scale(self, weight: GgufTensor) -> float:
+        """Return what multiplies a weight as a whole; 1 where nothing does."""
+        name = scale_name(weight.name)
+        for own in self.header.tensors if weight.kind == "NVFP4" else ():
+            if own.name == name:
+                return float(self._bytes(own).view(np.float32)[0])
+        return 1.0
 
     def _bytes(self, own: GgufTensor) -> np.ndarray[Any, Any]:
         raw = np.fromfile(self.path, np.uint8, own.nbytes, offset=self.header.data_start + own.offset)

@@ -64,6 +64,15 @@ def origins(architecture: Architecture, configuration: Mapping[str, Any]) -> dic
     return {place.name: (name, place) for name, place in _places(architecture, configuration).items()}
 
 
+def scale_name(weight: str) -> str:
+    """Return the name of the tensor that multiplies a weight as a whole.
+
+    >>> scale_name("blk.0.attn_q.weight")
+    'blk.0.attn_q.scale'
+    """
+    return f"{weight.removesuffix('.weight')}.scale"
+
+
 def _places(architecture: Architecture, configuration: Mapping[str, Any]) -> dict[str, Place]:
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 

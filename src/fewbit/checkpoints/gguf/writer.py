@@ -10,13 +10,13 @@ import numpy as np
 
 from fewbit.activation import Activation
 from fewbit.checkpoints.gguf.architecture import architecture_of
-from fewbit.checkpoints.gguf.blocks import pack
+from fewbit.checkpoints.gguf.blocks import pack, tensor_scale
 from fewbit.checkpoints.gguf.container import Container, Entry, digest
 from fewbit.checkpoints.gguf.file_type import file_type
 from fewbit.checkpoints.gguf.metadata import QUANTIZATION_VERSION, model_values
 from fewbit.checkpoints.gguf.rope import factor_tensors
 from fewbit.checkpoints.gguf.stored_kind import FLOATS, float_kind, weight_kind
-from fewbit.checkpoints.gguf.tensor_names import places
+from fewbit.checkpoints.gguf.tensor_names import places, scale_name
 from fewbit.checkpoints.gguf.tokenizer import carried_values, tokenizer_values
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import Manifest, StoredTensor
@@ -45,6 +45,7 @@ class GgufWriter:
         self._entries = {name: Entry(place.name, kinds[name], shapes[name]) for name, place in self._places.items()}
         factors = factor_tensors(architecture, configuration)
         extra = [Entry(name, "F32", array.shape) for name, array in factors.items()]
+        extra += [Entry(scale_name(own.name), "F32", (1,)) for own in self._entries.values() if own.kind == "NVFP4"]
         entries = [*self._entries.values(), *extra]
         values: dict[str, Any] = {"general.type": "model", "general.name": path.stem}
         values |= {"general.file_type": file_type(entries), "general.quantization_version": QUANTIZATION_VERSION}
@@ -76,6 +77,9 @@ class GgufWriter:
             full = f"{name}.weight"
             kind = self._entries[self._twins.get(full, full)].kind
             rows = _blocks(value, kind)
+            if kind == "NVFP4":
+                scale = np.asarray([tensor_scale(value)], np.float32)
+                self._container.put(scale_name(self._places[full].name), scale.view(np.uint8))
         elif isinstance(value, Activation):
             raise CheckpointError(f"{name} rounds its input, which a GGUF file has no place for")
         else:

@@ -2,7 +2,7 @@
 
 `codes`: dense n-bit bytes (uint8), low bits first, rows as in the weight. `scale`: in the scheme's type, or float32
 where that would not be exact; a quantized scale becomes `scale_codes` and `scale_scale`; of a cast there is none.
-`zero_point`: as it is. `codebook`: learned levels (out, levels), in the scheme's type.
+`zero_point`: as it is. `minimum`: as the scale. `codebook`: learned levels (out, levels), in the scheme's type.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fewbit.formats.scale_type import scale_fits
 from fewbit.numerics.packing import pack, unpack
 from fewbit.qtensor import QTensor, scale_shape, unit_scale
 from fewbit.schemes.scheme import Scheme
@@ -26,31 +25,37 @@ def to_canonical(qtensor: QTensor) -> dict[str, Tensor]:
         tensors["zero_point"] = qtensor.zero_point
     if not scheme.scaled:
         return tensors
-    if isinstance(qtensor.scale, QTensor):
-        return tensors | {f"scale_{name}": tensor for name, tensor in to_canonical(qtensor.scale).items()}
-    scale_type = scheme.scale_type or "float32"
     if qtensor.codebook is not None:
-        tensors["codebook"] = qtensor.codebook.to(getattr(torch, scale_type))
-    exact = bool(scale_fits(qtensor.scale, scale_type).all())
-    return tensors | {"scale": qtensor.scale.to(getattr(torch, scale_type)) if exact else qtensor.scale}
+        tensors["codebook"] = qtensor.codebook.to(getattr(torch, scheme.scale_type or "float32"))
+    tensors |= _parameters("scale", qtensor.scale, scheme)
+    return tensors if qtensor.minimum is None else tensors | _parameters("minimum", qtensor.minimum, scheme)
+
+
+def _parameters(kind: str, values: Tensor | QTensor, scheme: Scheme) -> dict[str, Tensor]:
+    """Return the tensors that stand for scales or minima."""
+    if isinstance(values, QTensor):
+        return {f"{kind}_{name}": tensor for name, tensor in to_canonical(values).items()}
+    stored = values.to(getattr(torch, scheme.scale_type or "float32"))
+    return {kind: stored if bool((stored.to(values.dtype) == values).all()) else values}
 
 
 def from_canonical(tensors: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, ...]) -> QTensor:
     """Undo `to_canonical` for a weight of `shape`."""
     scales = scale_shape(shape, scheme)
-    scale: Tensor | QTensor
-    if not scheme.scaled:
-        scale = unit_scale(shape, tensors["codes"])
-    elif scheme.scale_scheme is None:
-        scale = tensors["scale"].to(torch.float32).reshape(scales)
-    else:
-        inner = {name.removeprefix("scale_"): tensor for name, tensor in tensors.items() if name[:6] == "scale_"}
-        scale = from_canonical(inner, scheme.scale_scheme, scales)
+
+    def parameters(kind: str) -> Tensor | QTensor:
+        if scheme.scale_scheme is None:
+            return tensors[kind].to(torch.float32).reshape(scales)
+        ahead = f"{kind}_"
+        inner = {name.removeprefix(ahead): tensor for name, tensor in tensors.items() if name.startswith(ahead)}
+        return from_canonical(inner, scheme.scale_scheme, scales)
+
     patterns = unpack(tensors["codes"], scheme.format.bits, shape[-1])
     return QTensor(
         codes=scheme.format.from_unsigned(patterns),
-        scale=scale,
+        scale=parameters("scale") if scheme.scaled else unit_scale(shape, tensors["codes"]),
         zero_point=tensors.get("zero_point"),
         scheme=scheme,
         codebook=tensors["codebook"].to(torch.float32) if scheme.learned else None,
+        minimum=parameters("minimum") if scheme.minimum else None,
     )
