@@ -72,14 +72,15 @@ def test_every_number_of_a_family_is_the_models_in_the_order_and_form_of_llama_c
             assert "output.weight" not in stored
             continue
         module = name.split(".")[-2]
+        expected = numbers
         if family.startswith(("llama", "mistral")) and module in ORDER:
             heads = config.num_attention_heads if module == "q_proj" else config.num_key_value_heads
-            numbers = neighbours(numbers, heads)
+            expected = neighbours(numbers, heads)
         if family.startswith("gemma") and "norm" in module:
-            numbers = numbers + np.float32(1)
+            expected = numbers + np.float32(1)
         if name not in columns and "gpt2" in family and module in ("c_attn", "c_proj", "c_fc") and numbers.ndim == 2:
-            numbers = numbers.T
-        assert np.array_equal(stored[place], numbers), name
+            expected = numbers.T
+        assert np.array_equal(stored[place], expected), name
         found += 1
     assert found == len(stored) - sum(name.startswith("rope_") for name in stored)
 
@@ -88,7 +89,8 @@ def test_every_number_of_a_family_is_the_models_in_the_order_and_form_of_llama_c
 def test_a_loaded_file_computes_what_was_saved_to_the_bit(tmp_path, language_model, family):
     result, path = written(language_model(family), tmp_path / "m.gguf", dtype="float32")
     loaded = fb.load(path)
-    assert type(loaded.model) is type(result.model)
+    # A Mistral is a Llama in a file, and computes the same as one.
+    assert type(loaded.model).__name__ == type(result.model).__name__.replace("Mistral", "Llama")
     for quantized in result.plan.quantized:
         ours, theirs = (own.get_submodule(quantized.layer.name).qtensor for own in (result.model, loaded.model))
         assert ours.scheme == theirs.scheme
@@ -119,7 +121,7 @@ def test_the_factors_of_llama_3_divide_the_frequencies_as_transformers_does(tmp_
     assert np.allclose(factors, expected, rtol=1e-6)  # theirs are float32, of a float32 base
     assert factors.min() == 1.0
     assert len(set(factors.tolist())) > 3
-    with pytest.raises(NotYetError, match="rope_freqs.weight, which no configuration"):
+    with pytest.raises(NotYetError, match=r"rope_freqs.weight, which no configuration"):
         fb.load(path)
 
 
@@ -257,7 +259,7 @@ def test_what_is_there_stays_unless_it_may_go(tmp_path, language_model):
     path = tmp_path / "m.gguf"
     path.write_bytes(b"something")
     result = fb.quantize(language_model("llama"), "q8_0", to="gguf")
-    with pytest.raises(CheckpointError, match="m.gguf exists; choose another name"):
+    with pytest.raises(CheckpointError, match=r"m.gguf exists; choose another name"):
         result.save(path)
     assert path.read_bytes() == b"something"
     result.save(path, overwrite=True)
@@ -270,12 +272,12 @@ def test_what_is_there_stays_unless_it_may_go(tmp_path, language_model):
 def test_a_tensor_that_never_came_or_came_twice_or_too_short_is_an_error(tmp_path):
     entries = [Entry("a.weight", "F32", (2, 4)), Entry("b.weight", "Q8_0", (1, 32))]
     made = Container(tmp_path / "m.gguf", "llama", {"general.type": "model"}, entries, overwrite=False)
-    with pytest.raises(CheckpointError, match="a.weight has 8 bytes, the manifest says 32"):
+    with pytest.raises(CheckpointError, match=r"a.weight has 8 bytes, the manifest says 32"):
         made.put("a.weight", np.zeros(8, np.uint8))
     made.put("b.weight", np.arange(34, dtype=np.uint8))
-    with pytest.raises(CheckpointError, match="b.weight is not in the manifest, or came twice"):
+    with pytest.raises(CheckpointError, match=r"b.weight is not in the manifest, or came twice"):
         made.put("b.weight", np.zeros(34, np.uint8))
-    with pytest.raises(CheckpointError, match="never came: a.weight"):
+    with pytest.raises(CheckpointError, match=r"never came: a.weight"):
         made.close()
     made.abort()
     assert not list(tmp_path.iterdir())

@@ -54,16 +54,7 @@ class Gguf(Streamed):
             kind = weight_kind(scheme)
         except CheckpointError as error:
             return str(error)
-        if kind == "NVFP4" and layer.kind != "linear":
-            return (
-                f"GGUF has no place for the scale of a whole NVFP4 tensor beside a layer of kind {layer.kind}; keep it"
-            )
-        if kind == "NVFP4" and layer.shape[1] % BLOCKS[kind][0]:  # of other types the width has been checked
-            return (
-                f"in_features {layer.shape[1]} is not a multiple of the {BLOCKS[kind][0]} numbers of a block of "
-                f"{kind}; use another type, or a preset, which falls back"
-            )
-        return None
+        return _whole_scale_problem(layer) if kind == "NVFP4" else None
 
     def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
         """Return why this layout cannot hold a rounded product inside attention: it never can."""
@@ -117,6 +108,16 @@ class Gguf(Streamed):
 
         """
         return read_checkpoint(Path(path))
+
+
+def _whole_scale_problem(layer: Layer) -> str | None:
+    """Return why a layer cannot be NVFP4, whose blocks are wider than its groups and want a scale beside them."""
+    block = BLOCKS["NVFP4"][0]
+    if layer.shape[1] % block:
+        return f"in_features {layer.shape[1]} is not a multiple of the {block} numbers of a block of NVFP4; use mxfp4"
+    if layer.kind != "linear":
+        return f"GGUF has no place for the scale of a whole NVFP4 tensor beside a layer of kind {layer.kind}; keep it"
+    return None
 
 
 def named(option: str) -> Gguf:

@@ -77,7 +77,7 @@ def configuration_of(header: GgufHeader) -> dict[str, Any]:
             found[key] = _shortest(value) if isinstance(value, float) else value
     found["vocab_size"] = shapes["token_embd.weight"][0]
     found["tie_word_embeddings"] = "output.weight" not in shapes
-    found |= {name: values[key] for key, name in _SPECIAL.items() if isinstance(values.get(key), int)}
+    found |= {name: values.get(key) if isinstance(values.get(key), int) else None for key, name in _SPECIAL.items()}
     if architecture.name == "gpt2":
         return found
     if "blk.0.attn_q.bias" in shapes and architecture.name == "llama":

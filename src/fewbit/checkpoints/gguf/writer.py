@@ -122,6 +122,7 @@ def _without_twin(floats: Sequence[StoredTensor], configuration: Mapping[str, An
 def _blocks(value: QTensor, kind: str) -> _Numbers:
     value = value.map(to_numpy)
     if value.scheme.scaled:
-        return pack(value, kind)
+        packed: _Numbers = pack(value, kind)
+        return packed
     numbers = to_numpy(value.dequantize()).astype(FLOATS[kind])
     return np.ascontiguousarray(numbers).view(np.uint8)
