@@ -133,3 +133,51 @@ def one_thread() -> Iterator[None]:
     yield
     numba.set_num_threads(before[0])
     torch.set_num_threads(before[1])
+
+
+#: Small language models by family: what is another than in `_SIZES`, by the class of their configuration.
+_SIZES = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+_LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 32}  # fmt: skip
+FAMILIES = {
+    "llama": ("LlamaConfig", {"rope_theta": 5e4}),
+    "llama tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama biases": ("LlamaConfig", {"attention_bias": True, "head_dim": 32}),
+    "llama 3": ("LlamaConfig", {"rope_parameters": _LLAMA3}),
+    "llama linear": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}}),
+    "llama yarn": ("LlamaConfig", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0,
+                                                       "original_max_position_embeddings": 32}}),
+    "mistral": ("MistralConfig", {"head_dim": 32, "sliding_window": None}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 32}),
+    "gemma": ("GemmaConfig", {"head_dim": 32, "num_key_value_heads": 1}),
+    "gemma2": ("Gemma2Config", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16,
+                                    "num_hidden_layers": 7}),
+    "phi3": ("Phi3Config", {"pad_token_id": 0, "sliding_window": None}),
+    "gpt2": ("GPT2Config", {}),
+    "gpt2 untied": ("GPT2Config", {"tie_word_embeddings": False}),
+}  # fmt: skip
+_OF_GPT2 = {"vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+
+
+@pytest.fixture(scope="session")
+def language_model() -> Callable[..., Any]:
+    """Make a small language model of a family, its norms and biases random too, with further settings."""
+
+    def made(family: str, **settings: Any) -> Any:
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        kind, own = FAMILIES[family]
+        sizes = _OF_GPT2 if kind == "GPT2Config" else _SIZES
+        config = getattr(transformers, kind)(**{**sizes, **own, **settings})
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 0.05))
+        return model
+
+    return made

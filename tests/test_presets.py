@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fewbit.errors import NotYetError, RecipeError
+from fewbit.errors import RecipeError
 from fewbit.interfaces import Layer
-from fewbit.presets import LATER, PRESETS, parse_recipe, preset
+from fewbit.presets import PRESETS, parse_recipe, preset
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule
 from fewbit.schemes.notation import input_scheme_to_text
@@ -84,18 +84,6 @@ def test_presets_adapt_bear_their_name_and_may_match_nothing(name):
     assert recipe.adapts
     assert recipe.name == name
     assert all(rule.optional for rule in recipe.rules)
-
-
-def test_what_comes_later_is_not_here_already():
-    assert set(LATER).isdisjoint(PRESETS)
-    assert len(LATER) == len(set(LATER))
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_a_preset_of_a_later_version_says_so_and_names_those_of_this_one(name):
-    with pytest.raises(NotYetError) as caught:
-        preset(name)
-    assert str(caught.value) == f"preset {name!r} is not in this version; there are: {', '.join(PRESETS)}"
 
 
 def test_a_misspelled_preset_is_answered_with_the_right_one():

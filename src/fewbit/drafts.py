@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fewbit.algorithms import problem_of
+from fewbit.algorithms.nearest import Nearest
 from fewbit.corrections import Correction
 from fewbit.interfaces import Layer, QuantizedLayer, Target
 from fewbit.problems import layer_problems, product_problems
+from fewbit.ranges import OutputRange
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -71,3 +74,13 @@ def draft_of(layer: Layer, recipe: Recipe) -> Draft:
     if recipe.corrections and rule.weight is not None and not draft.corrections:
         notes.append("it has no bias to correct" if not layer.bias else "no correction applies to it")
     return draft
+
+
+def twin_of(draft: Draft, others: Sequence[Draft]) -> str | None:
+    """Return which of `others` has the same weight and gets the very same codes, since neither sees any data."""
+    blind = draft.scheme is not None and not isinstance(draft.scheme.ranging, OutputRange)
+    for own in others if blind else ():
+        algorithms = [one.rule and one.rule.algorithm for one in (draft, own)]
+        if own.layer.name in draft.layer.tied and own.scheme == draft.scheme and algorithms == [Nearest(), Nearest()]:
+            return own.layer.name
+    return None

@@ -68,7 +68,8 @@ def model_plan(
     made = trained_alone(made, frontend, source.framework)
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
-    found = composition_problems(recipe, made.quantized)
+    found = list(target.source_problems(source)) if target is not None else []
+    found += composition_problems(recipe, made.quantized)
     found += width_problems(recipe, target)
     products = [(row.layer, row.input) for row in made.rounded_products if row.input]
     found += [*frontend.problems(model, wanted), *frontend.product_problems(model, products)]

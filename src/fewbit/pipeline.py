@@ -17,7 +17,7 @@ from fewbit.errors import CheckpointError, PlanError
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
 from fewbit.hints import hints_of
-from fewbit.interfaces import Forms, Frontend, Progress, Silent, Source, Switch, frontend_of, target_of
+from fewbit.interfaces import ONE_FILE, Forms, Frontend, Progress, Silent, Source, Switch, frontend_of, target_of
 from fewbit.measurement import parse_evaluation
 from fewbit.model_plan import checked, model_plan
 from fewbit.overflow import needs_check, without_large_activations
@@ -215,8 +215,8 @@ def load(
     """Open a checkpoint that fewbit reads, with its quantized layers in place; or quantize a float model as it is read.
 
     Args:
-        path: a folder in one of the checkpoint formats, as `Result.save` writes it; with a `recipe`, a float model: a
-            Hugging Face folder, a `.gguf` file of a Llama, or `smollm2`.
+        path: a folder or `.gguf` file in one of the checkpoint formats, as `Result.save` writes it; with a `recipe`, a
+            float model: a Hugging Face folder, a `.gguf` file of a Llama, or `smollm2`.
         into: for a module of one's own, the float module to load into; it is changed in place.
         recipe: one that needs no data, such as `nf4` or `w8a16`. Each layer is read, rounded and let go of before the
             next is read: memory holds codes, what stays float, and one float layer.
@@ -236,8 +236,8 @@ def load(
             raise PlanError("a model that is quantized while loading is built from its files; leave out into")
         return quantized_while_loading(_float_source(path), parse_recipe(recipe), dtype)
     path = Path(path)
-    if not path.is_dir():
-        raise CheckpointError(f"no checkpoint {str(path)!r}: no such folder")
+    if not path.is_dir() and not (path.is_file() and path.suffix in ONE_FILE):
+        raise CheckpointError(f"no checkpoint {str(path)!r}: no such folder or .gguf file")
     source = CheckpointFolder(path, into)
     alike: dict[tuple[Scheme, Scheme | None], list[str]] = {}
     for name, scheme in source.checkpoint.schemes.items():

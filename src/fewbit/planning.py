@@ -12,7 +12,7 @@ from typing import Any
 
 from fewbit.algorithms import Algorithm
 from fewbit.corrections import Correction
-from fewbit.drafts import Draft, draft_of
+from fewbit.drafts import Draft, draft_of, twin_of
 from fewbit.errors import PlanError
 from fewbit.fitting import fitted
 from fewbit.footprint import levels_noted, quantized_tensors
@@ -27,6 +27,7 @@ from fewbit.interfaces import (
     StoredTensor,
     Target,
 )
+from fewbit.mixtures import mix
 from fewbit.problems import idle_rules, nothing_quantized, several, uncorrected
 from fewbit.recipe import Recipe
 from fewbit.schemes.notation import input_scheme_to_text
@@ -60,6 +61,8 @@ class PlanRow:
     corrections: tuple[Correction, ...] = ()
     #: The layers of its module that it shares a global scale with, since they are given the same.
     fused: tuple[str, ...] = ()
+    #: The layer tied to it that is quantized to the very same codes; `None`: there is none before it.
+    shared: str | None = None
     #: Why it is kept, what it is tied to.
     notes: tuple[str, ...] = ()
     #: What would overflow the cast that its rule names, for which it is kept; `None`: nothing that is known.
@@ -155,7 +158,12 @@ class Plan:
     @property
     def unties(self) -> bool:
         """Whether a weight that layers shared is stored more than once, or no longer shared, afterwards."""
-        return any(row.scheme and row.layer.tied for row in self.rows)
+        return any(row.scheme and row.layer.tied and not self._alike(row) for row in self.rows)
+
+    def _alike(self, row: PlanRow) -> bool:
+        """Whether all layers that share a weight are quantized to the very same codes."""
+        sharing = [own for own in self.rows if own.layer.name in (row.layer.name, *row.layer.tied)]
+        return sum(own.shared is not None for own in sharing) == len(sharing) - 1
 
     def require_sound(self) -> None:
         """Raise `PlanError` with every problem, if there is one."""
@@ -179,6 +187,7 @@ class Plan:
             storage_type=self.storage_type,
             configuration=configuration,
             files=files,
+            shared={row.layer.name: row.shared for row in self.rows if row.shared and row.scheme},
         )
 
     def __str__(self) -> str:
@@ -222,7 +231,8 @@ def resolve(
     problems = idle_rules(recipe, layers)
     if not any(draft.scheme or draft.product for draft in drafts):
         problems.append(nothing_quantized(layers))
-    adaptations = fitted(drafts, target, storage_type, differentiable=differentiable) if recipe.adapts else []
+    adaptations = mix(drafts, recipe.mixture) if recipe.mixture else []
+    adaptations += fitted(drafts, target, storage_type, differentiable=differentiable) if recipe.adapts else []
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
     alike: dict[str, list[str]] = {}
     for draft in drafts:
@@ -251,8 +261,9 @@ def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -
     counted_before: set[str] = set()
     counted_after: set[str] = set()
     rows = []
-    for draft in drafts:
+    for place, draft in enumerate(drafts):
         layer, scheme = draft.layer, draft.scheme
+        twin = twin_of(draft, drafts[:place]) if layer.tied and target and target.shares_weights else None
         whole = prod(layer.shape) * BYTES[storage_type]
         before = 0 if counted_before & set(layer.tied) else whole
         counted_before.add(layer.name)
@@ -262,8 +273,11 @@ def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -
             notes.append(f"tied to {', '.join(layer.tied)}")
         if quantized is not None:
             before += layer.shape[0] * BYTES[storage_type] if quantized.bias != "float" else 0
-            after = sum(tensor.nbytes for tensor in quantized_tensors(quantized, storage_type, target))
-            notes += [UNTIED] if layer.tied else []
+            stored = () if twin else quantized_tensors(quantized, storage_type, target)
+            after = sum(tensor.nbytes for tensor in stored)
+            shares = twin or any(twin_of(own, [draft]) for own in drafts[place + 1 :] if layer.tied)
+            kept_tied = shares and target is not None and target.shares_weights
+            notes += [UNTIED] if layer.tied and not kept_tied else []
             notes += levels_noted(quantized)
         else:
             after = 0 if counted_after & set(layer.tied) else whole
@@ -280,6 +294,7 @@ def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -
                 bytes_before=before,
                 bytes_after=after,
                 asked=draft.rule.weight if draft.rule else None,
+                shared=twin,
                 notes=tuple(notes),
             )
         )

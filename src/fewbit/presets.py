@@ -14,9 +14,10 @@ from fewbit.algorithms import Algorithm
 from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.nearest import Nearest
 from fewbit.catalogue import unknown
-from fewbit.errors import NotYetError, RecipeError, SchemeError
+from fewbit.errors import RecipeError, SchemeError
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule, keep
+from fewbit.schemes.gguf import scheme_of
 from fewbit.schemes.notation import parse_scheme
 
 #: Schemes of the linear layers and convolutions by preset, of the weight and of the input.
@@ -46,16 +47,19 @@ _FEW_BITS = ("w4a16", "w4a16-asym", "w3a16", "w2a16", "w4a8", "mxfp4a16", "nvfp4
 ALGORITHMS: dict[str, Algorithm] = dict.fromkeys(_FEW_BITS, Gptq(guided=True))
 #: The same of convolutions, whose gradients are not taken.
 OF_CONVOLUTIONS: dict[str, Algorithm] = dict.fromkeys((*_FEW_BITS, "w8a8-static"), Gptq())
-#: Presets of the design that this version does not have.
-LATER = [
-    "iq4_xs",
-    "q2_k",
-    "q3_k_m",
-    "q4_0",
-    "q4_k_m",
-    "q5_k_m",
-    "q8_0",
-]
+#: Files of GGUF types by the base of their mixture, which says what else they hold (`fewbit.mixtures`).
+GGUF_PRESETS = {
+    "q8_0": "Q8_0",
+    "q6_k": "Q6_K",
+    "q5_k_m": "Q5_K",
+    "q4_k_m": "Q4_K",
+    "q4_0": "Q4_0",
+    "iq4_xs": "IQ4_XS",
+    "q3_k_m": "Q3_K",
+    "q2_k": "Q2_K",
+}
+#: Tables of positions, which llama.cpp reads as floats.
+_POSITIONS = r".*\.(wpe|embed_positions|position_embeddings)"
 
 
 def preset(name: str) -> Recipe:
@@ -65,11 +69,12 @@ def preset(name: str) -> Recipe:
     ["kind 'head': keep", "kind 'embedding': keep", "kind 'router': keep", "kind 'linear': int4 g128 by gptq",
      "kind 'conv': int4 g128 by gptq"]
     """
-    if name in LATER:
-        raise NotYetError(f"preset {name!r} is not in this version; there are: {', '.join(PRESETS)}")
+    known = [*PRESETS, *GGUF_PRESETS]
+    if name in GGUF_PRESETS:
+        return _gguf_preset(name)
     if name not in PRESETS:
         _refuse_scheme(name)
-        raise RecipeError(unknown(name, PRESETS, what="preset"))
+        raise RecipeError(unknown(name, known, what="preset"))
     rules = [
         keep(kind="head", optional=True),
         keep(kind="embedding", optional=True),
@@ -81,6 +86,16 @@ def preset(name: str) -> Recipe:
         rules.append(Rule(kind=kind, weight=weight, input=given, algorithm=own, optional=True))
     # Ranges of what a BatchNorm is given are not those of what comes out of it.
     return Recipe(rules, transforms=["batchnorm"] if given else [], name=name, adapts=True)
+
+
+def _gguf_preset(name: str) -> Recipe:
+    """Return the recipe of a file of GGUF types: embedding and head too, a head that is tied as its embedding."""
+    base = scheme_of(GGUF_PRESETS[name])
+    algorithm: Algorithm = Nearest() if name in ("q8_0", "q6_k") else Gptq(guided=True)
+    rules = [keep(_POSITIONS, optional=True), keep(kind="router", optional=True)]
+    rules += [Rule(kind=kind, weight=base, algorithm=Nearest(), optional=True) for kind in ("embedding", "head")]
+    rules.append(Rule(kind="linear", weight=base, algorithm=algorithm, optional=True))
+    return Recipe(rules, name=name, adapts=True, mixture=name)
 
 
 def _refuse_scheme(name: str) -> None:

@@ -39,6 +39,8 @@ class Recipe:
     corrections: tuple[Correction, ...] = ()
     #: Group sizes adapt to the widths of the model, as those of presets do.
     adapts: bool = False
+    #: The mixture of GGUF types that stands for the schemes of the rules.
+    mixture: str | None = None
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class Recipe:
         corrections: Sequence[str | Correction] = (),
         name: str = "custom",
         adapts: bool = False,
+        mixture: str | None = None,
     ) -> None:
         for key, (given, what) in {
             "transforms": (transforms, "names or tables"),
@@ -68,6 +71,7 @@ class Recipe:
             "transforms": tuple(parse_transform(transform) for transform in transforms),
             "corrections": tuple(parse_correction(correction) for correction in corrections),
             "adapts": adapts,
+            "mixture": mixture,
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)

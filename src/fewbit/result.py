@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fewbit.catalogue import unknown
 from fewbit.errors import PlanError, RecipeError
-from fewbit.interfaces import RUNTIME_FILES, Content, Source, frontend_of, target_of
+from fewbit.interfaces import ONE_FILE, RUNTIME_FILES, Content, Source, frontend_of, target_of
 from fewbit.planning import Plan
 from fewbit.problems import width_problems
 from fewbit.recipe import Recipe
@@ -68,12 +68,14 @@ class Result:
             if self.recipe.adapts and target.name != self.plan.target:
                 named.append(f"give to={target.name!r} when quantizing: a preset then fits itself to it")
             raise PlanError("\n".join(named))
-        # The report of an ONNX file says what the runtime made of it: it is written beside the file, after it.
-        report = self.report.files() if self.report and path.suffix != ".onnx" else {}
+        # The report of a file is written beside it, after it; that of an ONNX file says what the runtime made of it.
+        report = self.report.files() if self.report and not is_file_name(path) else {}
+        origin = self.source.origin
+        companions = {} if origin is not None and target.name == "gguf" else self.source.companions()
         content = Content(
             model=self.model,
             frontend=frontend_of(self.source.framework),
-            manifest=self.plan.manifest(self._configuration(), {**self.source.companions(), **report}),
+            manifest=replace(self.plan.manifest(self._configuration(), {**companions, **report}), origin=origin),
             batches=self.batches,
             example=self.example,
             cast=self.plan.cast_whole,
@@ -92,8 +94,8 @@ class Result:
 def target_name(path: Path, to: str | None, runtime: str | None, planned: str | None = None) -> str:
     """Return the word for what is to be written to `path`; what a plan was made for comes before the usual.
 
-    >>> target_name(Path("net.onnx"), None, None), target_name(Path("folder"), None, None)
-    ('ort-cpu', 'compressed-tensors')
+    >>> [target_name(Path(name), None, None) for name in ("net.onnx", "m.gguf", "folder")]
+    ['ort-cpu', 'gguf', 'compressed-tensors']
 
     Raises:
         RecipeError: a runtime that does not exist, or a path that is no name for such a file or folder.
@@ -103,10 +105,26 @@ def target_name(path: Path, to: str | None, runtime: str | None, planned: str | 
         raise RecipeError(f"to={to!r} and runtime={runtime!r} exclude each other; a runtime is for ONNX files")
     if runtime is not None and runtime not in RUNTIME_FILES:
         raise RecipeError(unknown(runtime, RUNTIME_FILES, what="runtime"))
-    file = path.suffix == ".onnx"
-    fits = planned is not None and (planned in RUNTIME_FILES) == file
-    name = to or runtime or (planned if fits else None) or ("ort-cpu" if file else "compressed-tensors")
-    if (name in RUNTIME_FILES) != file:
-        what = "writes a file that ends in .onnx" if name in RUNTIME_FILES else "writes a folder"
+    usual = "ort-cpu" if path.suffix == ".onnx" else ONE_FILE.get(path.suffix, "compressed-tensors")
+    fits = planned is not None and _ending(planned) == _ending(usual)
+    name = to or runtime or (planned if fits else None) or usual
+    if _ending(name) != _ending(usual):
+        what = f"writes a file that ends in {_ending(name)}" if _ending(name) else "writes a folder"
         raise RecipeError(f"{name} {what}, and the output is {str(path)!r}; name it so, or choose another layout")
     return name
+
+
+def is_file_name(path: Path) -> bool:
+    """Whether the ending of `path` is that of a layout which is one file.
+
+    >>> is_file_name(Path("m.gguf")), is_file_name(Path("out"))
+    (True, False)
+    """
+    return path.suffix == ".onnx" or path.suffix in ONE_FILE
+
+
+def _ending(name: str) -> str:
+    """Return how files of a layout end; nothing for folders."""
+    if name in RUNTIME_FILES:
+        return ".onnx"
+    return next((ending for ending, own in ONE_FILE.items() if name.partition(":")[0] == own), "")

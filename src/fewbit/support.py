@@ -15,7 +15,7 @@ from fewbit.errors import SchemeError
 from fewbit.formats import FORMATS, LEARNED
 from fewbit.formats.integer import Int
 from fewbit.interfaces import CHECKPOINTS, Layer, QuantizedLayer, checkpoint_format
-from fewbit.presets import PRESETS
+from fewbit.presets import GGUF_PRESETS, PRESETS
 from fewbit.ranges import RANGES
 from fewbit.schemes.notation import WHOLE, parse_input_scheme, parse_scheme
 from fewbit.schemes.scheme import Scheme
@@ -188,7 +188,8 @@ def tables() -> dict[str, Any]:
         "schemes": [asdict(row) for row in schemes()],
         "ranges": list(RANGES),
         "algorithms": list(ALGORITHMS),
-        "presets": {name: f"{weight}, input {given}" if given else weight for name, (weight, given) in PRESETS.items()},
+        "presets": {name: f"{weight}, input {given}" if given else weight for name, (weight, given) in PRESETS.items()}
+        | {name: f"GGUF types, most of them {kind}" for name, kind in GGUF_PRESETS.items()},
         "files": list(CHECKPOINTS),
         "kernels": [asdict(row) for row in kernels()],
     }

@@ -10,11 +10,19 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Protocol
 
 from fewbit.errors import CheckpointError
 
-#: Folders that were begun and neither committed nor removed.
-_unfinished: dict[Path, NewFolder] = {}
+#: What was begun and neither committed nor removed.
+unfinished: dict[Path, Unfinished] = {}
+
+
+class Unfinished(Protocol):
+    """A folder or file under construction."""
+
+    def remove(self) -> None:
+        """Remove what was written and not committed."""
 
 
 class NewFolder:
@@ -28,12 +36,12 @@ class NewFolder:
         self.path = self.final.with_name(f".{self.final.name}.{secrets.token_hex(4)}.partial")
         self._retired = self.path.with_suffix(".replaced")
         # Known before it is there: an interruption may come between any two lines.
-        _unfinished[self.path] = self
+        unfinished[self.path] = self
         try:
             self.final.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700)
         except OSError as error:
-            del _unfinished[self.path]
+            del unfinished[self.path]
             raise CheckpointError(f"cannot create a folder beside {self.final}: {error.strerror}") from error
 
     def write(self, name: str, content: bytes) -> None:
@@ -45,16 +53,16 @@ class NewFolder:
     def commit(self) -> Path:
         """Move the folder to its final name and return it; what stood there goes last, after the move succeeded."""
         require_free(self.final, overwrite=self.overwrite)
-        self.path.chmod(0o777 & ~_umask())
+        self.path.chmod(0o777 & ~umask())
         for file in (*self.path.iterdir(), self.path):
-            _to_disk(file)
+            to_disk(file)
         try:
             if self.final.exists():
                 self.final.rename(self._retired)
             self.path.rename(self.final)
         finally:
             self.remove()
-        _to_disk(self.final.parent)
+        to_disk(self.final.parent)
         return self.final
 
     def remove(self) -> None:
@@ -63,13 +71,13 @@ class NewFolder:
             self._retired.rename(self.final)
         for rest in (self._retired, self.path):
             shutil.rmtree(rest, ignore_errors=True)
-        _unfinished.pop(self.path, None)
+        unfinished.pop(self.path, None)
 
 
 def settle_all() -> None:
-    """Remove every folder that was begun and not committed; call it where nothing can interrupt."""
-    for folder in list(_unfinished.values()):
-        folder.remove()
+    """Remove everything that was begun and not committed; call it where nothing can interrupt."""
+    for own in list(unfinished.values()):
+        own.remove()
 
 
 def require_free(final: Path, *, overwrite: bool) -> None:
@@ -100,7 +108,7 @@ def require_room(final: Path, nbytes: int) -> None:
         )
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Wait until a file's bytes, or a folder's entries, are on the disk: after a power cut a name must not lie."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folder, and brings renames to the disk by itself
         return
@@ -111,7 +119,8 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the permissions that new files are not given."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -67,6 +67,17 @@ class GgufHeader:
 class ArrayLength(int):
     """How many elements an array has that is not kept."""
 
+    #: The id of their type.
+    kind: int
+    #: Where they begin in the file.
+    position: int
+
+    def __new__(cls, count: int, kind: int = _STRING, position: int = 0) -> ArrayLength:
+        """Return the length of an array that lies at `position`."""
+        self = super().__new__(cls, count)
+        self.kind, self.position = kind, position
+        return self
+
     def __repr__(self) -> str:
         return f"array of {int(self)}"
 
@@ -213,17 +224,18 @@ def _array(reader: _Reader, key: str, most: int) -> ArrayLength:
     if kind not in _NUMBERS and kind not in (_BOOL, _STRING):
         kinds = "arrays" if kind == _ARRAY else f"type {kind}"
         raise CheckpointError(f"has an array {key!r} of {kinds}, which is not read")
+    length = ArrayLength(count, kind, reader.position)
     width = {_STRING: 8, _BOOL: 1}.get(kind) or struct.calcsize(f"<{_NUMBERS[kind]}")
     _require_room(f"elements of the array {key!r}", count, width, most, reader.left)
     if kind == _STRING:
         for number in range(count):
             reader.text(LONGEST_TEXT, f"element {number} of {key!r}")
-        return ArrayLength(count)
+        return length
     for start in range(0, count * width, _AT_ONCE):
         content = reader.take(min(_AT_ONCE, count * width - start), repr(key))
         if kind == _BOOL and max(content) > 1:
             raise CheckpointError(f"has {max(content)} in the array {key!r}, which is of bools and has to be 0 or 1")
-    return ArrayLength(count)
+    return length
 
 
 def _alignment(value: object) -> int:

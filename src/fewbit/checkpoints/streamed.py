@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.errors import CheckpointError
-from fewbit.interfaces import Content, Manifest, QuantizedLayer, Writer
+from fewbit.interfaces import Content, Manifest, QuantizedLayer, Source, Writer
 
 
 class Streamed(ABC):
@@ -27,6 +27,15 @@ class Streamed(ABC):
     def holds_graph(self) -> bool:
         """Tensors are stored, and whoever loads them computes as they like."""
         return False
+
+    @property
+    def shares_weights(self) -> bool:
+        """Every layer is stored on its own."""
+        return False
+
+    def source_problems(self, source: Source) -> Sequence[str]:  # noqa: ARG002
+        """Return nothing: any model has names for its tensors."""
+        return ()
 
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return the layer as it is: what cannot be held is a problem."""

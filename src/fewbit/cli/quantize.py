@@ -12,6 +12,7 @@ import typer
 
 from fewbit.calibration import Calibration
 from fewbit.checkpoints.folder import require_free, require_room
+from fewbit.checkpoints.new_file import require_free_file
 from fewbit.cli.console import Terminal
 from fewbit.cli.plan_table import plan_table
 from fewbit.cli.samples import calibrating, measuring, measuring_on, require_used
@@ -30,8 +31,8 @@ from fewbit.cli.words import (
     Sequences,
     Text,
 )
-from fewbit.errors import CheckpointError, FewbitWarning, NotYetError, RecipeError
-from fewbit.result import target_name
+from fewbit.errors import FewbitWarning, NotYetError, RecipeError
+from fewbit.result import is_file_name, target_name
 from fewbit.samples.files import Samples
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def quantize(  # a command's options are its arguments
     )  # fmt: skip
     require_used(run.calibration, run.evaluation, {"--batch-size": batch_size, "--preprocess": preprocess})
     result = run.carry_out(terminal)
-    beside = f", with {output.stem}.report.html beside it" if is_onnx(str(output)) else ""
+    beside = f", with {output.stem}.report.html beside it" if is_file_name(output) else ""
     terminal.result(
         f"{result.report}\nwritten                {output}{beside}",
         {**result.report.to_dict(), "output": str(output)},
@@ -147,10 +148,9 @@ class Run:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
         if is_onnx(self.model) and self.output.suffix != ".onnx":
             raise RecipeError(f"{self.model} becomes an ONNX file: end the output in .onnx, not {self.output}")
-        refuse_ending(self.output)
         if self.output.exists() and self.output.resolve() == Path(self.model).resolve():
             raise RecipeError(f"{self.output} is the model that is read; write to another folder")
-        if self.output.suffix == ".onnx":
+        if is_file_name(self.output):
             require_free_file(self.output, overwrite=self.overwrite)
         else:
             require_free(self.output, overwrite=self.overwrite)
@@ -245,7 +245,9 @@ def choose_recipe(recipe: str | None, schemes: Schemes, keep: list[str]) -> Reci
     base = parse_recipe(recipe or "w4a16")
     if not kept:
         return base
-    return fb.Recipe([*kept, *base.rules], transforms=base.transforms, name=base.name, adapts=base.adapts)
+    return fb.Recipe(
+        [*kept, *base.rules], transforms=base.transforms, name=base.name, adapts=base.adapts, mixture=base.mixture
+    )
 
 
 def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype: str) -> None:
@@ -276,20 +278,6 @@ def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype:
 def is_onnx(model: str) -> bool:
     """Whether the command line names an ONNX file."""
     return model.endswith(".onnx")
-
-
-def require_free_file(path: Path, *, overwrite: bool) -> None:
-    """Raise `CheckpointError` unless a file can be put at `path`."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the name of a file")
-    if path.exists() and not overwrite:
-        raise CheckpointError(f"{path} exists; choose another name or pass --overwrite")
-
-
-def refuse_ending(output: Path) -> None:
-    """Raise for an output whose ending asks for a layout that this version does not write."""
-    if output.suffix == ".gguf":
-        raise NotYetError(f"{output}: this version writes no GGUF files; leave out {output.suffix!r}")
 
 
 def refuse_later(options: dict[str, object]) -> None:

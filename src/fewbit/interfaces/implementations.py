@@ -9,7 +9,7 @@ from fewbit.interfaces.frontend import Frontend
 from fewbit.interfaces.target import Target
 
 #: Checkpoint formats of the design that this version does not write.
-CHECKPOINTS_LATER = ("awq", "gguf", "gptq")
+CHECKPOINTS_LATER = ("awq", "gptq")
 #: Front ends by framework.
 FRONTENDS = {
     "torch": "fewbit.frontends.torch.frontend:TorchFrontend",
@@ -18,7 +18,12 @@ FRONTENDS = {
 #: Checkpoint formats by the word for them in `to=`, which is also the `quant_method` of their `config.json`.
 CHECKPOINTS = {
     "compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors",
+    "gguf": "fewbit.checkpoints.gguf.format:Gguf",
 }
+#: Checkpoint formats that are one file instead of a folder, by the ending of its name.
+ONE_FILE = {".gguf": "gguf"}
+#: Checkpoint formats that take a word, as in `gguf:qwen2`.
+_OPTIONS = {"gguf": "fewbit.checkpoints.gguf.format:named"}
 #: Runtimes that ONNX files are written for, by the word for them in `to=` and `runtime=`.
 RUNTIME_FILES = {
     "ort-cpu": "fewbit.checkpoints.onnx.format:ort_cpu",
@@ -37,6 +42,10 @@ def target_of(name: str) -> Target:
 
     """
     known = {**CHECKPOINTS, **RUNTIME_FILES}
+    base, colon, option = name.partition(":")
+    if colon and base in _OPTIONS:
+        with_option: Target = lookup(_OPTIONS, base, what="checkpoint format")(option)
+        return with_option
     if name in CHECKPOINTS_LATER:
         raise NotYetError(f"files of {name!r} are not in this version; there is: {', '.join(known)}")
     made: Target = lookup(known, name, what="checkpoint format")()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from fewbit.interfaces.layer import Layer, QuantizedLayer
@@ -51,3 +52,7 @@ class Manifest:
     configuration: Mapping[str, Any] = field(default_factory=dict)
     #: Further files by plain name: tokenizer, report.
     files: Mapping[str, bytes] = field(default_factory=dict)
+    #: Layers whose weight, codes included, is that of another, by the name of that one.
+    shared: Mapping[str, str] = field(default_factory=dict)
+    #: The GGUF file that the model comes from, if it does: what it says of its tokenizer can be carried over.
+    origin: Path | None = None

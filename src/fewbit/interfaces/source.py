@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from fewbit.schemes.scheme import ScaleType
@@ -26,6 +27,10 @@ class Source(Protocol):
     @property
     def computes_in(self) -> ScaleType:
         """The type that the float numbers of the loaded model have."""
+
+    @property
+    def origin(self) -> Path | None:
+        """The GGUF file that it is read from; `None`: it comes from elsewhere."""
 
     def skeleton(self) -> Any:
         """Return the model with shapes but, where that saves time, without numbers."""

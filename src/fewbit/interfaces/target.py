@@ -12,6 +12,7 @@ from fewbit.interfaces.forms import Switch
 from fewbit.interfaces.frontend import Frontend
 from fewbit.interfaces.layer import Layer, QuantizedLayer
 from fewbit.interfaces.manifest import Manifest, StoredTensor
+from fewbit.interfaces.source import Source
 from fewbit.schemes.scheme import ScaleType, Scheme
 
 
@@ -48,6 +49,10 @@ class Target(Protocol):
     def holds_graph(self) -> bool:
         """Whether its files hold how the model computes: in which type, and a runtime instead of kernels runs it."""
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether its files hold a weight once that tied layers share, and are quantized alike in."""
+
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return what a preset gives a layer here instead: the nearest schemes that the target has a form for."""
 
@@ -56,6 +61,9 @@ class Target(Protocol):
 
     def product_problem(self, product: Layer, scheme: Scheme) -> str | None:
         """Return why it cannot hold that operands of a product inside attention are rounded so, or `None`."""
+
+    def source_problems(self, source: Source) -> Sequence[str]:
+        """Return why it cannot hold a model of this kind or its tokenizer, with the remedy."""
 
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
         """Return the type in which it stores scales."""

@@ -13,7 +13,15 @@ from typing import Any, get_args
 
 from fewbit.activation import Activation
 from fewbit.errors import CheckpointError
-from fewbit.interfaces import CHECKPOINTS, Activations, Checkpoint, Replacement, checkpoint_format, frontend_of
+from fewbit.interfaces import (
+    CHECKPOINTS,
+    ONE_FILE,
+    Activations,
+    Checkpoint,
+    Replacement,
+    checkpoint_format,
+    frontend_of,
+)
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType
 from fewbit.sources.memory import Memory
@@ -62,6 +70,11 @@ class CheckpointFolder:
         if not opened.schemes:
             raise CheckpointError(f"{self.path} holds no quantized layer, though its config.json says so")
         return opened
+
+    @property
+    def origin(self) -> Path | None:
+        """The file, where it is one."""
+        return self.path if self.path.is_file() else None
 
     def skeleton(self) -> Any:
         """Return the float model, without numbers unless `into` brought them."""
@@ -121,7 +134,8 @@ class CheckpointFolder:
             for replacement in installed:
                 replacement.restore()
             raise
-        if hasattr(model, "tie_weights"):
+        # Embedding and head that are quantized both have no weights to tie.
+        if hasattr(model, "tie_weights") and any(parameter.is_meta for parameter in model.parameters()):
             model.tie_weights()
         empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
         if empty:
@@ -134,13 +148,19 @@ class CheckpointFolder:
 
     def companions(self) -> Mapping[str, bytes]:
         """Return tokenizer files and generation settings."""
-        return companion_files(self.path)
+        return self._file().companions() if self.path.is_file() else companion_files(self.path)
 
     def tokenizer(self) -> Any:
         """Return the tokenizer."""
         from fewbit.sources.huggingface import load_tokenizer
 
-        return load_tokenizer(self.path)
+        return self._file().tokenizer() if self.path.is_file() else load_tokenizer(self.path)
+
+    def _file(self) -> Any:
+        """Return the file as a source of float numbers, which knows its tokenizer."""
+        from fewbit.sources.gguf import gguf_file
+
+        return gguf_file(self.path)
 
     def _dynamic(self, name: str) -> Activation | None:
         scheme = self.checkpoint.inputs.get(name)
@@ -165,6 +185,8 @@ class CheckpointFolder:
 
 def _layout(path: Path) -> str:
     """Return the checkpoint format that `config.json` names, or compressed-tensors, whose reader says what is amiss."""
+    if path.is_file():
+        return ONE_FILE[path.suffix]
     try:
         method = json.loads((path / CONFIGURATION).read_text(encoding="utf-8"))["quantization_config"]["quant_method"]
     except (OSError, ValueError, LookupError, TypeError):

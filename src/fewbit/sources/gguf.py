@@ -50,6 +50,11 @@ class GgufModel(TransformersModel):
         """Float16, the type of the scales of GGUF's quantized types."""
         return "float16"
 
+    @property
+    def origin(self) -> Path:
+        """The file."""
+        return self.path
+
     def load(self) -> Any:
         """Return the model in float32, ready to run.
 

@@ -72,6 +72,11 @@ class TransformersModel:
         """Float32, whatever the files hold."""
         return "float32"
 
+    @property
+    def origin(self) -> Path | None:
+        """None: it is read from no GGUF file."""
+        return None
+
     def skeleton(self) -> Any:
         """Return the model on the meta device; only the configuration and the headers of the weights are read."""
         model = outline(self._config, self.name)

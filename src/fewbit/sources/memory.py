@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fewbit.errors import SourceError
@@ -54,6 +55,11 @@ class Memory:
     def computes_in(self) -> ScaleType:
         """The same: nothing is converted."""
         return self.storage_type
+
+    @property
+    def origin(self) -> Path | None:
+        """None: it is read from no GGUF file."""
+        return None
 
     def skeleton(self) -> Any:
         """Return the module itself."""

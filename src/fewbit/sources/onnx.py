@@ -51,6 +51,11 @@ class OnnxSource:
         """The same: the types of a graph stay as they are."""
         return self.storage_type
 
+    @property
+    def origin(self) -> Path | None:
+        """None: it is read from no GGUF file."""
+        return None
+
     def skeleton(self) -> Any:
         """Return the model; numbers in external files are not read."""
         return self.load()

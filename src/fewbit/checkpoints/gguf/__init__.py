@@ -1,1 +1,1 @@
-"""GGUF files."""
+"""GGUF files: names, metadata, tokenizer and blocks, written as a stream and read back."""

@@ -19,7 +19,7 @@ from fewbit.checkpoints.onnx.stored import stored_tensors
 from fewbit.checkpoints.onnx.told import Told
 from fewbit.checkpoints.onnx.writer import write
 from fewbit.errors import FewbitWarning
-from fewbit.interfaces import Content, Layer, QuantizedLayer, StoredTensor
+from fewbit.interfaces import Content, Layer, QuantizedLayer, Source, StoredTensor
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.runtimes.migraphx import MIGRAPHX
 from fewbit.runtimes.openvino import OPENVINO
@@ -55,6 +55,15 @@ class OnnxFile:
     def holds_graph(self) -> bool:
         """A graph for a runtime."""
         return True
+
+    @property
+    def shares_weights(self) -> bool:
+        """Layers have constants of their own."""
+        return False
+
+    def source_problems(self, source: Source) -> Sequence[str]:  # noqa: ARG002
+        """Return nothing: a graph holds any model."""
+        return ()
 
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return the nearest schemes that the runtime has a form for."""

@@ -1,0 +1,176 @@
+"""ik_llama.cpp runs what fewbit writes: its logits are those of the dequantized weights, but for what it rounds itself.
+
+llama.cpp rounds the input of every matrix to 8 bits in blocks. The same is done to the model in torch, and the engine
+may be as far from the model with exact inputs as this one is, and half as far again. Rows of K in the order of
+transformers, the usual mistake, are five times farther off.
+"""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fewbit as fb
+from fewbit.checkpoints.gguf_header import read_gguf_header
+from fewbit.sources import open_source
+
+pytestmark = pytest.mark.skipif(find_spec("ik_llama_cpp") is None, reason="needs ik-llama-cpp-python, Linux on x86-64")
+ENGINE = Path(__file__).with_name("ik_llama.py")
+#: How much farther than what rounding explains the engine may be.
+SLACK = 1.5
+
+
+def run(path, given, result):
+    done = subprocess.run(
+        [sys.executable, ENGINE, path, given, result], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def engine_logits(path, tokens):
+    given, result = path.with_suffix(".tokens.npy"), path.with_suffix(".logits.npy")
+    np.save(given, tokens.numpy())
+    run(path, given, result)
+    return np.load(result)
+
+
+def engine_tokens(path, texts):
+    given, result = path.with_suffix(".texts.json"), path.with_suffix(".tokens.json")
+    given.write_text(json.dumps(texts))
+    run(path, given, result)
+    return json.loads(result.read_text())
+
+
+def rounded_inputs(module, arguments):
+    """Round the input of a linear layer to 8 bits in blocks of 32, as llama.cpp does."""
+    given = arguments[0]
+    blocks = given.reshape(-1, 32)
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    codes = torch.round(blocks / torch.where(scale == 0, 1, scale))
+    return (codes * scale.half().float()).reshape(given.shape)
+
+
+@torch.no_grad()
+def deviations(model, tokens, found):
+    """Return how far the engine's logits are from the model's, and those of the model with rounded inputs."""
+    exact = model(tokens).logits
+    hooks = [
+        module.register_forward_pre_hook(rounded_inputs)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    explained = model(tokens).logits
+    for hook in hooks:
+        hook.remove()
+    whole = float((exact - exact.mean(-1, keepdim=True)).norm())
+    return float((torch.from_numpy(found) - exact).norm()) / whole, float((explained - exact).norm()) / whole
+
+
+def with_rows_of_halves(path, heads):
+    """Copy a file with the rows of every K in the order of transformers."""
+    content = bytearray(path.read_bytes())
+    header = read_gguf_header(path)
+    for tensor in header.tensors:
+        if not tensor.name.endswith("attn_k.weight"):
+            continue
+        start = header.data_start + tensor.offset
+        rows = np.frombuffer(content, np.uint8, tensor.nbytes, start).reshape(
+            heads, -1, 2, tensor.nbytes // tensor.shape[0]
+        )
+        content[start : start + tensor.nbytes] = rows.swapaxes(1, 2).tobytes()
+    other = path.with_name("wrong.gguf")
+    other.write_bytes(content)
+    return other
+
+
+#: The engine builds no Gemma 2 and no GPT-2.
+FAMILIES = ("llama", "llama tied", "llama biases", "llama linear", "llama yarn", "mistral", "qwen2", "qwen3", "gemma",
+            "gemma3", "phi3")  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_each_family_computes_in_the_engine_what_it_does_in_torch(tmp_path, language_model, family):
+    model = language_model(family)
+    fb.quantize(model, "q8_0", to="gguf", dtype="float32").save(tmp_path / "m.gguf")
+    tokens = torch.arange(2, 50)[None]
+    found, explained = deviations(_dequantized(model), tokens, engine_logits(tmp_path / "m.gguf", tokens))
+    assert found < SLACK * explained + 0.01  # keys and values are float16 besides
+    assert explained < 0.1
+
+
+def _dequantized(model):
+    """Return a model of float layers with the weights of a quantized one."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "qtensor") and type(module).__name__ == "QuantizedLinear":
+            linear = torch.nn.Linear(*reversed(module.qtensor.shape), bias=module.bias is not None)
+            linear.weight.data = module.qtensor.dequantize()
+            if module.bias is not None:
+                linear.bias.data = module.bias.data
+            model.set_submodule(name, linear)
+    return model
+
+
+def test_rows_of_k_in_the_order_of_transformers_are_found_out(tmp_path, language_model):
+    model = language_model("llama")
+    fb.quantize(model, "q8_0", to="gguf", dtype="float32").save(tmp_path / "m.gguf")
+    tokens = torch.arange(2, 50)[None]
+    wrong = with_rows_of_halves(tmp_path / "m.gguf", heads=2)
+    found, explained = deviations(_dequantized(model), tokens, engine_logits(wrong, tokens))
+    assert found > 5 * (SLACK * explained + 0.01)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """Return the demo model under a weight scheme as a file, made once."""
+    made = {}
+
+    def file(weight):
+        if weight not in made:
+            rules = [fb.Rule(kind="linear", weight=weight)]
+            rules += [fb.Rule(kind=kind, weight="q8_0") for kind in ("embedding", "head")]
+            path = tmp_path_factory.mktemp(weight) / "m.gguf"
+            made[weight] = fb.quantize("smollm2", fb.Recipe(rules, name=weight), to="gguf").save(path)
+        return made[weight]
+
+    return file
+
+
+TEXT = (
+    "The quick brown fox jumps over the lazy dog. In 1905 a clerk in Bern wrote four papers that changed physics, and"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", ["q8_0", "q4_0", "q5_0", "iq4_nl", "mxfp4"])
+def test_smollm2_computes_in_the_engine_what_it_does_in_torch(smollm2, weight):
+    path = smollm2(weight)
+    source = open_source(path)
+    tokens = torch.tensor([source.tokenizer()(TEXT)["input_ids"]])
+    found, explained = deviations(source.load(), tokens, engine_logits(path, tokens))
+    assert found < SLACK * explained
+
+
+@pytest.mark.slow
+def test_smollm2_with_rows_of_k_in_another_order_is_found_out(smollm2):
+    path = smollm2("q8_0")
+    source = open_source(path)
+    tokens = torch.tensor([source.tokenizer()(TEXT)["input_ids"]])
+    wrong = with_rows_of_halves(path, heads=3)
+    found, explained = deviations(source.load(), tokens, engine_logits(wrong, tokens))
+    assert found > 5 * SLACK * explained
+
+
+@pytest.mark.slow
+def test_the_tokenizer_of_smollm2_is_carried_over(smollm2):
+    path = smollm2("q8_0")
+    origin = open_source("smollm2").path
+    texts = [TEXT, "12345 apples, 6.7 pears", "<|im_start|>user\nhello<|im_end|>\n", "naïve façade — 漢字 😀\t\n  x"]
+    copied = path.with_name("origin.gguf")
+    copied.symlink_to(origin)
+    assert engine_tokens(path, texts) == engine_tokens(copied, texts)
+    assert len(engine_tokens(path, ["12345"])[0]) == 5  # digits one by one, which transformers forgets of this file
