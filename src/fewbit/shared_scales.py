@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fewbit.algorithms.solution import Solution
 from fewbit.interfaces import Frontend, Layer
 from fewbit.numerics.namespace import Array, array_namespace, stop_gradient, to_float32
@@ -65,7 +67,7 @@ class SharedScales:
         # Weights of nothing but zeros need no scale at all.
         if inner is None or largest <= 0.0:
             return row.scheme
-        return replace(row.scheme, scale_scheme=replace(inner, range_method=Fixed(largest)))
+        return replace(row.scheme, scale_scheme=replace(inner, range_method=Fixed(_bound(inner, largest))))
 
 
 def under(solution: Solution, scheme: Scheme) -> Solution:
@@ -91,6 +93,12 @@ def _fused(row: PlanRow, partners: tuple[str, ...]) -> PlanRow:
         return row
     names = " and ".join(name.rpartition(".")[2] for name in partners)
     return replace(row, fused=partners, notes=(*row.notes, f"one global scale with {names}"))
+
+
+def _bound(inner: Scheme, largest: float) -> float:
+    """Return the upper bound that the scheme of scales has for a tensor of them in which this is the largest."""
+    _, high = inner.ranging(np.asarray([largest], np.float32), (0,), inner.grid)
+    return float(high[0])
 
 
 def _largest_scale(weight: Array, scheme: Scheme) -> float:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.compressed_tensors_blocks import BLOCKS, block_layout
 from fewbit.checkpoints.compressed_tensors_casts import (
     KEY,
     cast_problem,
@@ -76,14 +77,8 @@ class CompressedTensors(Streamed):
                 f"of class {layer.module_class}"
             )
             return f"{why}; keep it, or save the module's state_dict instead"
-        whole = isinstance(scheme.format, Int) and scheme.format.signed and scheme.format.bits <= 8
-        known = scheme.granularity in (PerTensor(), PerChannel()) or isinstance(scheme.granularity, PerGroup)
-        plain = scheme.scale_scheme is None and scheme.span is None
-        if not (whole or scheme.format == E4M3) or not known or not plain:
-            return (
-                f"fewbit's compressed-tensors writer has no layout for '{scheme}'; "
-                "use int1 to int8 or e4m3 by tensor, channel or group, fp16 or bf16"
-            )
+        if (problem := _weight_problem(scheme)) is not None:
+            return problem
         if quantized.output:
             return (
                 f"fewbit's compressed-tensors writer rounds no outputs, and here is "
@@ -200,6 +195,21 @@ class FolderWriter:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if kind is not None:
             self.abort()
+
+
+def _weight_problem(scheme: Scheme) -> str | None:
+    """Return why a weight cannot stand in the file under `scheme`, or `None`."""
+    if block_layout(scheme):
+        return None
+    whole = isinstance(scheme.format, Int) and scheme.format.signed and scheme.format.bits <= 8
+    known = scheme.granularity in (PerTensor(), PerChannel()) or isinstance(scheme.granularity, PerGroup)
+    plain = scheme.scale_scheme is None and scheme.span is None
+    if not (whole or scheme.format == E4M3) or not known or not plain:
+        return (
+            f"compressed-tensors has no layout for '{scheme}'; use int1 to int8 or e4m3 by tensor, channel or group, "
+            f"{', '.join(str(own) for own in BLOCKS.values())}, fp16 or bf16"
+        )
+    return None
 
 
 def _configuration(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""In which form compressed-tensors stores a layer: its schemes, and whether codes are packed.
+"""In which form compressed-tensors stores a layer: its schemes, and the layout of its weight.
 
 Integers go to `pack-quantized`, with integer inputs to `int-quantized`; floats to `naive-quantized`, with rounded
-inputs to `float-quantized`. Source: compressed-tensors 0.20, the order in which it infers formats.
+inputs to `float-quantized`; NVFP4 and microscaling formats to layouts of their own. Source: compressed-tensors 0.20,
+the order in which it infers formats.
 """
 
 from __future__ import annotations
@@ -9,27 +10,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fewbit.checkpoints.compressed_tensors_blocks import BLOCKS, block_layout
 from fewbit.formats.integer import Int
+from fewbit.formats.minifloat import E4M3
 from fewbit.interfaces import QuantizedLayer
 from fewbit.schemes.granularity import PerGroup
 from fewbit.schemes.scheme import Scheme
 
 #: The word of each form, and the type of weights that it holds.
-FORMS = {"pack-quantized": "int", "int-quantized": "int", "naive-quantized": "float", "float-quantized": "float"}
-#: The word of the only one that packs.
+FORMS = {
+    "pack-quantized": "int", "int-quantized": "int", "naive-quantized": "float", "float-quantized": "float",
+    **dict.fromkeys(BLOCKS, "float"),
+}  # fmt: skip
+#: The word of the only one that packs integers.
 PACKED = "pack-quantized"
 
 
 def entry(scheme: Scheme) -> dict[str, Any]:
     """Return what a config group says of a scheme, be it that of weights or of inputs."""
-    granularity = scheme.granularity
-    return {
+    granularity, inner = scheme.granularity, scheme.scale_scheme
+    said = {
         "num_bits": scheme.format.bits,
         "type": "int" if isinstance(scheme.format, Int) else "float",
         "symmetric": scheme.symmetric,
         "strategy": "group" if isinstance(granularity, PerGroup) else granularity.name,
         "group_size": granularity.size if isinstance(granularity, PerGroup) else None,
     }
+    if inner is None:
+        return said
+    if inner.format == E4M3:
+        return {**said, "strategy": "tensor_group", "scale_dtype": "torch.float8_e4m3fn"}
+    return {**said, "scale_dtype": "torch.uint8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +51,26 @@ class Form:
     scheme: Scheme
     #: Of the input; `None`: it stays float.
     input: Scheme | None
-    #: Integer codes in dense words; otherwise each is a byte.
-    packed: bool
+    #: The word for the layout of its weight, of `FORMS`.
+    word: str
 
     @classmethod
     def of(cls, quantized: QuantizedLayer) -> Form:
         """Return the form that a layer is written in."""
         scheme, given = quantized.scheme, quantized.input
+        if (word := block_layout(scheme)) is not None:
+            return cls(scheme, given, word)
+        if not isinstance(scheme.format, Int):
+            return cls(scheme, given, "float-quantized" if given else "naive-quantized")
         # Integers under float inputs stay packed: that is where vLLM looks for them.
-        packed = isinstance(scheme.format, Int) and not (given and isinstance(given.format, Int))
-        return cls(scheme, given, packed)
+        return cls(scheme, given, "int-quantized" if given and isinstance(given.format, Int) else PACKED)
 
     @property
-    def word(self) -> str:
-        """The word for it in the configuration."""
-        if self.packed:
-            return PACKED
-        if isinstance(self.scheme.format, Int):
-            return "int-quantized"
-        return "float-quantized" if self.input else "naive-quantized"
+    def packed(self) -> bool:
+        """Whether codes are integers in dense words; otherwise each is a byte, or in the way of `blocks`."""
+        return self.word == PACKED
+
+    @property
+    def blocks(self) -> bool:
+        """Whether scales are codes too."""
+        return self.word in BLOCKS

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.checkpoints.compressed_tensors_blocks import GLOBAL_SCALE, decoded_blocks, encoded_blocks, stored_blocks
 from fewbit.checkpoints.compressed_tensors_form import Form
 from fewbit.checkpoints.safetensors_file import numpy_type
 from fewbit.errors import CheckpointError
@@ -23,13 +24,15 @@ from fewbit.qtensor import QTensor, scale_shape
 from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
 
-SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight")
+SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", GLOBAL_SCALE, "weight")
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 def stored_parts(name: str, shape: tuple[int, int], form: Form, storage_type: ScaleType) -> list[StoredTensor]:
     """Return what stands in the file for the weight of `shape` (out, in) of layer `name`."""
     (out, width), scheme = shape, form.scheme
+    if form.blocks:
+        return stored_blocks(name, shape, scheme)
     scale = StoredTensor(f"{name}.weight_scale", storage_type, _scale_shape(shape, scheme))
     if not form.packed:
         kind = "int8" if isinstance(scheme.format, Int) else "float8_e4m3fn"
@@ -45,6 +48,8 @@ def stored_parts(name: str, shape: tuple[int, int], form: Form, storage_type: Sc
 
 def encoded(name: str, qtensor: QTensor, form: Form, storage_type: ScaleType) -> dict[str, np.ndarray[Any, Any]]:
     """Return the arrays of one weight by their suffix, in the order of `stored_parts`."""
+    if form.blocks:
+        return encoded_blocks(name, qtensor)
     scheme = qtensor.scheme
     scale = to_numpy(qtensor.scale)
     if not scale_fits(scale, storage_type).all():
@@ -85,6 +90,8 @@ def decoded(name: str, arrays: Arrays, form: Form) -> QTensor:
 
     """
     try:
+        if form.blocks:
+            return decoded_blocks(arrays, form.scheme)
         shape = _weight_shape(arrays, form)
         _require_shapes(arrays, shape, form)
         qtensor = _assembled(arrays, shape, form)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fewbit.checkpoints.compressed_tensors_form import FORMS, PACKED, Form
+from fewbit.checkpoints.compressed_tensors_blocks import BLOCKS, GLOBAL_SCALE, stored_blocks
+from fewbit.checkpoints.compressed_tensors_form import FORMS, PACKED, Form, entry
 from fewbit.checkpoints.compressed_tensors_inputs import read_input, require_input
 from fewbit.errors import CheckpointError, NotYetError, SchemeError
 from fewbit.formats.integer import Int
@@ -22,6 +23,8 @@ from fewbit.schemes.scheme import Scheme
 
 _PATTERN = "re:"
 _MIXED = "mixed-precision"
+#: What has no meaning without a `weight_scale`.
+_PARTS = ("weight_packed", "weight_zero_point", "weight_shape", GLOBAL_SCALE)
 #: Keys of the file that change what a model computes, with the values under which they do not.
 _IDLE: dict[str, tuple[Any, ...]] = {
     "kv_cache_scheme": (None, {}),
@@ -108,9 +111,9 @@ def _group(name: str, table: Any, common: Any) -> _Group:
         raise CheckpointError(f"{where} is no object but {table!r:.80}")
     targets = _Targets.read(table.get("targets"), f"targets of {where}")
     weights, inputs = table.get("weights") or {}, table.get("input_activations") or {}
-    for key, entry in {"weights": weights, "input_activations": inputs}.items():
-        if not isinstance(entry, dict):
-            raise CheckpointError(f"{key} of {where} are no object but {entry!r:.80}")
+    for key, said in {"weights": weights, "input_activations": inputs}.items():
+        if not isinstance(said, dict):
+            raise CheckpointError(f"{key} of {where} are no object but {said!r:.80}")
     layout = table.get("format") or (common if common != _MIXED else None)
     if layout is not None and layout not in tuple(FORMS):
         raise NotYetError(f"{where} has the format {layout!r:.80}; the formats that are read are {', '.join(FORMS)}")
@@ -136,11 +139,36 @@ def _group_of(name: str, groups: list[_Group]) -> _Group:
 def _form(group: _Group, name: str, stored: Mapping[str, StoredTensor]) -> Form:
     if group.outputs:
         raise NotYetError(f"{name} has quantized output_activations, which this version does not read")
-    scheme = _scheme(group.weights, name, stored[f"{name}.weight_scale"].dtype)
+    kind = stored[f"{name}.weight_scale"].dtype
+    blocks = _blocks(group, kind)
+    scheme = BLOCKS[blocks] if blocks else _scheme(group.weights, name, kind)
     scale = stored.get(f"{name}.input_scale")
     given = read_input(group.inputs, name, scale.dtype if scale else "float32") if group.inputs else None
+    if blocks:
+        return Form(scheme, given, blocks)
     packed = group.layout == PACKED if group.layout else f"{name}.weight_packed" in stored
-    return Form(scheme, given, packed and isinstance(scheme.format, Int))
+    if packed and isinstance(scheme.format, Int):
+        return Form(scheme, given, PACKED)
+    return Form(scheme, given, "int-quantized" if isinstance(scheme.format, Int) else "naive-quantized")
+
+
+def _blocks(group: _Group, scale_type: str) -> str | None:
+    """Return the layout in which scales are codes that a group says, or, without a word, what it says of weights.
+
+    Raises:
+        CheckpointError: a layout that contradicts what is said of weights.
+
+    """
+    if group.layout is not None and group.layout not in BLOCKS:
+        return None
+    for word, scheme in BLOCKS.items():
+        said = {key: group.weights.get(key, value) for key, value in entry(scheme).items()}
+        fits = said == entry(scheme) and scale_type in ("uint8", "float8_e4m3fn")
+        if word == group.layout and (not fits or group.weights.get("dynamic")):
+            raise CheckpointError(f"config group {group.name!r:.80} contradicts itself: {word} holds {scheme} only")
+        if fits and group.layout in (None, word):
+            return word
+    return None
 
 
 def _scheme(weights: Mapping[str, Any], name: str, scale_type: str) -> Scheme:
@@ -172,6 +200,8 @@ def _scheme(weights: Mapping[str, Any], name: str, scale_type: str) -> Scheme:
 
 def _require_complete(name: str, form: Form, stored: Mapping[str, StoredTensor]) -> None:
     needed = ["weight_packed", "weight_shape"] if form.packed else ["weight"]
+    if form.blocks:
+        needed = [part.name.rpartition(".")[2] for part in stored_blocks(name, (1, 1), form.scheme)]
     needed += [] if form.scheme.symmetric else ["weight_zero_point"]
     for suffix in needed:
         if f"{name}.{suffix}" not in stored:
@@ -183,6 +213,6 @@ def _require_scaled(forms: Mapping[str, Form], stored: Mapping[str, StoredTensor
     """Raise for parts of quantized layers that have no scale: loaded as numbers they would be wrong in silence."""
     for full_name, tensor in stored.items():
         name, _, suffix = full_name.rpartition(".")
-        part = suffix in ("weight_packed", "weight_zero_point", "weight_shape") or tensor.dtype.startswith("float8")
+        part = suffix in _PARTS or tensor.dtype.startswith("float8")
         if part and name not in forms:
             raise CheckpointError(f"{full_name} is part of a quantized weight, but {name}.weight_scale is missing")

@@ -1,8 +1,8 @@
 """Schemes whose scale is quantized too: microscaling (MX), NVFP4, double-quantized NF4.
 
 MX: groups of 32 share a power of two (OCP Microscaling Formats 1.0). NVFP4: groups of 16 share an e4m3 scale, and the
-tensor a float32 (NVIDIA, 2025). Double-quantized NF4: groups of 64 share an e4m3 scale, 256 scales a float32 (QLoRA,
-arXiv 2305.14314, section 3, there with 8-bit codes of scales less their mean).
+tensor a float32 (NVIDIA, 2025), here a power of two. Double-quantized NF4: groups of 64 share an e4m3 scale, 256 scales
+a float32 (QLoRA, arXiv 2305.14314, section 3, there with 8-bit codes of scales less their mean).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from fewbit.formats.codebook import NF4
 from fewbit.formats.minifloat import E2M1, E2M3, E3M2, E4M3, E5M2, Float
 from fewbit.formats.power_of_two import PowerOfTwo
 from fewbit.ranges.fixed import Fixed
+from fewbit.ranges.octave import Octave
 from fewbit.schemes.granularity import PerGroup, PerTensor, PerTile
 from fewbit.schemes.scheme import Scheme
 
@@ -37,7 +38,7 @@ MXFP8E5M2 = microscaling(E5M2)
 NVFP4 = Scheme(
     format=E2M1,
     granularity=PerGroup(16),
-    scale_scheme=Scheme(format=E4M3, granularity=PerTensor(), scale_type="float32"),
+    scale_scheme=Scheme(format=E4M3, granularity=PerTensor(), scale_type="float32", range_method=Octave()),
 )
 NF4_DOUBLE = Scheme(
     format=NF4,
