@@ -249,7 +249,8 @@ def load(
     recipe, model = Recipe(rules, name=path.name), source.skeleton()
     made = model_plan(source, model, recipe, to=None, dtype="auto")
     made = replace(made, hints=hints_of(made, frontend_of(source.framework), model))
-    return Result(model=source.load(), plan=made, report=None, source=source)
+    loaded = source.load()
+    return Result(model=loaded, plan=made, report=None, source=source, cache=source.cache(loaded))
 
 
 def _default_calibration(model: Any) -> Calibration:

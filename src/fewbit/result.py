@@ -30,6 +30,8 @@ class Result:
     batches: Sequence[Any] = field(default=(), repr=False)
     #: A batch to trace a module on, if there was any.
     example: Any = field(default=None, repr=False)
+    #: Of a loaded checkpoint that has ranges for it: an empty key-value cache, to be given as `past_key_values`.
+    cache: Any = field(default=None, repr=False)
 
     @property
     def recipe(self) -> Recipe:
@@ -42,7 +44,13 @@ class Result:
         return frontend.run(self.model, frontend.adopted(self.model, batch))
 
     def save(
-        self, path: str | Path, to: str | None = None, *, runtime: str | None = None, overwrite: bool = False
+        self,
+        path: str | Path,
+        to: str | None = None,
+        *,
+        runtime: str | None = None,
+        overwrite: bool = False,
+        cache: Any = None,
     ) -> Path:
         """Write the model to `path`, with its report, and return the path; it is renamed into place when complete.
 
@@ -51,9 +59,11 @@ class Result:
             to: the layout; left out: `compressed-tensors`, or onnxruntime's for a name that ends in `.onnx`.
             runtime: instead, the runtime that an ONNX file is for: `ort-cpu`, `tensorrt`, `migraphx`, `openvino`.
             overwrite: replace what is there.
+            cache: a key-value cache of the model by fixed ranges, for runtimes to use; left out: that of the folder
+                which was loaded.
 
         Raises:
-            PlanError: the layout cannot hold a layer under its scheme.
+            PlanError: the layout cannot hold a layer under its scheme, or the cache.
             CheckpointError: `path` exists, cannot be written, or scales would not be stored exactly.
 
         """
@@ -63,6 +73,10 @@ class Result:
         named = [f"{q.layer.name}: {text}" for q, text in zip(self.plan.quantized, problems, strict=True) if text]
         products = [(row.layer, row.input) for row in self.plan.rounded_products if row.input]
         named += [f"{own.name}: {text}" for own, scheme in products if (text := target.product_problem(own, scheme))]
+        kept = self.cache if cache is None else cache
+        caches = {} if kept is None else kept.by_attention(self.model)
+        schemes = {own.scheme for pair in caches.values() for own in pair}
+        named += [f"the key-value cache: {text}" for own in schemes if (text := target.cache_problem(own))]
         named += width_problems(self.recipe, target)
         if named:
             if self.recipe.adapts and target.name != self.plan.target:
@@ -75,7 +89,7 @@ class Result:
         content = Content(
             model=self.model,
             frontend=frontend_of(self.source.framework),
-            manifest=replace(self.plan.manifest(self._configuration(), {**companions, **report}), origin=origin),
+            manifest=replace(self.plan.manifest(self._configuration(), {**companions, **report}), origin=origin, caches=caches),
             batches=self.batches,
             example=self.example,
             cast=self.plan.cast_whole,

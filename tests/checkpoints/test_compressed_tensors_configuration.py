@@ -105,7 +105,7 @@ CONFIGURATIONS = {
         inputs(strategy="tensor", dynamic=False), CheckpointError, "0.input_scale is missing; the input 'int8 tensor"),
     "a layout of bytes": (group(format="int-quantized"), CheckpointError, "0.weight is missing; int4 g32 needs it"),
     "a quantized cache": (
-        top(kv_cache_scheme={"num_bits": 8}), NotYetError, "has kv_cache_scheme = {'num_bits': 8}, which"),
+        top(kv_cache_scheme={"num_bits": 8}), CheckpointError, "has a kv_cache_scheme, but no attention has a"),
     "a rotation": (
         top(transform_config={"config_groups": {"R1": {}}}), NotYetError, "transform_config = {'config_groups': {'R1'"),
     "sparse weights": (

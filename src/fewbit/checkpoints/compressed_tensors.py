@@ -17,6 +17,14 @@ import numpy as np
 
 from fewbit.activation import Activation
 from fewbit.checkpoints.compressed_tensors_blocks import BLOCKS, block_layout
+from fewbit.checkpoints.compressed_tensors_caches import (
+    cache_problem,
+    decoded_caches,
+    encoded_caches,
+    is_of_cache,
+    read_cache_scheme,
+    stored_caches,
+)
 from fewbit.checkpoints.compressed_tensors_casts import (
     KEY,
     cast_problem,
@@ -95,6 +103,10 @@ class CompressedTensors(Streamed):
             "state_dict instead"
         )
 
+    def cache_problem(self, scheme: Scheme) -> str | None:
+        """Return why this layout has no place for the ranges of a cache that is rounded so, or `None`."""
+        return cache_problem(scheme)
+
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
         """Scales have the type of the model's float numbers."""
         return storage_type
@@ -112,6 +124,7 @@ class CompressedTensors(Streamed):
         stored = [*manifest.floats]
         for quantized in manifest.quantized:
             stored += self.tensors(quantized, manifest.storage_type)
+        stored += stored_caches(manifest.caches, manifest.storage_type)
         for tensor in stored:
             require_plain(tensor.name)
         require_targets(layer.name for layer in (*manifest.kept, *(q.layer for q in manifest.quantized)))
@@ -122,7 +135,7 @@ class CompressedTensors(Streamed):
 
         Raises:
             CheckpointError: no such folder, or files that do not fit together.
-            NotYetError: quantized outputs or caches.
+            NotYetError: quantized outputs, or caches by dynamic ranges.
 
         """
         path = Path(path)
@@ -134,6 +147,7 @@ class CompressedTensors(Streamed):
         casts = read_casts(configuration, by_name)
         configuration.pop(KEY, None)
         forms = read_forms(quantization, by_name) if quantization else {}
+        cached = read_cache_scheme((quantization or {}).get("kv_cache_scheme"), by_name)
         for name in casts.keys() & forms.keys():
             raise CheckpointError(f"{name} has a weight_scale, but {KEY} of config.json says that it is a cast")
         schemes = {name: (form.scheme, form.input) for name, form in forms.items()} | casts
@@ -143,7 +157,8 @@ class CompressedTensors(Streamed):
             schemes={name: scheme for name, (scheme, _) in schemes.items()},
             inputs={name: given for name, (_, given) in schemes.items() if given},
             stored=stored,
-            tensors=lambda: _read(files, forms, {name: scheme for name, (scheme, _) in casts.items()}),
+            tensors=lambda: _read(files, forms, {name: scheme for name, (scheme, _) in casts.items()}, cached),
+            caches=lambda: decoded_caches(_of_caches(files, cached), cached),
         )
 
 
@@ -173,6 +188,8 @@ class FolderWriter:
 
     def close(self) -> Path:
         """Write configuration and companions, move the folder to its name, and return it."""
+        for name, array in encoded_caches(self._manifest.caches, self._manifest.storage_type).items():
+            self._weights.put(name, array)
         self._weights.close()
         configuration = dict(self._manifest.configuration)
         quantized = self._manifest.quantized
@@ -223,13 +240,20 @@ def _configuration(path: Path) -> dict[str, Any]:
     return configuration
 
 
+def _of_caches(files: list[Path], cached: Mapping[str, Scheme]) -> dict[str, np.ndarray[Any, Any]]:
+    every = (pair for file in (files if cached else []) for pair in read_tensors(file))
+    return {name: array for name, array in every if is_of_cache(name, cached)}
+
+
 def _read(
-    files: list[Path], forms: Mapping[str, Form], casts: Mapping[str, Scheme]
+    files: list[Path], forms: Mapping[str, Form], casts: Mapping[str, Scheme], cached: Mapping[str, Scheme]
 ) -> Iterator[tuple[str, Array | QTensor | Activation]]:
     waiting: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     for file in files:
         for full_name, array in read_tensors(file):
             name, _, suffix = full_name.rpartition(".")
+            if is_of_cache(full_name, cached):
+                continue
             if name in casts and suffix == "weight":
                 yield name, decoded_cast(name, array, casts[name])
                 continue

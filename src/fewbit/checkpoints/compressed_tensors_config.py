@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from fewbit.checkpoints.compressed_tensors_caches import cache_entry
 from fewbit.checkpoints.compressed_tensors_form import Form, entry
 from fewbit.checkpoints.compressed_tensors_inputs import input_entry
 from fewbit.errors import CheckpointError
@@ -50,7 +51,7 @@ def write_config(manifest: Manifest) -> dict[str, Any]:
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": [layer.name for layer in plain if layer.module_class == "Linear"],
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": cache_entry(manifest.caches),
         "global_compression_ratio": None,
     }
 

@@ -27,7 +27,6 @@ _MIXED = "mixed-precision"
 _PARTS = ("weight_packed", "weight_zero_point", "weight_shape", GLOBAL_SCALE)
 #: Keys of the file that change what a model computes, with the values under which they do not.
 _IDLE: dict[str, tuple[Any, ...]] = {
-    "kv_cache_scheme": (None, {}),
     "transform_config": (None, {}),
     "sparsity_config": (None, {}, {"format": "dense"}),
     "quantization_status": (None, "compressed"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import Content, Manifest, QuantizedLayer, Source, Writer
+from fewbit.schemes.scheme import Scheme
 
 
 class Streamed(ABC):
@@ -40,6 +41,10 @@ class Streamed(ABC):
     def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return the layer as it is: what cannot be held is a problem."""
         return quantized
+
+    def cache_problem(self, scheme: Scheme) -> str | None:
+        """Return why there is no place for the ranges of a key-value cache: a layout that has one says so."""
+        return f"these files have no place for the ranges of a key-value cache, such as '{scheme}'; leave out `cache`"
 
     def between(self, model: Any, batches: Sequence[Any]) -> None:  # noqa: ARG002
         """Round nothing between layers."""

@@ -44,6 +44,8 @@ class Checkpoint:
     stored: tuple[StoredTensor, ...]
     #: Reads the tensors: floats by full name, QTensors by layer name, each behind its static input.
     tensors: Callable[[], Iterable[tuple[str, Array | QTensor | Activation]]]
+    #: Reads how keys and values are rounded on their way into the cache, by the name of the attention.
+    caches: Callable[[], Mapping[str, tuple[Activation, Activation]]] = dict
 
 
 class CheckpointFormat(Target, Protocol):

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from fewbit.activation import Activation
 from fewbit.interfaces.layer import Layer, QuantizedLayer
 from fewbit.schemes.scheme import ScaleType
 
@@ -50,6 +51,8 @@ class Manifest:
     storage_type: ScaleType
     #: The model's `config.json` as a dictionary; empty for a module of one's own.
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    #: How keys and values are rounded on their way into the cache, by the name of the attention; fixed ranges only.
+    caches: Mapping[str, tuple[Activation, Activation]] = field(default_factory=dict)
     #: Further files by plain name: tokenizer, report.
     files: Mapping[str, bytes] = field(default_factory=dict)
     #: Layers whose weight, codes included, is that of another, by the name of that one.

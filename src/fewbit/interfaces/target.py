@@ -65,6 +65,9 @@ class Target(Protocol):
     def source_problems(self, source: Source) -> Sequence[str]:
         """Return why it cannot hold a model of this kind or its tokenizer, with the remedy."""
 
+    def cache_problem(self, scheme: Scheme) -> str | None:
+        """Return why it has no place for the ranges of a key-value cache that is rounded so, or `None`."""
+
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
         """Return the type in which it stores scales."""
 

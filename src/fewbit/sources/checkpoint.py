@@ -162,6 +162,15 @@ class CheckpointFolder:
 
         return gguf_file(self.path)
 
+    def cache(self, model: Any) -> Any:
+        """Return an empty key-value cache for `model` by the ranges that the folder holds; `None`: it holds none."""
+        caches = self.checkpoint.caches()
+        if not caches:
+            return None
+        from fewbit.frontends.torch.key_value_cache import stored_cache
+
+        return stored_cache(model, caches)
+
     def _dynamic(self, name: str) -> Activation | None:
         scheme = self.checkpoint.inputs.get(name)
         return Activation(scheme=scheme) if scheme and not scheme.static else None

@@ -77,6 +77,10 @@ class OnnxFile:
         """Return why the runtime cannot have operands of a product inside attention so, or `None`."""
         return self.runtime.product_problem(scheme)
 
+    def cache_problem(self, scheme: Scheme) -> str | None:
+        """Return why a graph has no place for the ranges of a key-value cache: it holds no cache."""
+        return f"ONNX files hold no key-value cache yet, and here is one in '{scheme}'; leave out `cache`"
+
     def scale_type(self, storage_type: ScaleType) -> ScaleType:
         """Scales have the type of the graph's float numbers."""
         return storage_type

@@ -6,7 +6,7 @@ each append (`tensor`), or by fixed ranges of a layer (`tensor static`) or of ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from fewbit.activation import Activation
 from fewbit.catalogue import lookup
-from fewbit.errors import CalibrationError, NotYetError, SchemeError
+from fewbit.errors import CalibrationError, CheckpointError, NotYetError, SchemeError
 from fewbit.frontends.torch.calls import Call
 from fewbit.frontends.torch.canonical import from_canonical, to_canonical
 from fewbit.numerics.packing import pack, unpack
@@ -24,11 +24,13 @@ from fewbit.qtensor import quantize, scale_shape
 from fewbit.ranges import OutputRange
 from fewbit.schemes.granularity import PerGroup, PerTensor, PerToken
 from fewbit.schemes.notation import parse_input_scheme
-from fewbit.schemes.scheme import Scheme
+from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.statistics import STATISTICS
 
 
-def key_value_cache(model: Any, scheme: str | Scheme = "int8", calibration: Sequence[Any] = ()) -> KeyValueCache:
+def key_value_cache(
+    model: Any, scheme: str | Scheme = "int8", calibration: Sequence[Any] = (), dtype: ScaleType | None = None
+) -> KeyValueCache:
     """Return an empty cache for `model`, to be given as `past_key_values`; `reset()` empties it again.
 
     Args:
@@ -36,6 +38,7 @@ def key_value_cache(model: Any, scheme: str | Scheme = "int8", calibration: Sequ
         scheme: as that of an input: `int8` and `e4m3` go by token and head, `int8 tensor static` and `int8 channel
             static` (a range for each head) by ranges that `calibration` fixes.
         calibration: batches of token ids (sequences, length).
+        dtype: the type in which a file is to hold fixed scales, that of its floats; left out: the model's.
 
     Raises:
         SchemeError: a scheme that is none of these.
@@ -48,7 +51,7 @@ def key_value_cache(model: Any, scheme: str | Scheme = "int8", calibration: Sequ
         raise SchemeError(f"a key-value cache has a scale a token, tensor or group, not '{parsed.granularity.name}'")
     if isinstance(parsed.ranging, OutputRange):
         raise SchemeError(f"a key-value cache by '{parsed}': {parsed.ranging.name} ranges weights only; use mse")
-    if parsed.format.bits > 8 or parsed.scale_type not in (None, "float32"):
+    if parsed.format.bits > 8 or (parsed.scale_type not in (None, "float32") and not parsed.static):
         raise NotYetError(f"a cache by '{parsed}', of more than 8 bits or with 16-bit scales, is not in this version")
     if parsed.scale_scheme is not None or parsed.float_zero:
         raise NotYetError(
@@ -58,6 +61,8 @@ def key_value_cache(model: Any, scheme: str | Scheme = "int8", calibration: Sequ
     if not parsed.static:
         same = Activation(scheme=parsed)
         return KeyValueCache([RoundedLayer(same, same) for _ in range(count)])
+    # A fixed scale is rounded to the type that a file of the model stores it in.
+    parsed = parsed.stored_as(dtype or str(model.dtype).removeprefix("torch."))  # type: ignore[arg-type]
     seen = _observed(model, [(_Seen(parsed), _Seen(parsed)) for _ in range(count)], calibration)
     return KeyValueCache([RoundedLayer(*(own.activation() for own in pair)) for pair in seen])
 
@@ -73,6 +78,43 @@ class KeyValueCache(Cache):
         """Bytes of codes and scales that are held."""
         return sum(part.numel() for layer in self.layers for part in (layer.keys, layer.values) if part is not None)
 
+    def by_attention(self, model: Any) -> dict[str, tuple[Activation, Activation]]:
+        """Return how keys and values are rounded, by the name of each attention of `model`.
+
+        Raises:
+            SchemeError: a model that does not have one attention for each layer of the cache.
+
+        """
+        names = attention_names(model)
+        if sorted(names) != list(range(len(self.layers))):
+            raise SchemeError(f"a cache of {len(self.layers)} layers, and the model has attentions {sorted(names)}")
+        return {names[place]: layer.roundings for place, layer in enumerate(self.layers)}
+
+
+def attention_names(model: Any) -> dict[int, str]:
+    """Return the names of the attentions of a model of transformers by the number of their layer."""
+    found = {}
+    for name, module in model.named_modules():
+        place = getattr(module, "layer_idx", None)
+        if isinstance(place, int) and "attention" in type(module).__name__.lower():
+            found[place] = name
+    return found
+
+
+def stored_cache(model: Any, caches: Mapping[str, tuple[Activation, Activation]]) -> KeyValueCache:
+    """Return an empty cache for `model` by the fixed ranges of a folder, by the name of each attention.
+
+    Raises:
+        CheckpointError: ranges of something that is no attention, or of some attentions only.
+
+    """
+    names, like = attention_names(model), next(model.parameters())
+    if set(names.values()) != set(caches):
+        odd = sorted(set(names.values()) ^ set(caches))
+        raise CheckpointError(f"ranges of caches do not fit the attentions of the model: {', '.join(odd[:5])}")
+    pairs = [caches[names[place]] for place in sorted(names)]
+    return KeyValueCache([RoundedLayer(*(own.like(like) for own in pair)) for pair in pairs])
+
 
 class RoundedLayer(DynamicLayer):
     """The keys and values of one layer.
@@ -85,6 +127,11 @@ class RoundedLayer(DynamicLayer):
         super().__init__()
         self._roundings = key, value
         self._width = 0
+
+    @property
+    def roundings(self) -> tuple[Activation, Activation]:
+        """How keys and values are rounded."""
+        return self._roundings
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start empty, for heads of this width."""
