@@ -89,7 +89,9 @@ class Result:
         content = Content(
             model=self.model,
             frontend=frontend_of(self.source.framework),
-            manifest=replace(self.plan.manifest(self._configuration(), {**companions, **report}), origin=origin, caches=caches),
+            manifest=replace(
+                self.plan.manifest(self._configuration(), {**companions, **report}), origin=origin, caches=caches
+            ),
             batches=self.batches,
             example=self.example,
             cast=self.plan.cast_whole,
