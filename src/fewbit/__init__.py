@@ -12,6 +12,7 @@ from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.hqq import Hqq
 from fewbit.algorithms.nearest import Nearest
 from fewbit.calibration import Calibration
+from fewbit.conversion import Conversion, convert
 from fewbit.errors import FewbitError
 from fewbit.formats.codebook import Codebook
 from fewbit.formats.integer import Int
@@ -34,6 +35,7 @@ __all__ = [
     "AutoRound",
     "Calibration",
     "Codebook",
+    "Conversion",
     "Evaluation",
     "FewbitError",
     "Float",
@@ -54,6 +56,7 @@ __all__ = [
     "Rule",
     "Samples",
     "Scheme",
+    "convert",
     "keep",
     "load",
     "parse_scheme",

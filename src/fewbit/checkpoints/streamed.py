@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fewbit.checkpoints.restated import restated
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import Content, Manifest, QuantizedLayer, Source, Writer
+from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
 
@@ -45,6 +47,18 @@ class Streamed(ABC):
     def cache_problem(self, scheme: Scheme) -> str | None:
         """Return why there is no place for the ranges of a key-value cache: a layout that has one says so."""
         return f"these files have no place for the ranges of a key-value cache, such as '{scheme}'; leave out `cache`"
+
+    def held_as(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return the layer as it is: under its own schemes it keeps its values."""
+        return quantized
+
+    def nearest(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return the layer as it is held without loss: what that cannot be is a problem."""
+        return self.held_as(quantized)
+
+    def restated(self, qtensor: QTensor, scheme: Scheme) -> QTensor:
+        """Return the same values with codes, zero points and scales as `scheme` counts them."""
+        return restated(qtensor, scheme)
 
     def between(self, model: Any, batches: Sequence[Any]) -> None:  # noqa: ARG002
         """Round nothing between layers."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fewbit.cli.convert import convert
 from fewbit.cli.demo import demo
 from fewbit.cli.evaluate import evaluate
 from fewbit.cli.inspect import inspect
@@ -47,7 +48,7 @@ def options(
         raise typer.Exit
 
 
-for command in (quantize, evaluate, inspect, support, demo):
+for command in (quantize, evaluate, inspect, convert, support, demo):
     application.command(no_args_is_help=command not in (support, demo))(command)
 
 
@@ -57,7 +58,6 @@ def _later(name: str, what: str) -> None:
         raise NotYetError(f"fewbit {name} ({what}) is not in this version")
 
 
-_later("convert", "between on-disk formats")
 _later("compare", "reports side by side")
 _later("verify", "file hashes")
 _later("finetune", "quantization-aware training")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fewbit.activation import Activation
 from fewbit.integer_bias import IntegerBias
+from fewbit.interfaces.layer import QuantizedLayer
 from fewbit.interfaces.manifest import Manifest, StoredTensor
 from fewbit.interfaces.target import Target
 from fewbit.numerics.namespace import Array
@@ -40,6 +41,9 @@ class Checkpoint:
     schemes: Mapping[str, Scheme]
     #: How the inputs of layers are rounded; nothing for one whose input stays float.
     inputs: Mapping[str, Scheme] = field(default_factory=dict)
+    #: Layers whose columns share scales in another order than their own (act-order): the scheme as it is stored. Their
+    #: entry in `schemes` has the longest runs of neighbours that share one.
+    scattered: Mapping[str, Scheme] = field(default_factory=dict)
     #: What the file holds, by name in the file.
     stored: tuple[StoredTensor, ...]
     #: Reads the tensors: floats by full name, QTensors by layer name, each behind its static input.
@@ -60,3 +64,12 @@ class CheckpointFormat(Target, Protocol):
 
     def read(self, path: Path) -> Checkpoint:
         """Open the checkpoint at `path`."""
+
+    def held_as(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return the layer under schemes that hold its values here; what these cannot is a `problem` of the layer."""
+
+    def nearest(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return the layer under the nearest schemes that this layout has a form for; its values change."""
+
+    def restated(self, qtensor: QTensor, scheme: Scheme) -> QTensor:
+        """Return the values of `qtensor` under `scheme`; raises `CheckpointError` with the reason where it has none."""

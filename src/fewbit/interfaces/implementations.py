@@ -9,7 +9,7 @@ from fewbit.interfaces.frontend import Frontend
 from fewbit.interfaces.target import Target
 
 #: Checkpoint formats of the design that this version does not write.
-CHECKPOINTS_LATER = ("awq", "gptq")
+CHECKPOINTS_LATER = ()
 #: Front ends by framework.
 FRONTENDS = {
     "torch": "fewbit.frontends.torch.frontend:TorchFrontend",
@@ -18,6 +18,8 @@ FRONTENDS = {
 #: Checkpoint formats by the word for them in `to=`, which is also the `quant_method` of their `config.json`.
 CHECKPOINTS = {
     "compressed-tensors": "fewbit.checkpoints.compressed_tensors:CompressedTensors",
+    "gptq": "fewbit.checkpoints.gptq:Gptq",
+    "awq": "fewbit.checkpoints.awq:Awq",
     "gguf": "fewbit.checkpoints.gguf.format:Gguf",
 }
 #: Checkpoint formats that are one file instead of a folder, by the ending of its name.

@@ -49,14 +49,14 @@ class CheckpointFolder:
 
     @property
     def storage_type(self) -> ScaleType:
-        """The type of the scales, which is that of the float numbers; without scales, of what is not cast."""
+        """The type that most of the float numbers have; without any, that of the scales."""
         schemes = self.checkpoint.schemes
         scales = [scheme.scale_type for scheme in schemes.values() if scheme.scale_type]
         counts: Counter[Any] = Counter()
         for tensor in self.checkpoint.stored:
             if tensor.name.removesuffix(".weight") not in schemes and tensor.dtype in get_args(ScaleType):
                 counts[tensor.dtype] += prod(tensor.shape)
-        return next(iter((*scales, *(dtype for dtype, _ in counts.most_common()))), "float32")
+        return next(iter((*(dtype for dtype, _ in counts.most_common()), *scales)), "float32")
 
     @property
     def computes_in(self) -> ScaleType:

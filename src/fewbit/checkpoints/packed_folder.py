@@ -1,0 +1,129 @@
+"""A folder of packed weights being written, and the tensors of one that is read; GPTQ and AWQ share it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+
+from fewbit.activation import Activation
+from fewbit.checkpoints.folder import NewFolder
+from fewbit.checkpoints.json_object import read_object
+from fewbit.checkpoints.safetensors_file import ShardedWriter, read_tensors
+from fewbit.checkpoints.tensor_name import require_plain
+from fewbit.errors import CheckpointError
+from fewbit.interfaces import Manifest, StoredTensor
+from fewbit.numerics.namespace import Array, to_numpy
+from fewbit.qtensor import QTensor
+
+Form = TypeVar("Form")
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class Packing(Protocol):
+    """How the weights of a layout are packed."""
+
+    def encoded(self, name: str, qtensor: QTensor) -> Arrays:
+        """Return arrays of one weight by suffix."""
+
+    def rest(self) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
+        """Return by full name the arrays that could be known only behind the last weight."""
+
+    def configuration(self) -> tuple[dict[str, Any], str | None]:
+        """Return `quantization_config`, and the name of a file that gets a copy of it."""
+
+
+class PackedFolder:
+    """A folder being written; an exception inside its `with` block removes it."""
+
+    def __init__(self, folder: NewFolder, stored: Sequence[StoredTensor], manifest: Manifest, packing: Packing) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._packing = packing
+        try:
+            for tensor in stored:
+                require_plain(tensor.name)
+            self._weights = ShardedWriter(folder.path, stored)
+        except CheckpointError:
+            folder.remove()
+            raise
+
+    def put(self, name: str, value: Array | QTensor | Activation) -> None:
+        """Write a float tensor by its full name, or a QTensor by its layer's name."""
+        if not isinstance(value, QTensor):
+            self._weights.put(name, to_numpy(value))
+            return
+        for suffix, array in self._packing.encoded(name, value).items():
+            self._weights.put(f"{name}.{suffix}", array)
+
+    def close(self) -> Path:
+        """Write configuration and companions, move the folder to its name, and return it."""
+        for name, array in self._packing.rest():
+            self._weights.put(name, array)
+        self._weights.close()
+        quantization, copy = self._packing.configuration()
+        configuration = {**self._manifest.configuration, "quantization_config": quantization}
+        files = {**self._manifest.files, "config.json": _as_json(configuration)}
+        if copy is not None:
+            files[copy] = _as_json(quantization)
+        for name, content in files.items():
+            self._folder.write(name, content)
+        return self._folder.commit()
+
+    def abort(self) -> None:
+        """Remove everything written so far."""
+        self._folder.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self.abort()
+
+
+def configuration_of(path: Path, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the content of `config.json` without its `quantization_config`, and that, which must be of `method`."""
+    file = path / "config.json"
+    configuration = read_object(file)
+    quantization = configuration.pop("quantization_config", None)
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != method:
+        raise CheckpointError(f"{file} does not describe a {method} checkpoint")
+    return configuration, quantization
+
+
+def read_packed(
+    files: Sequence[Path],
+    forms: Mapping[str, Form],
+    stored: Sequence[StoredTensor],
+    suffixes: Sequence[str],
+    decoded: Callable[[str, Arrays, Form], QTensor],
+) -> Iterator[tuple[str, Array | QTensor | Activation]]:
+    """Yield float tensors by full name, and each weight by its layer's name as soon as its last part came."""
+    owners = [_split(tensor.name, forms, suffixes)[0] for tensor in stored]
+    missing = Counter(name for name in owners if name is not None)
+    waiting: dict[str, Arrays] = {}
+    for file in files:
+        for full_name, array in read_tensors(file):
+            name, suffix = _split(full_name, forms, suffixes)
+            if name is None:
+                yield full_name, array
+                continue
+            waiting.setdefault(name, {})[suffix] = array
+            missing[name] -= 1
+            if not missing[name]:
+                yield name, decoded(name, waiting.pop(name), forms[name])
+
+
+def _split(full_name: str, forms: Mapping[str, Any], suffixes: Sequence[str]) -> tuple[str | None, str]:
+    name, _, suffix = full_name.rpartition(".")
+    return (name, suffix) if name in forms and suffix in suffixes else (None, suffix)
+
+
+def _as_json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

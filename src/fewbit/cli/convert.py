@@ -1,0 +1,36 @@
+"""`fewbit convert`: from one layout of quantized weights to another."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewbit.cli.console import Terminal
+from fewbit.cli.words import AsJson, Overwrite, Quiet
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="A folder: compressed-tensors, GPTQ or AWQ.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", show_default=False)],
+    to: Annotated[str, typer.Option(help="Layout: compressed-tensors, gptq, awq.")] = "compressed-tensors",
+    lossy: Annotated[
+        bool,
+        typer.Option("--lossy", help="Round anew where the layout does not hold the values; say what it cost."),
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Type of scales where the layout leaves it open: auto, float32, float16, bfloat16.")
+    ] = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write quantized MODEL in another layout, read it back, and compare every weight bit by bit."""
+    import fewbit as fb
+
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    done = fb.convert(model, output, to, lossy=lossy, dtype=dtype, overwrite=overwrite, progress=terminal)
+    data = {"source": done.source, "output": str(done.path), "to": done.to}
+    terminal.result(str(done), {**data, "layers": [asdict(layer) for layer in done.layers]})

@@ -1,0 +1,291 @@
+"""From one layout of quantized weights to another: without loss, which a bit-exact check proves, or as told with one.
+
+Layers pass one at a time. What was written is read back, and every dequantize() compared with the source's by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from math import isinf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbit.activation import Activation
+from fewbit.checkpoints.folder import require_free
+from fewbit.errors import CheckpointError, PlanError, RecipeError
+from fewbit.evaluation.fidelity import fidelity
+from fewbit.interfaces import (
+    Checkpoint,
+    CheckpointFormat,
+    Layer,
+    Manifest,
+    Progress,
+    QuantizedLayer,
+    Silent,
+    checkpoint_format,
+    frontend_of,
+)
+from fewbit.numerics.namespace import to_numpy
+from fewbit.problems import several
+from fewbit.qtensor import QTensor, quantize
+from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.sources import open_source
+from fewbit.sources.checkpoint import CheckpointFolder
+
+#: Scales keep their type, or are given this one.
+_TYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedLayer:
+    """What became of one layer."""
+
+    name: str
+    #: Notation of its scheme in the source, and in what was written.
+    before: str
+    after: str
+    #: SQNR in dB of the new values beside those of the source; `None`: they are equal to the bit.
+    sqnr: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """A folder that was converted; `str` says what was proven, and what was lost."""
+
+    source: str
+    path: Path
+    #: The layout.
+    to: str
+    layers: tuple[ConvertedLayer, ...]
+
+    @property
+    def lossy(self) -> tuple[ConvertedLayer, ...]:
+        """The layers that were rounded anew."""
+        return tuple(layer for layer in self.layers if layer.sqnr is not None)
+
+    def __str__(self) -> str:
+        equal = len(self.layers) - len(self.lossy)
+        lines = [
+            f"converted {self.source} -> {self.path} ({self.to})",
+            f"{equal} of {len(self.layers)} quantized weights, read back, are equal to the bit to those of the source",
+        ]
+        if self.lossy:
+            width = max(len(layer.name) for layer in self.lossy)
+            lines.append(f"{len(self.lossy)} were rounded anew, to nearest:")
+            lines += [f"{own.name:{width}}  {own.before} -> {own.after}  SQNR {own.sqnr:.2f} dB" for own in self.lossy]
+        return "\n".join(lines)
+
+
+def convert(
+    path: str | Path,
+    output: str | Path,
+    to: str,
+    *,
+    lossy: bool = False,
+    dtype: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write the quantized model at `path` to `output` in another layout; its values stay as they are.
+
+    Args:
+        path: a folder in a layout that fewbit reads.
+        output: where to write; it appears complete or not at all.
+        to: `compressed-tensors`, `gptq` or `awq`.
+        lossy: round to nearest where the layout does not hold the values, instead of refusing.
+        dtype: for a layout that leaves it open the type of scales: `float32`, `float16`, `bfloat16`; `auto` is theirs.
+        overwrite: replace a model folder.
+        progress: shows how far it is.
+
+    Raises:
+        PlanError: a layer that the layout cannot hold without loss; every such layer that its scheme tells is named.
+        CheckpointError: a source that cannot be read, an output that cannot be written.
+
+    """
+    target, output, progress = checkpoint_format(to), Path(output), progress or Silent()
+    if dtype not in _TYPES:
+        raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_TYPES)}")
+    require_free(output, overwrite=overwrite)
+    source = open_source(str(path))
+    if not isinstance(source, CheckpointFolder):
+        raise PlanError(f"{source.name} is not quantized; use fewbit quantize --to {to}")
+    if output.exists() and output.resolve() == source.path.resolve():
+        raise RecipeError(f"{output} is the model that is read; write to another folder")
+    checkpoint = source.checkpoint
+    layers = _layers(source)
+    storage_type = _storage_type(checkpoint) if dtype == "auto" else dtype
+    planned = _planned(checkpoint, layers, target, storage_type, lossy=lossy)  # type: ignore[arg-type]
+    manifest = _manifest(source, layers, planned, storage_type)  # type: ignore[arg-type]
+    work = _Work(checkpoint, target, planned, lossy=lossy)
+    with progress.phase("write"), target.open(output, manifest, overwrite=overwrite) as writer:  # type: ignore[attr-defined]
+        for name, value in checkpoint.tensors():
+            writer.put(name, work.converted(name, value))
+        written = writer.close()
+    with progress.phase("check"):
+        work.require_equal(written)
+    done = tuple(work.done[name] for name in planned)
+    return Conversion(source=source.name, path=written, to=target.name, layers=done)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What a layer becomes."""
+
+    quantized: QuantizedLayer
+    #: The scheme in the source, before any runs of columns.
+    before: Scheme
+    #: Why its values cannot stay; `None`: they may, its numbers permitting.
+    loss: str | None = None
+
+
+class _Work:
+    """Turns values into those of the target, and remembers what they must read back as."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, target: CheckpointFormat, planned: Mapping[str, _Planned], *, lossy: bool
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._target = target
+        self._planned = planned
+        self._lossy = lossy
+        self._digests: dict[str, bytes] = {}
+        self.done: dict[str, ConvertedLayer] = {}
+
+    def converted(self, name: str, value: Any) -> Any:
+        """Return what is written for the tensor, weight or range called `name`."""
+        if isinstance(value, Activation):
+            return value
+        if not isinstance(value, QTensor):
+            self._digests[name] = _digest(np.asarray(value))
+            return value
+        own = self._planned[name]
+        scheme, values = own.quantized.scheme, to_numpy(value.dequantize())
+        sqnr = None
+        try:
+            if own.loss is not None:
+                raise CheckpointError(own.loss)
+            qtensor = self._target.restated(value, scheme)
+        except CheckpointError as error:
+            if not self._lossy:
+                raise PlanError(f"{name}: {error}; --lossy rounds it anew") from error
+            qtensor = replace(quantize(values, scheme.searched()), scheme=scheme)
+            sqnr = fidelity(values, qtensor.dequantize()).sqnr
+        self._digests[name] = _digest(to_numpy(qtensor.dequantize()) if sqnr is not None else values)
+        self.done[name] = ConvertedLayer(name, str(own.before), str(scheme), None if sqnr is None else _finite(sqnr))
+        return qtensor
+
+    def require_equal(self, written: Path) -> None:
+        """Read back what was written; raise `CheckpointError`, and remove it, unless all is as it must be."""
+        found = {
+            name: _digest(to_numpy(value.dequantize()) if isinstance(value, QTensor) else np.asarray(value))
+            for name, value in self._target.read(written).tensors()
+            if not isinstance(value, Activation)
+        }
+        wrong = [name for name in self._digests.keys() | found.keys() if self._digests.get(name) != found.get(name)]
+        if wrong:
+            (shutil.rmtree if written.is_dir() else Path.unlink)(written)
+            raise CheckpointError(
+                f"{written} read back with other values of {several(sorted(wrong))} than were to be written, and was "
+                "removed; this is a defect of fewbit"
+            )
+
+
+def _layers(source: CheckpointFolder) -> list[Layer]:
+    """Return the layers of the model, or without a description of it those that the names of tensors tell."""
+    checkpoint = source.checkpoint
+    if "model_type" in checkpoint.configuration:
+        return list(frontend_of(source.framework).layers(source.skeleton()))
+    shapes = {name: value.shape for name, value in checkpoint.tensors() if isinstance(value, QTensor)}
+    for tensor in checkpoint.stored:
+        name = tensor.name.removesuffix(".weight")
+        if name != tensor.name and name not in shapes and len(tensor.shape) == 2:
+            shapes[name] = tensor.shape
+    return [Layer(name, "linear", (shape[0], shape[1]), "Linear") for name, shape in shapes.items()]
+
+
+def _planned(
+    checkpoint: Checkpoint,
+    layers: list[Layer],
+    target: CheckpointFormat,
+    storage_type: ScaleType,
+    *,
+    lossy: bool,
+) -> dict[str, _Planned]:
+    """Return what each quantized layer becomes; raise `PlanError` with all that their schemes forbid."""
+    known = {layer.name: layer for layer in layers}
+    planned, alike = {}, dict[str, list[str]]()
+    scale_type = target.scale_type(storage_type)
+    for name, scheme in checkpoint.schemes.items():
+        if name not in known:
+            raise CheckpointError(f"{checkpoint.path} holds {name}; the model has no such layer")
+        before = checkpoint.scattered.get(name, scheme)
+        given = QuantizedLayer(known[name], before, checkpoint.inputs.get(name))
+        held = _typed(target.held_as(given), scale_type)
+        loss = target.problem(held)
+        if loss is None and name in checkpoint.scattered:
+            loss = f"its columns share scales by g_idx (act-order), and {target.name} is written for neighbours"
+        if loss is not None and lossy:
+            held = _typed(target.nearest(given), scale_type)
+            if problem := target.problem(held):
+                raise PlanError(f"{name}: {problem}")
+        elif loss is not None:
+            alike.setdefault(loss, []).append(name)
+        planned[name] = _Planned(held, before, loss)
+    if alike:
+        remedy = "--lossy (lossy=True) rounds to what it holds"
+        raise PlanError("\n".join(f"{several(names)}: {text}; {remedy}" for text, names in alike.items()))
+    order = {layer.name: place for place, layer in enumerate(layers)}
+    return dict(sorted(planned.items(), key=lambda entry: order[entry[0]]))
+
+
+def _typed(quantized: QuantizedLayer, scale_type: ScaleType) -> QuantizedLayer:
+    """Return the layer with the type in which its scales are stored, if it has float ones."""
+    scheme = quantized.scheme
+    if not scheme.scaled or scheme.scale_scheme is not None:
+        return quantized
+    return replace(quantized, scheme=replace(scheme, scale_type=scale_type))
+
+
+def _storage_type(checkpoint: Checkpoint) -> str:
+    """Return the type of all scales; float32, which holds any, where there are several."""
+    types = {str(scheme.scale_type) for scheme in checkpoint.schemes.values() if scheme.scale_type}
+    return types.pop() if len(types) == 1 else "float32"
+
+
+def _manifest(
+    source: CheckpointFolder, layers: list[Layer], planned: Mapping[str, _Planned], storage_type: ScaleType
+) -> Manifest:
+    checkpoint = source.checkpoint
+    owned = partial(_owned, planned=planned)
+    return Manifest(
+        quantized=tuple(own.quantized for own in planned.values()),
+        kept=tuple(layer for layer in layers if layer.name not in planned),
+        floats=tuple(tensor for tensor in checkpoint.stored if not owned(tensor.name)),
+        storage_type=storage_type,
+        configuration=checkpoint.configuration,
+        files=source.companions(),
+    )
+
+
+def _owned(name: str, planned: Mapping[str, _Planned]) -> bool:
+    """Whether a stored tensor is part of a quantized weight or of the range of its input."""
+    owner, _, part = name.rpartition(".")
+    return owner in planned and part != "bias"
+
+
+def _digest(array: np.ndarray[Any, Any]) -> bytes:
+    """Return a digest of type, shape and bits."""
+    told = f"{array.dtype}{array.shape}".encode()
+    content = np.ascontiguousarray(array).view(np.uint8) if array.ndim else np.frombuffer(array.tobytes(), np.uint8)
+    return hashlib.blake2b(content.data, key=told[:64]).digest()
+
+
+def _finite(sqnr: float) -> float | None:
+    """Return `None` where rounding anew lost nothing."""
+    return None if isinf(sqnr) and sqnr > 0 else sqnr
