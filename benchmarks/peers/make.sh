@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment of a peer that the benchmarks compare with: benchmarks/peers/NAME, with NAME.txt's versions.
-# Run: benchmarks/peers/make.sh llmcompressor    or hqq, nncf; again after a change of NAME.txt, else it does nothing.
+# Run: benchmarks/peers/make.sh llmcompressor    or gptqmodel, hqq, nncf; again after a change of NAME.txt, else it does nothing.
 # PYTHON names another python3. PIP_ARGS="--index-url URL --extra-index-url URL" names an index with a CPU torch:
 # on Linux the torch of PyPI brings several gigabytes of CUDA libraries.
 set -euo pipefail
@@ -35,8 +35,15 @@ if grep --quiet '^torch==' "$versions"; then
     first+=(torch) # it must not be chosen by what others ask for
 fi
 "${install[@]}" -c "$versions" "${first[@]}"
+# Where a peer asks for versions that it does not need, NAME.txt lists all there is and says so in a line of its own.
+alone=()
+if grep --quiet '^# --no-deps' "$versions"; then
+    alone=(--no-deps)
+fi
 # DISABLE_CUDA: the setup.py of hqq compiles CUDA kernels otherwise. Built with the pinned setuptools, not with any.
-DISABLE_CUDA=1 "${install[@]}" --no-build-isolation -r "$versions"
-"$environment/bin/python" -m pip check
+DISABLE_CUDA=1 BUILD_CUDA_EXT=0 "${install[@]}" --no-build-isolation ${alone[@]+"${alone[@]}"} -r "$versions"
+if [[ ${#alone[@]} -eq 0 ]]; then
+    "$environment/bin/python" -m pip check
+fi
 cp "$versions" "$stamp"
 echo "made benchmarks/peers/$name"

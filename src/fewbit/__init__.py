@@ -12,7 +12,7 @@ from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.hqq import Hqq
 from fewbit.algorithms.nearest import Nearest
 from fewbit.calibration import Calibration
-from fewbit.conversion import Conversion, convert
+from fewbit.conversion import convert
 from fewbit.errors import FewbitError
 from fewbit.formats.codebook import Codebook
 from fewbit.formats.integer import Int
@@ -21,6 +21,7 @@ from fewbit.measurement import Evaluation
 from fewbit.pipeline import Options, load, plan, quantize
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
+from fewbit.report.conversion import Conversion
 from fewbit.result import Result
 from fewbit.rule import Rule, keep
 from fewbit.samples.files import Samples

@@ -5,12 +5,13 @@ Layers pass one at a time. What was written is read back, and every dequantize()
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from math import isinf
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fewbit.activation import Activation
 from fewbit.checkpoints.folder import require_free
 from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.fidelity import fidelity
+from fewbit.formats.scale_type import round_scale
 from fewbit.interfaces import (
     Checkpoint,
     CheckpointFormat,
@@ -31,55 +33,17 @@ from fewbit.interfaces import (
     checkpoint_format,
     frontend_of,
 )
-from fewbit.numerics.namespace import to_numpy
+from fewbit.numerics.namespace import Array, to_numpy
 from fewbit.problems import several
 from fewbit.qtensor import QTensor, quantize
+from fewbit.report.conversion import Conversion, ConvertedLayer
+from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.sources import open_source
 from fewbit.sources.checkpoint import CheckpointFolder
 
 #: Scales keep their type, or are given this one.
 _TYPES = ("auto", "float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertedLayer:
-    """What became of one layer."""
-
-    name: str
-    #: Notation of its scheme in the source, and in what was written.
-    before: str
-    after: str
-    #: SQNR in dB of the new values beside those of the source; `None`: they are equal to the bit.
-    sqnr: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
-    """A folder that was converted; `str` says what was proven, and what was lost."""
-
-    source: str
-    path: Path
-    #: The layout.
-    to: str
-    layers: tuple[ConvertedLayer, ...]
-
-    @property
-    def lossy(self) -> tuple[ConvertedLayer, ...]:
-        """The layers that were rounded anew."""
-        return tuple(layer for layer in self.layers if layer.sqnr is not None)
-
-    def __str__(self) -> str:
-        equal = len(self.layers) - len(self.lossy)
-        lines = [
-            f"converted {self.source} -> {self.path} ({self.to})",
-            f"{equal} of {len(self.layers)} quantized weights, read back, are equal to the bit to those of the source",
-        ]
-        if self.lossy:
-            width = max(len(layer.name) for layer in self.lossy)
-            lines.append(f"{len(self.lossy)} were rounded anew, to nearest:")
-            lines += [f"{own.name:{width}}  {own.before} -> {own.after}  SQNR {own.sqnr:.2f} dB" for own in self.lossy]
-        return "\n".join(lines)
 
 
 def convert(
@@ -125,7 +89,8 @@ def convert(
     work = _Work(checkpoint, target, planned, lossy=lossy)
     with progress.phase("write"), target.open(output, manifest, overwrite=overwrite) as writer:  # type: ignore[attr-defined]
         for name, value in checkpoint.tensors():
-            writer.put(name, work.converted(name, value))
+            if not (isinstance(value, Activation) and planned[name].quantized.input is None):
+                writer.put(name, work.converted(name, value))
         written = writer.close()
     with progress.phase("check"):
         work.require_equal(written)
@@ -174,11 +139,23 @@ class _Work:
         except CheckpointError as error:
             if not self._lossy:
                 raise PlanError(f"{name}: {error}; --lossy rounds it anew") from error
-            qtensor = replace(quantize(values, scheme.searched()), scheme=scheme)
-            sqnr = fidelity(values, qtensor.dequantize()).sqnr
+            qtensor, sqnr = self._rounded(value, values, scheme)
         self._digests[name] = _digest(to_numpy(qtensor.dequantize()) if sqnr is not None else values)
-        self.done[name] = ConvertedLayer(name, str(own.before), str(scheme), None if sqnr is None else _finite(sqnr))
+        given = self._checkpoint.inputs.get(name) if own.quantized.input is None else None
+        unrounded = input_scheme_to_text(given) if given else None
+        sqnr = sqnr if sqnr != inf else None
+        self.done[name] = ConvertedLayer(name, str(own.before), str(scheme), sqnr, unrounded)
         return qtensor
+
+    def _rounded(self, value: QTensor, values: Array, scheme: Scheme) -> tuple[QTensor, float]:
+        """Return the nearer of two and its SQNR: ranges searched anew, or only scales rounded, where that will do."""
+        found = [replace(quantize(values, scheme.searched()), scheme=scheme)]
+        if not isinstance(value.scale, QTensor):
+            with contextlib.suppress(CheckpointError):
+                kept = replace(value, scale=round_scale(value.scale, scheme.scale_type))
+                found.append(self._target.restated(kept, scheme))
+        told = [(own, fidelity(values, own.dequantize()).sqnr) for own in found]
+        return max(told, key=lambda pair: pair[1])
 
     def require_equal(self, written: Path) -> None:
         """Read back what was written; raise `CheckpointError`, and remove it, unless all is as it must be."""
@@ -218,14 +195,14 @@ def _planned(
     lossy: bool,
 ) -> dict[str, _Planned]:
     """Return what each quantized layer becomes; raise `PlanError` with all that their schemes forbid."""
-    known = {layer.name: layer for layer in layers}
     planned, alike = {}, dict[str, list[str]]()
     scale_type = target.scale_type(storage_type)
-    for name, scheme in checkpoint.schemes.items():
-        if name not in known:
-            raise CheckpointError(f"{checkpoint.path} holds {name}; the model has no such layer")
-        before = checkpoint.scattered.get(name, scheme)
-        given = QuantizedLayer(known[name], before, checkpoint.inputs.get(name))
+    for name in checkpoint.schemes.keys() - {layer.name for layer in layers}:
+        raise CheckpointError(f"{checkpoint.path} holds {name}; the model has no such layer")
+    for layer in [layer for layer in layers if layer.name in checkpoint.schemes]:
+        name = layer.name
+        before = checkpoint.scattered.get(name, checkpoint.schemes[name])
+        given = QuantizedLayer(layer, before, checkpoint.inputs.get(name))
         held = _typed(target.held_as(given), scale_type)
         loss = target.problem(held)
         if loss is None and name in checkpoint.scattered:
@@ -240,8 +217,7 @@ def _planned(
     if alike:
         remedy = "--lossy (lossy=True) rounds to what it holds"
         raise PlanError("\n".join(f"{several(names)}: {text}; {remedy}" for text, names in alike.items()))
-    order = {layer.name: place for place, layer in enumerate(layers)}
-    return dict(sorted(planned.items(), key=lambda entry: order[entry[0]]))
+    return planned
 
 
 def _typed(quantized: QuantizedLayer, scale_type: ScaleType) -> QuantizedLayer:
@@ -284,8 +260,3 @@ def _digest(array: np.ndarray[Any, Any]) -> bytes:
     told = f"{array.dtype}{array.shape}".encode()
     content = np.ascontiguousarray(array).view(np.uint8) if array.ndim else np.frombuffer(array.tobytes(), np.uint8)
     return hashlib.blake2b(content.data, key=told[:64]).digest()
-
-
-def _finite(sqnr: float) -> float | None:
-    """Return `None` where rounding anew lost nothing."""
-    return None if isinf(sqnr) and sqnr > 0 else sqnr

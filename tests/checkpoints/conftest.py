@@ -1,7 +1,9 @@
 """Quantized folders to damage, and the refusal that every damage has to end in."""
 
+import importlib.util
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,3 +89,13 @@ def readable(request):
     given = INPUTS.get(request.param)
     spelled = f", input {input_scheme_to_text(parse_input_scheme(given))}" if given else ""
     return request.param, f"{fb.parse_scheme(SCHEMES[request.param])}{spelled}"
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """Return the module that unpacks GPTQ and AWQ by their tables, number by number."""
+    path = Path(__file__).with_name("packed_words.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

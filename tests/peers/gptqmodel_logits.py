@@ -1,29 +1,48 @@
-"""Loads GPTQ and AWQ folders with transformers and GPTQModel, and writes the logits of each: a program of its own.
+"""Loads GPTQ and AWQ folders with transformers and GPTQModel, and writes what comes of each: a program of its own.
 
     benchmarks/peers/gptqmodel/bin/python tests/peers/gptqmodel_logits.py TOKENS.npy FOLDER...
 
-Beside every folder comes FOLDER.npz: `logits` (sequences, length, vocabulary) in float32, and the `kernel` of a layer.
+Beside every folder comes FOLDER.npz: `logits` (sequences, length, vocabulary) and by name the weights (out, in) of the
+quantized layers, float16 as GPTQModel's kernels in plain torch dequantize them. Its compiled kernels round more.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
+
+PLAIN = {"gptq": (GPTQConfig, "gptq_torch"), "awq": (AwqConfig, "torch_awq")}
+
+
+def weight(layer, method):
+    """Return the weight (out, in) of a layer as its kernel has it."""
+    if method == "gptq":
+        return layer.dequantize_weight().T
+    parts = {name: getattr(layer, name) for name in ("qweight", "qzeros", "scales")}
+    return dequantize_gemm(**parts, bits=layer.bits, group_size=layer.group_size).T
 
 
 def main(tokens: str, folders: list[str]) -> None:
     inputs = torch.from_numpy(np.load(tokens))
     for folder in map(Path, folders):
-        model = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.float32)
-        kernels = Counter(type(module).__name__ for module in model.modules() if hasattr(module, "qweight"))
+        written = json.loads((folder / "config.json").read_text())["quantization_config"]
+        method = written["quant_method"]
+        kind, backend = PLAIN[method]
+        how = kind(bits=written["bits"], backend=backend)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, device_map="cpu", dtype=torch.float32, quantization_config=how
+        )
+        layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "qweight")}
         with torch.no_grad():
-            logits = model(inputs).logits.float().numpy()
-        np.savez(folder.with_name(f"{folder.name}.npz"), logits=logits, kernel=next(iter(kernels), ""))
+            found = {name: weight(layer, method).numpy() for name, layer in layers.items()}
+            found["logits"] = model(inputs).logits.float().numpy()
+        np.savez(folder.with_name(f"{folder.name}.npz"), **found)
 
 
 if __name__ == "__main__":

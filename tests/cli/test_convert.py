@@ -1,0 +1,71 @@
+"""`fewbit convert`, and the other commands on GPTQ and AWQ folders."""
+
+import json
+
+import pytest
+
+from fewbit.cli.application import main
+
+LAYERS = 7
+
+
+@pytest.fixture(scope="module")
+def gptq(made):
+    """What `fewbit quantize --to gptq` wrote."""
+    with pytest.raises(SystemExit) as left:
+        main(["quantize", str(made / "model"), "-o", str(made / "gptq"), "--weight", "int4 g32 asym", "--to", "gptq",
+              "--keep", "lm_head", "--text", "none", "-q"])  # fmt: skip
+    assert left.value.code == 0
+    return made / "gptq"
+
+
+def test_convert_says_what_it_compared(run, gptq, tmp_path):
+    code, printed, _ = run("convert", gptq, "-o", tmp_path / "awq", "--to", "awq")
+    assert code == 0
+    assert printed == (
+        f"converted {gptq} -> {tmp_path / 'awq'} (awq)\n"
+        "7 of 7 quantized weights, read back, are equal to the bit to those of the source\n"
+    )
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "awq").iterdir()
+    }
+    code, printed, _ = run("convert", tmp_path / "awq", "-o", tmp_path / "ct", "--json")
+    data = json.loads(printed)
+    assert (data["to"], len(data["layers"])) == ("compressed-tensors", LAYERS)
+    assert data["layers"][0] == {
+        "name": "model.layers.0.self_attn.q_proj", "before": "int4 g32 asym", "after": "int4 g32 asym", "sqnr": None,
+        "unrounded": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("to", ["gptq", "awq"])
+def test_inspect_and_evaluate_take_such_folders(run, made, gptq, tmp_path, to):
+    folder = gptq
+    if to == "awq":
+        folder = tmp_path / "awq"
+        assert run("convert", gptq, "-o", folder, "--to", to)[0] == 0
+    data = json.loads(run("inspect", folder, "--json")[1])
+    quantized = [row for row in data["tensors"] if row["quantized"]]
+    assert len(quantized) == LAYERS
+    assert {row["form"] for row in quantized} == {"int4 g32 asym"}
+    stored = (folder / "model.safetensors").stat().st_size
+    assert 0 < stored - data["bytes"] < 6000  # the header
+    measure = ("--text", made / "text.txt", "--sequences", "2", "--length", "16", "--json")
+    found = json.loads(run("evaluate", folder, "--reference", made / "model", *measure)[1])
+    same = json.loads(run("evaluate", gptq, "--reference", made / "model", *measure)[1])
+    assert found["quality"] | {"seconds": 0.0} == same["quality"] | {"seconds": 0.0}
+
+
+def test_a_loss_is_refused_by_the_exit_code_and_told_if_asked(run, made, gptq, tmp_path):
+    eight = tmp_path / "eight"
+    run("quantize", made / "model", "-o", eight, "--weight", "int8 g32", "--keep", "lm_head", "--text", "none", "-q")
+    code, out, err = run("convert", eight, "-o", tmp_path / "awq", "--to", "awq")
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "fewbit: model.layers.0.self_attn.q_proj and 6 more: AWQ has no layout for 'int8 g32'; use int4"
+    )
+    assert not (tmp_path / "awq").exists()
+    code, printed, _ = run("convert", eight, "-o", tmp_path / "awq", "--to", "awq", "--lossy")
+    assert code == 0
+    assert "7 were rounded anew, to nearest:" in printed
+    assert printed.count("int8 g32 -> int4 g32  SQNR ") == LAYERS
