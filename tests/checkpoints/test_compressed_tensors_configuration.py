@@ -118,7 +118,7 @@ CONFIGURATIONS = {
         top(ignore=["re:.*"]), CheckpointError, "0 has a weight_scale, but `ignore` of quantization_config names it"),
     "ignore that is text": (
         top(ignore="1"), CheckpointError, "`ignore` of quantization_config is not a list of names: '1'"),
-    "another method": (top(quant_method="gptq"), CheckpointError, "does not describe a compressed-tensors checkpoint"),
+    "another method": (top(quant_method="hqq"), CheckpointError, "does not describe a compressed-tensors checkpoint"),
 }  # fmt: skip
 
 

@@ -121,8 +121,8 @@ def test_what_cannot_be_read_is_refused_with_a_reason(tmp_path):
         open_source("m.onnx").load()
     with pytest.raises(SourceError, match=r"torch\.nn\.Module, an ONNX model or a path, not dict"):
         open_source({})
-    with pytest.raises(NotYetError, match="quantized by 'gptq'"):
-        open_source(write_config(tmp_path, model_type="llama", quantization_config={"quant_method": "gptq"}))
+    with pytest.raises(NotYetError, match="quantized by 'hqq'"):
+        open_source(write_config(tmp_path, model_type="llama", quantization_config={"quant_method": "hqq"}))
     with pytest.raises(SourceError, match=r"holds no \.safetensors file; is the download complete\?"):
         open_source(write_config(tmp_path, model_type="llama")).load()
     with pytest.raises(NotYetError, match=r"quantized by \['gptq'\]"):

@@ -143,9 +143,8 @@ def _scattered(files: list[Path], forms: dict[str, Form]) -> dict[str, int]:
         for full_name, index in read_tensors(file):
             name, _, suffix = full_name.rpartition(".")
             if suffix == "g_idx" and name in forms and forms[name].scattered and index.ndim == 1 and index.size:
-                size = group_size(forms[name].scheme)
-                own = len(index) if size in (None, WHOLE_ROW) else size
-                found = run_length(index)
-                if own is not None and not np.array_equal(index, np.arange(len(index)) // own):
-                    sizes[name] = found
+                size = group_size(forms[name].scheme) or WHOLE_ROW
+                size = len(index) if size == WHOLE_ROW else min(size, len(index))
+                if not np.array_equal(index, np.arange(len(index)) // size):
+                    sizes[name] = run_length(index)
     return sizes
