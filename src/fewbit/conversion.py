@@ -95,7 +95,7 @@ def convert(
     with progress.phase("check"):
         work.require_equal(written)
     done = tuple(work.done[name] for name in planned)
-    return Conversion(source=source.name, path=written, to=target.name, layers=done)
+    return Conversion(source=source.name, path=output, to=target.name, layers=done)
 
 
 @dataclass(frozen=True, slots=True)

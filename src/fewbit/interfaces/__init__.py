@@ -11,7 +11,6 @@ from fewbit.interfaces.forms import Activations, Execution, Forms, Replacement, 
 from fewbit.interfaces.frontend import Frontend
 from fewbit.interfaces.implementations import (
     CHECKPOINTS,
-    CHECKPOINTS_LATER,
     FRONTENDS,
     ONE_FILE,
     RUNTIME_FILES,
@@ -28,7 +27,6 @@ from fewbit.interfaces.target import Content, Target
 __all__ = [
     "BYTES",
     "CHECKPOINTS",
-    "CHECKPOINTS_LATER",
     "FLOAT_TYPES",
     "FRONTENDS",
     "LAYER_KINDS",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from fewbit.catalogue import lookup
-from fewbit.errors import NotYetError
 from fewbit.interfaces.checkpoint import CheckpointFormat
 from fewbit.interfaces.frontend import Frontend
 from fewbit.interfaces.target import Target
 
-#: Checkpoint formats of the design that this version does not write.
-CHECKPOINTS_LATER = ()
 #: Front ends by framework.
 FRONTENDS = {
     "torch": "fewbit.frontends.torch.frontend:TorchFrontend",
@@ -39,7 +36,6 @@ def target_of(name: str) -> Target:
     """Return the checkpoint format or the runtime called `name`.
 
     Raises:
-        NotYetError: one of the design that this version does not write.
         RecipeError: no such format.
 
     """
@@ -48,8 +44,6 @@ def target_of(name: str) -> Target:
     if colon and base in _OPTIONS:
         with_option: Target = lookup(_OPTIONS, base, what="checkpoint format")(option)
         return with_option
-    if name in CHECKPOINTS_LATER:
-        raise NotYetError(f"files of {name!r} are not in this version; there is: {', '.join(known)}")
     made: Target = lookup(known, name, what="checkpoint format")()
     return made
 
