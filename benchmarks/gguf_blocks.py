@@ -2,7 +2,8 @@
 
 Run: python benchmarks/gguf_blocks.py [--types Q4_0 Q4_K ...] [--rows N] [--out table.json]
 Needs libgguf. Errors are squared and relative to the squares of the weights, plainly and weighted by an importance of
-each input, log-normal, with libgguf given it as its importance matrix. Speeds are of one thread, turn by turn.
+each input, log-normal, with libgguf given it as its importance matrix. Speeds are of one thread by processor time, in
+turns.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Row:
     data: str
     error: tuple[float, float]
     weighted: tuple[float, float]
-    #: Million weights a second, without and with importance.
+    #: Million weights a second of processor time, without and with importance.
     speed: tuple[float, float]
     weighted_speed: tuple[float, float]
 
@@ -84,13 +85,13 @@ def relative_error(found: Any, weight: Any, counted: Any) -> float:
 
 
 def in_turns(calls: list[Callable[[], Any]]) -> tuple[list[Any], list[float]]:
-    """Return what each call returns, and the seconds of its fastest run; they take turns."""
+    """Return what each call returns, and the processor seconds of its fastest run; they take turns."""
     results, seconds = [call() for call in calls], [float("inf")] * len(calls)
     for _ in range(TURNS):
         for place, call in enumerate(calls):
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            seconds[place] = min(seconds[place], time.perf_counter() - start)
+            seconds[place] = min(seconds[place], time.process_time() - start)
     return results, seconds
 
 

@@ -83,13 +83,12 @@ def test_an_importance_of_ones_is_none(text):
     np.testing.assert_array_equal(found, quantize(weight, scheme).dequantize())
 
 
-@pytest.mark.parametrize("text", ["q4_1", "q4_k", "q2_k"])
-def test_a_weight_on_the_grid_is_found_again(text):
+@pytest.mark.parametrize("text", [text for text in GGUF_FORMATS if text not in ("q2_k", "q4_k", "q5_k", "q6_k")])
+def test_rounding_again_changes_nothing(text):
     scheme = parse_scheme(text)
     start = quantize(normals(4, 256), scheme).dequantize()
     again = quantize(start, scheme).dequantize()
-    # Scales are found by least squares in float32; that they are rounded to float16 leaves a few steps of it.
-    assert ((again - start) ** 2).sum() < 1e-3 * ((start - normals(4, 256)) ** 2).sum()
+    assert (again == start).reshape(-1, 16).all(axis=1).mean() > 0.95
 
 
 @pytest.mark.parametrize("text", FALLBACKS)

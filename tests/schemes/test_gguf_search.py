@@ -58,13 +58,18 @@ def test_without_its_importance_the_search_is_worse_by_the_weighted_error():
 
 
 @pytest.mark.parametrize("kind", GGUF_FORMATS)
-def test_llama_cpps_own_grid_points_are_kept(kind):
-    """A weight that lies on the grid is found to within what rounding its scales again can cost."""
+def test_a_weight_that_llama_cpp_put_on_the_grid_is_found_again(kind):
+    """To the bit, but for types in which scale and minimum are quantized: other pairs come near to theirs."""
     theirs = libgguf.GGMLQuantizationType[kind.upper()]
     weight = weight_of("Gaussian", rows=8)
     on_grid = libgguf.dequantize_rows(libgguf.quantize_rows(weight, theirs), theirs)
     again = quantize(on_grid, parse_scheme(kind)).dequantize()
-    assert ((again - on_grid) ** 2).sum() < 0.1 * ((on_grid - weight) ** 2).sum()
+    if kind in ("q2_k", "q4_k", "q5_k"):
+        assert ((again - on_grid) ** 2).sum() < 0.2 * ((on_grid - weight) ** 2).sum()
+    else:
+        same = (again == on_grid).reshape(-1, 16).all(axis=1)
+        # Of Q6_K's 64 levels few are used in a group of 16; another scale may do as well there.
+        assert same.mean() > (0.995 if kind == "q6_k" else 0.9999)
 
 
 @pytest.mark.slow
