@@ -10,9 +10,10 @@ import torch
 from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.nearest import Nearest
 from fewbit.checkpoints.gguf.blocks import pack, unpack
-from fewbit.qtensor import QTensor
+from fewbit.qtensor import QTensor, quantize
 from fewbit.schemes.gguf import GGUF_FORMATS, KINDS
 from fewbit.schemes.notation import parse_scheme
+from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.second_moment import RelativeSecondMoment, SecondMoment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,6 +121,21 @@ def test_on_another_device_the_batched_loops_find_the_same(monkeypatch):
         assert (np.asarray(found.codes) != np.asarray(own.codes)).mean() < 0.05
         ratio = output_error(weight, found, inputs) / output_error(weight, own, inputs)
         assert 0.9 < ratio < 1.1
+
+
+@pytest.mark.parametrize("text", ["q4_0", "q4_1", "iq4_nl"])
+def test_convolutions_in_groups_are_rounded_on_the_grid_too(text):
+    rows = np.concatenate([correlated(32, seed=seed) for seed in range(3)], axis=1)
+    moment = GroupedMoment.init(32, 3, rows)
+    moment.update(rows)
+    weight, scheme = weights(12, 32), parse_scheme(text)
+    found = Gptq(relative=False)(weight, {"second_moment": moment}, scheme).qtensor
+    assert_on_grid(found, text)
+    nearest = quantize(weight, scheme)
+    for group in range(3):
+        own, inputs = slice(4 * group, 4 * group + 4), rows[:, 32 * group : 32 * group + 32]
+        off, plain = (inputs @ (part.dequantize() - weight)[own].T for part in (found, nearest))
+        assert (off**2).sum() < 0.7 * (plain**2).sum()
 
 
 def test_a_torch_weight_gives_a_torch_weight():
