@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment of a peer that the benchmarks compare with: benchmarks/peers/NAME, with NAME.txt's versions.
-# Run: benchmarks/peers/make.sh llmcompressor    or gptqmodel, hqq, nncf; again after a change of NAME.txt, else it does nothing.
+# Run: benchmarks/peers/make.sh llmcompressor    or gptqmodel, hqq, vllm and others; again after a change of NAME.txt, else it does nothing.
+# A line "# --no-deps" in NAME.txt: it names all that is needed, and what the packages ask for besides is left out.
 # PYTHON names another python3. PIP_ARGS="--index-url URL --extra-index-url URL" names an index with a CPU torch:
 # on Linux the torch of PyPI brings several gigabytes of CUDA libraries.
 set -euo pipefail
@@ -35,7 +36,6 @@ if grep --quiet '^torch==' "$versions"; then
     first+=(torch) # it must not be chosen by what others ask for
 fi
 "${install[@]}" -c "$versions" "${first[@]}"
-# Where a peer asks for versions that it does not need, NAME.txt lists all there is and says so in a line of its own.
 alone=()
 if grep --quiet '^# --no-deps' "$versions"; then
     alone=(--no-deps)
