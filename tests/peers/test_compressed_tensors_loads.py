@@ -182,6 +182,12 @@ def test_dynamic_ranges_of_the_runtime_are_fewbits(scheme):
     assert off.double().mean() < 1e-4
 
 
+@pytest.mark.parametrize("scheme", ["mxfp4", "mxfp6"])
+def test_inputs_under_powers_of_two_are_rounded_alike_to_the_bit(scheme):
+    ours, theirs = rounded_by_both(scheme, some_inputs())
+    assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("scheme", ["int8 sym", "int4 sym"])
 def test_symmetric_dynamic_integers_differ_at_the_largest_magnitude_of_a_token_only(scheme):
     """It maps to 127.5, a tie, which a unit in the last place of the scale decides; either side errs by half a step."""

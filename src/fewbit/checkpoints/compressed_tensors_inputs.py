@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.compressed_tensors_blocks import BLOCKS, block_layout
 from fewbit.checkpoints.compressed_tensors_form import entry
 from fewbit.checkpoints.compressed_tensors_layer import Arrays, alike, require_within
 from fewbit.checkpoints.safetensors_file import numpy_type
@@ -26,6 +27,8 @@ from fewbit.schemes.granularity import Granularity, PerGroup, PerTensor, PerToke
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 
+#: Layouts whose scales a runtime finds in an input as fewbit does, to the bit.
+_ALIKE = ("mxfp4-pack-quantized", "mxfp6-pack-quantized")
 INPUT_SUFFIXES = ("input_scale", "input_zero_point")
 #: Keys of an entry that change what a runtime computes, with the values under which they do not.
 _IDLE: dict[str, tuple[Any, ...]] = {
@@ -39,14 +42,25 @@ _IDLE: dict[str, tuple[Any, ...]] = {
 def input_problem(scheme: Scheme) -> str | None:
     """Return why an input cannot be rounded by `scheme` in this layout, or `None`."""
     text, number_format = input_scheme_to_text(scheme), scheme.format
+    if block_layout(scheme) in _ALIKE:
+        return _ranging_problem(scheme, text)
+    if block_layout(scheme):
+        return (
+            f"a runtime finds the scales of inputs in another way than '{text}' does (that of nvfp4's scales is fixed, "
+            "the power of mxfp8 the next one from 7/8 of it); use mxfp4, mxfp6, int2 to int8 or e4m3"
+        )
     whole = isinstance(number_format, Int) and number_format.signed and number_format.bits <= 8
     if not (whole or number_format == E4M3) or scheme.scale_scheme is not None or scheme.float_zero:
-        return f"compressed-tensors has no layout for the input '{text}'; use int2 to int8 or e4m3"
+        return f"compressed-tensors has no layout for the input '{text}'; use int2 to int8, e4m3, mxfp4 or mxfp6"
     if isinstance(number_format, Int) and number_format.narrow:
         return f"compressed-tensors rounds inputs to the full range, and '{text}' is narrow; leave out 'narrow'"
     if not (isinstance(scheme.granularity, PerTensor | PerGroup) or scheme.granularity == PerToken()):
         return f"compressed-tensors ranges inputs by tensor, token or group, not as '{text}' says; use one of them"
-    if not scheme.static and scheme.ranging != replace(scheme, range_method=None).ranging:
+    return None if scheme.static else _ranging_problem(scheme, text)
+
+
+def _ranging_problem(scheme: Scheme, text: str) -> str | None:
+    if scheme.ranging != replace(scheme, range_method=None).ranging:
         return (
             f"a runtime takes the dynamic range of an input from its extremes, and '{text}' says "
             f"{scheme.ranging.name!r}; leave that word out, or add 'static'"
@@ -83,6 +97,8 @@ def read_input(entry: Mapping[str, Any], name: str, scale_type: str) -> Scheme:
         NotYetError: inputs of later versions.
 
     """
+    if (whole := _whole(entry)) is not None:
+        return whole
     bits, kind, strategy = entry.get("num_bits", 8), entry.get("type", "int"), entry.get("strategy")
     dynamic, symmetric, size = entry.get("dynamic", False), entry.get("symmetric", True), entry.get("group_size")
     granularities: dict[str, Granularity] = {"tensor": PerTensor(), "token": PerToken()}
@@ -110,6 +126,15 @@ def read_input(entry: Mapping[str, Any], name: str, scale_type: str) -> Scheme:
         )
     except SchemeError as error:
         raise CheckpointError(f"{name}: its input: {error}") from error
+
+
+def _whole(said: Mapping[str, Any]) -> Scheme | None:
+    """Return the scheme whose scales are powers of two that the file says, if it is one."""
+    for scheme in (BLOCKS[word] for word in _ALIKE):
+        expected = input_entry(scheme)
+        if {key: said.get(key, value if key == "symmetric" else None) for key, value in expected.items()} == expected:
+            return scheme
+    return None
 
 
 def stored_input(name: str, scheme: Scheme | None, storage_type: ScaleType) -> list[StoredTensor]:
