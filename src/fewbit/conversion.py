@@ -87,11 +87,8 @@ def convert(
     planned = _planned(checkpoint, layers, target, storage_type, lossy=lossy)  # type: ignore[arg-type]
     manifest = _manifest(source, layers, planned, storage_type)  # type: ignore[arg-type]
     work = _Work(checkpoint, target, planned, lossy=lossy)
-    with progress.phase("write"), target.open(output, manifest, overwrite=overwrite) as writer:  # type: ignore[attr-defined]
-        for name, value in checkpoint.tensors():
-            if not (isinstance(value, Activation) and planned[name].quantized.input is None):
-                writer.put(name, work.converted(name, value))
-        written = writer.close()
+    with progress.phase("write"):
+        written = work.write(output, manifest, overwrite=overwrite)
     with progress.phase("check"):
         work.require_equal(written)
     done = tuple(work.done[name] for name in planned)
@@ -121,6 +118,19 @@ class _Work:
         self._lossy = lossy
         self._digests: dict[str, bytes] = {}
         self.done: dict[str, ConvertedLayer] = {}
+
+    def write(self, output: Path, manifest: Manifest, *, overwrite: bool) -> Path:
+        """Write everything, complete or not at all, and return where."""
+        writer = self._target.open(output, manifest, overwrite=overwrite)
+        try:
+            for name, value in self._checkpoint.tensors():
+                if not (isinstance(value, Activation) and self._planned[name].quantized.input is None):
+                    writer.put(name, self.converted(name, value))
+            return writer.close()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {output}: {error.strerror or error}") from error
+        finally:
+            writer.abort()
 
     def converted(self, name: str, value: Any) -> Any:
         """Return what is written for the tensor, weight or range called `name`."""
