@@ -135,6 +135,16 @@ def test_tied_embeddings_are_stored_once_and_counted_once(tmp_path, language_mod
     assert embedding.bytes_after == 320 * 64 // 32 * 34
 
 
+def test_scales_below_zero_are_none_that_do_not_fit(language_model):
+    result = fb.quantize(language_model("llama"), "q8_0", to="gguf")
+    assert any(
+        (own.get_submodule(q.layer.name).qtensor.scale < 0).any()
+        for own in [result.model]
+        for q in result.plan.quantized
+    )
+    assert "stay float32" not in str(result.report)
+
+
 def test_tied_layers_under_two_schemes_are_stored_twice(tmp_path, language_model):
     rules = [
         fb.Rule(kind="embedding", weight=Q4_0),

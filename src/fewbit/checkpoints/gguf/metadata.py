@@ -73,6 +73,10 @@ def configuration_of(header: GgufHeader) -> dict[str, Any]:
         value = values.get(f"{architecture.name}.{name}")
         if isinstance(value, ArrayLength | str | bool):
             raise NotYetError(f"has {architecture.name}.{name} = {value!r:.40}, where one number is read")
+        if value == 0 and name.startswith("attention.head_count"):
+            raise CheckpointError(f"has {architecture.name}.{name} = 0; is it a language model?")
+        if value == 0 and name == "attention.sliding_window":  # how Phi-3 says that there is none
+            value = None
         if value is not None:
             found[key] = _shortest(value) if isinstance(value, float) else value
     found["vocab_size"] = shapes["token_embd.weight"][0]

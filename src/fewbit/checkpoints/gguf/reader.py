@@ -83,6 +83,8 @@ class _Found:
                 raise NotYetError(f"holds {own.name}, which {architecture.name} has no place for here")
             if own.kind not in BLOCKS and own.kind not in PLAIN:
                 raise NotYetError(f"holds {own.name} of type {own.kind}, which is not read into codes")
+            if not all(own.shape):
+                raise CheckpointError(f"gives {own.name} the shape {list(own.shape)}, which holds no number")
             name, place = known[own.name]
             if place.heads and (own.shape[0] % (2 * place.heads) or not own.shape[0]):
                 raise CheckpointError(f"gives {own.name} {own.shape[0]} rows, which are no {place.heads} heads")
