@@ -101,5 +101,6 @@ def remarks_of(changed: int, solved: Mapping[str, Solved], made: Plan, *, idle: 
 def _fallbacks(done: Solved) -> tuple[str, ...]:
     qtensor = done.replacement.qtensor
     kind = qtensor.scheme.scale_type
-    wide = int((~scale_fits(qtensor.scale, kind)).sum()) if kind else 0
+    # Scales that are searched over spans fit their type, also those below 0.
+    wide = int((~scale_fits(qtensor.scale, kind)).sum()) if kind and qtensor.scheme.span is None else 0
     return (*done.remarks, *([f"{wide} scales are too small or large for {kind} and stay float32"] if wide else []))
