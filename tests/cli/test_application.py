@@ -64,7 +64,6 @@ MISTAKES = {
     "no model to evaluate": (["evaluate", "nowhere"], "no model 'nowhere'"),
     "no output": (["quantize", "nowhere"], "nowhere to write: give -o OUT, or --dry-run"),
     "preset": (["quantize", "m", "-o", "out", "--recipe", "w4a61"], "unknown preset 'w4a61'; did you mean 'w4a16'?"),
-    "later preset": (["quantize", "m", "-o", "out", "--recipe", "nvfp4"], "preset 'nvfp4' is not in this version"),
     "recipe file": (["quantize", "m", "-o", "out", "--recipe", "no.toml"], "cannot read recipe no.toml"),
     "scheme": (["quantize", "m", "-o", "out", "--weight", "int44"], "unknown number format 'int44'"),
     "recipe and scheme": (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import fewbit.qtensor
+import fewbit.box_bounds
 import fewbit.ranges.grid
 from fewbit.errors import SchemeError
 from fewbit.qtensor import quantize
@@ -122,7 +122,7 @@ def test_importance_lowers_the_error_where_it_lies(method):
 def test_working_in_slices_changes_nothing(monkeypatch, text):
     values = drawn("normal")
     whole = quantize(values, parse_scheme(text))
-    for module in (fewbit.qtensor, fewbit.ranges.grid):
+    for module in (fewbit.box_bounds, fewbit.ranges.grid):
         monkeypatch.setattr(module, "numbers_at_once", lambda values: 5000)
     sliced = quantize(values, parse_scheme(text))
     np.testing.assert_array_equal(sliced.codes, whole.codes)
