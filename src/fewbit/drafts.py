@@ -76,7 +76,13 @@ def draft_of(layer: Layer, recipe: Recipe) -> Draft:
     return draft
 
 
-def twin_of(draft: Draft, others: Sequence[Draft]) -> str | None:
+def sharing(drafts: Sequence[Draft], place: int) -> tuple[str | None, bool]:
+    """Return the layer before a draft whose codes it shares, and whether it shares them with any layer at all."""
+    twin = _twin_of(drafts[place], drafts[:place])
+    return twin, twin is not None or any(_twin_of(own, [drafts[place]]) for own in drafts[place + 1 :])
+
+
+def _twin_of(draft: Draft, others: Sequence[Draft]) -> str | None:
     """Return which of `others` has the same weight and gets the very same codes, since neither sees any data."""
     blind = draft.scheme is not None and not isinstance(draft.scheme.ranging, OutputRange)
     for own in others if blind else ():

@@ -12,7 +12,7 @@ from typing import Any
 
 from fewbit.algorithms import Algorithm
 from fewbit.corrections import Correction
-from fewbit.drafts import Draft, draft_of, twin_of
+from fewbit.drafts import Draft, draft_of, sharing
 from fewbit.errors import PlanError
 from fewbit.fitting import fitted
 from fewbit.footprint import levels_noted, quantized_tensors
@@ -263,7 +263,7 @@ def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -
     rows = []
     for place, draft in enumerate(drafts):
         layer, scheme = draft.layer, draft.scheme
-        twin = twin_of(draft, drafts[:place]) if layer.tied and target and target.shares_weights else None
+        twin, shares = sharing(drafts, place) if target and target.shares_weights else (None, False)
         whole = prod(layer.shape) * BYTES[storage_type]
         before = 0 if counted_before & set(layer.tied) else whole
         counted_before.add(layer.name)
@@ -275,9 +275,7 @@ def _rows(drafts: list[Draft], storage_type: ScaleType, target: Target | None) -
             before += layer.shape[0] * BYTES[storage_type] if quantized.bias != "float" else 0
             stored = () if twin else quantized_tensors(quantized, storage_type, target)
             after = sum(tensor.nbytes for tensor in stored)
-            shares = twin or any(twin_of(own, [draft]) for own in drafts[place + 1 :] if layer.tied)
-            kept_tied = shares and target is not None and target.shares_weights
-            notes += [UNTIED] if layer.tied and not kept_tied else []
+            notes += [UNTIED] if layer.tied and not shares else []
             notes += levels_noted(quantized)
         else:
             after = 0 if counted_after & set(layer.tied) else whole

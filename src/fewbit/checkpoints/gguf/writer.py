@@ -55,7 +55,7 @@ class GgufWriter:
             if manifest.origin and pre is None
             else tokenizer_values(manifest.files, configuration, pre)
         )
-        if values["tokenizer.ggml.model"] == "no_vocab":
+        if values.setdefault("tokenizer.ggml.model", "no_vocab") == "no_vocab":
             values[f"{architecture.name}.vocab_size"] = int(configuration["vocab_size"])
         self._container = Container(path, architecture.name, values, entries, overwrite=overwrite)
         self._left_out = {own.name for own in manifest.floats} - {own.name for own in floats}
