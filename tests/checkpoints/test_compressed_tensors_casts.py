@@ -104,7 +104,7 @@ PROBLEMS = {
     "turned": ("fp16", None, None, "ConvTranspose2d", "is of class ConvTranspose2d; keep it, or save the module's"),
     "input": ("fp16", "int8", None, "Linear", "no place for the input 'int8 token asym' beside a weight in fp16"),
     "output": ("fp16", None, "fp16", "Linear", "no place for the output 'fp16' beside a weight in fp16"),
-    "input of another": ("int8", "fp16", None, "Linear", "no layout for the input 'fp16'; use int2 to int8 or e4m3"),
+    "input of another": ("int8", "fp16", None, "Linear", "no layout for the input 'fp16'; use int2 to int8, e4m3,"),
 }
 
 
