@@ -315,3 +315,13 @@ def test_a_folder_without_a_tokenizer_is_quantized_and_not_measured(run, made, t
     code, _, err = run("evaluate", tmp_path / "bare")
     assert code == 2
     assert "the model has no tokenizer for a text" in err
+
+
+@pytest.mark.slow
+def test_inspect_of_a_gguf_file_shows_the_types_that_it_holds(run):
+    code, printed, _ = run("inspect", "smollm2", "--match", r"layers\.0\.")
+    rows = {line.split()[0]: line.split()[2] for line in printed.splitlines()[1:-1]}
+    assert code == 0
+    assert rows["model.layers.0.mlp.up_proj.weight"] == "q4_1"
+    assert rows["model.layers.0.input_layernorm.weight"] == "float32"
+    assert printed.splitlines()[-1].startswith("9 tensors, 7 quantized, 2 float; ")

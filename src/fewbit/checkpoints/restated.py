@@ -40,10 +40,12 @@ def restated(qtensor: QTensor, scheme: Scheme) -> QTensor:
         raise CheckpointError(f"{qtensor.scheme} and {scheme} have no levels in common but by rounding")
     if isinstance(qtensor.scale, QTensor) or scheme.scale_scheme is not None:
         raise CheckpointError(f"scales of {qtensor.scheme} are quantized themselves, not as those of {scheme}")
-    if qtensor.codebook is not None or qtensor.scheme.float_zero or scheme.float_zero:
+    if qtensor.codebook is not None or qtensor.scheme.float_zero or scheme.float_zero or qtensor.scheme.minimum:
         raise CheckpointError(f"levels of {qtensor.scheme} lie between those of {scheme}")
     scale = _regrouped(to_numpy(qtensor.scale), qtensor, scheme, "scales")
     _require_exact(scale, scheme)
+    if isinstance(source, Int) and isinstance(target, Int) and scheme.minimum and not qtensor.scheme.minimum:
+        return _about_minimum(qtensor, scheme, target, scale)
     if isinstance(source, Int) and isinstance(target, Int):
         codes, zero = _moved(qtensor, scheme, source, target)
         return QTensor(codes=codes, scale=scale, zero_point=zero, scheme=scheme)
@@ -52,12 +54,29 @@ def restated(qtensor: QTensor, scheme: Scheme) -> QTensor:
     return QTensor(codes=to_numpy(qtensor.codes), scale=scale, zero_point=None, scheme=scheme)
 
 
+def _about_minimum(qtensor: QTensor, scheme: Scheme, target: Int, scale: Numbers) -> QTensor:
+    """Return codes from 0 and the minimum, -z s, which must be a number of the type of the scales."""
+    source = qtensor.scheme.format
+    assert isinstance(source, Int)
+    codes, zero = _counted(qtensor)
+    codes, zero = codes - _lowest(source), _regrouped(zero - _lowest(source), qtensor, scheme, "zero points")
+    _require_held(codes, target, target.name)
+    minimum = -zero.astype(np.float32) * scale
+    _require_exact(minimum, scheme, "minimums")
+    return QTensor(codes=target.to_codes(codes), scale=scale, zero_point=None, minimum=minimum, scheme=scheme)
+
+
+def _counted(qtensor: QTensor) -> tuple[Numbers, Numbers]:
+    """Return codes and zero points as int32, without a zero point 0 for each group."""
+    codes = to_numpy(qtensor.codes).astype(np.int32)
+    if qtensor.zero_point is None:
+        return codes, np.zeros(scale_shape(qtensor.shape, qtensor.scheme), np.int32)
+    return codes, to_numpy(qtensor.zero_point).astype(np.int32)
+
+
 def _moved(qtensor: QTensor, scheme: Scheme, source: Int, target: Int) -> tuple[Numbers, Numbers | None]:
     """Return codes and zero points as `target` counts them."""
-    codes = to_numpy(qtensor.codes).astype(np.int32)
-    zero = np.zeros((1, 1), np.int32) if qtensor.zero_point is None else to_numpy(qtensor.zero_point).astype(np.int32)
-    if qtensor.zero_point is None:
-        zero = np.broadcast_to(zero, scale_shape(qtensor.shape, qtensor.scheme))
+    codes, zero = _counted(qtensor)
     if scheme.symmetric:
         box = qtensor.scheme.granularity.box(qtensor.shape)
         codes = codes - (spread(zero, qtensor.shape, box) if zero.any() else 0)
@@ -84,13 +103,13 @@ def _regrouped(parameters: Numbers, qtensor: QTensor, scheme: Scheme, what: str)
     return first.reshape(wanted)
 
 
-def _require_exact(scale: Numbers, scheme: Scheme) -> None:
+def _require_exact(numbers: Numbers, scheme: Scheme, what: str = "scales") -> None:
     if scheme.scale_type is None:
         return
     with np.errstate(over="ignore"):
-        off = int((scale.astype(numpy_type(scheme.scale_type)).astype(np.float32) != scale).sum())
+        off = int((numbers.astype(numpy_type(scheme.scale_type)).astype(np.float32) != numbers).sum())
     if off:
-        raise CheckpointError(f"{scheme.scale_type} does not hold {off} of {scale.size} scales exactly")
+        raise CheckpointError(f"{scheme.scale_type} does not hold {off} of {numbers.size} {what} exactly")
 
 
 def _require_held(values: Numbers, target: Int, what: str) -> None:

@@ -14,8 +14,11 @@ from fewbit.cli.words import AsJson, Overwrite, Quiet
 
 def convert(
     model: Annotated[str, typer.Argument(help="A folder: compressed-tensors, GPTQ or AWQ.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", show_default=False)],
-    to: Annotated[str, typer.Option(help="Layout: compressed-tensors, gptq, awq.")] = "compressed-tensors",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder or .gguf file to write.", show_default=False)],
+    to: Annotated[
+        str | None,
+        typer.Option(help="Layout: compressed-tensors, gptq, awq, gguf; left out: by the name of the output."),
+    ] = None,
     lossy: Annotated[
         bool,
         typer.Option("--lossy", help="Round anew where the layout does not hold the values; say what it cost."),
@@ -29,8 +32,10 @@ def convert(
 ) -> None:
     """Write quantized MODEL in another layout, read it back, and compare every weight bit by bit."""
     import fewbit as fb
+    from fewbit.interfaces import ONE_FILE
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    to = to or ONE_FILE.get(output.suffix, "compressed-tensors")
     done = fb.convert(model, output, to, lossy=lossy, dtype=dtype, overwrite=overwrite, progress=terminal)
     data = {"source": done.source, "output": str(done.path), "to": done.to}
     terminal.result(str(done), {**data, "layers": [asdict(layer) for layer in done.layers]})

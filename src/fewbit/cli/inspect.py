@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -35,7 +36,6 @@ def inspect(
 
     from fewbit.errors import RecipeError
     from fewbit.sources import open_source
-    from fewbit.sources.checkpoint import CheckpointFolder
 
     try:
         pattern = re.compile(match)
@@ -44,11 +44,7 @@ def inspect(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.phase("read"):
         source = open_source(model)
-        if source.framework == "onnx":
-            rows = _graph_rows(source)
-        else:
-            rows = _checkpoint_rows(source) if isinstance(source, CheckpointFolder) else _float_rows(source)
-        rows = [row for row in rows if pattern.search(row.name)]
+        rows = [row for row in _rows_of(source)(source) if pattern.search(row.name)]
     quantized = [row for row in rows if row.quantized]
     total = sum(row.nbytes for row in rows)
     width = max([len(row.name) for row in rows], default=10)
@@ -63,6 +59,16 @@ def inspect(
     )
     data = {"model": model, "bytes": total, "tensors": [asdict(row) for row in rows]}
     terminal.result("\n".join(lines), data)
+
+
+def _rows_of(source: Any) -> Callable[[Any], list[_Row]]:
+    """Return what lists the tensors of a kind of source."""
+    from fewbit.sources.checkpoint import CheckpointFolder
+    from fewbit.sources.gguf import GgufModel
+    from fewbit.sources.onnx import OnnxSource
+
+    known = {OnnxSource: _graph_rows, CheckpointFolder: _checkpoint_rows, GgufModel: _gguf_rows}
+    return next((rows for kind, rows in known.items() if isinstance(source, kind)), _float_rows)
 
 
 def _checkpoint_rows(source: Any) -> list[_Row]:
@@ -109,27 +115,32 @@ def _graph_rows(source: Any) -> list[_Row]:
     return rows
 
 
+def _gguf_rows(source: Any) -> list[_Row]:
+    """Rows of a GGUF file, each tensor in the type that it has there."""
+    from fewbit.checkpoints.gguf.stored_kind import FLOATS
+    from fewbit.sources.gguf_numbers import read_numbers
+
+    rows = []
+    for own in source.header.tensors:
+        quantized = own.kind not in FLOATS
+        form = own.kind.lower() if quantized else FLOATS[own.kind].name
+        numbers = read_numbers(source.path, source.header, own)
+        rows.append(_row(source.names[own.name], own.shape, form, own.nbytes, numbers, quantized=quantized))
+    return rows
+
+
 def _float_rows(source: Any) -> list[_Row]:
-    """Rows of a model that is not quantized: as its files hold it, or as transformers reads it out of GGUF."""
+    """Rows of a model folder that is not quantized."""
     import numpy as np
 
     from fewbit.checkpoints.safetensors_file import read_tensors
     from fewbit.checkpoints.safetensors_folder import files_of
 
-    if not hasattr(source, "gguf"):
-        return [
-            _row(name, tuple(array.shape), array.dtype.name, array.nbytes, np.asarray(array, dtype=np.float32))
-            for file in files_of(source.folder)
-            for name, array in read_tensors(file)
-        ]
-    rows = []
-    owners: dict[int, str] = {}
-    for name, tensor in source.load().state_dict().items():
-        owner = owners.setdefault(tensor.data_ptr(), name)
-        form = str(tensor.dtype).removeprefix("torch.")
-        form, nbytes = (form, tensor.nbytes) if owner == name else (f"{form}, tied", 0)
-        rows.append(_row(name, tuple(tensor.shape), form, nbytes, tensor.numpy()))
-    return rows
+    return [
+        _row(name, tuple(array.shape), array.dtype.name, array.nbytes, np.asarray(array, dtype=np.float32))
+        for file in files_of(source.folder)
+        for name, array in read_tensors(file)
+    ]
 
 
 def _row(name: str, shape: tuple[int, ...], form: str, nbytes: int, numbers: Any, *, quantized: bool = False) -> _Row:

@@ -13,7 +13,7 @@ from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
 from fewbit.ranges.span_search import SpanSearch
 from fewbit.schemes.block_formats import BLOCK_FORMATS
-from fewbit.schemes.granularity import PerGroup
+from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.scheme import Scheme
 
 #: Columns of a span whose scales are quantized.
@@ -91,6 +91,24 @@ def kind_of(scheme: Scheme) -> str | None:
     ('MXFP4', None)
     """
     return next((kind for kind in KINDS if _levels_of(scheme) == _levels_of(scheme_of(kind))), None)
+
+
+def as_blocks(scheme: Scheme) -> Scheme:
+    """Return the scheme of 32 numbers a scale that has the levels of one of integers, or `scheme` itself.
+
+    A larger group is blocks of the same scale; with a zero point z a block has the minimum -z scale.
+
+    >>> from fewbit.schemes.notation import parse_scheme
+    >>> [str(as_blocks(parse_scheme(text))) for text in ("int4 g128", "int4 g64 asym", "int8 channel", "int3 g32")]
+    ['q4_0', 'q4_1', 'q8_0', 'int3 g32']
+    """
+    whole = isinstance(scheme.format, Int) and scheme.format.signed and scheme.scale_scheme is None
+    known = scheme.granularity in (PerTensor(), PerChannel())
+    blocks = isinstance(scheme.granularity, PerGroup) and scheme.granularity.size % 32 == 0
+    if not whole or scheme.float_zero or scheme.minimum or not (known or blocks):
+        return scheme
+    types = {(own.format.bits, own.symmetric): own for own in (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)}
+    return types.get((scheme.format.bits, scheme.symmetric), scheme)
 
 
 def _levels_of(scheme: Scheme) -> tuple[object, ...]:

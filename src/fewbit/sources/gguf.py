@@ -46,6 +46,11 @@ class GgufModel(TransformersModel):
         return self.folder / self.gguf
 
     @property
+    def names(self) -> Mapping[str, str]:
+        """Names of the tensors in the model by those in the file, which others than Llamas keep."""
+        return gguf_llama.names(self.header) if self._is_llama else {own.name: own.name for own in self.header.tensors}
+
+    @property
     def storage_type(self) -> ScaleType:
         """Float16, the type of the scales of GGUF's quantized types."""
         return "float16"

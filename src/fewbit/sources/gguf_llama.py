@@ -75,6 +75,11 @@ def configuration(header: GgufHeader) -> dict[str, Any]:
     return found
 
 
+def names(header: GgufHeader) -> dict[str, str]:
+    """Return the names of the tensors in the model by those in the file."""
+    return {tensor.name: str(_place(tensor.name)) for tensor in header.tensors}
+
+
 def shapes(header: GgufHeader) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors by their names in the model."""
     return {str(_place(tensor.name)): tensor.shape for tensor in header.tensors}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewbit.checkpoints.gguf.architecture import architecture_of
@@ -18,6 +18,7 @@ from fewbit.checkpoints.gguf.writer import GgufWriter
 from fewbit.checkpoints.streamed import Streamed
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import Checkpoint, Content, Layer, Manifest, QuantizedLayer, Source, StoredTensor
+from fewbit.schemes.gguf import as_blocks
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.whole_file import write_whole
@@ -55,6 +56,10 @@ class Gguf(Streamed):
         except CheckpointError as error:
             return str(error)
         return _whole_scale_problem(layer) if kind == "NVFP4" else None
+
+    def held_as(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return the layer in the blocks of 32 that hold the levels of its own, where there are such."""
+        return replace(quantized, scheme=as_blocks(quantized.scheme))
 
     def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
         """Return why this layout cannot hold a rounded product inside attention: it never can."""
