@@ -32,8 +32,8 @@ SEARCHING = ("binary", "ternary")
 WHOLE_KINDS = ("mxfp4", "nvfp4", "nf4-double", "fp16")
 FAMILIES = {form: [row for row in schemes() if row.scheme.split()[0] == form] for form in FORMATS}
 NEAREST = [form for form in FORMATS if FAMILIES[form] and form not in SEARCHING]
-#: Learned levels are found on the host, not under a compiler: tests/test_codebooks.py. So are scales of spans, which divide
-#: the widths: tests/schemes/test_gguf.py.
+#: Learned levels are found on the host, not under a compiler: tests/test_codebooks.py. So are the scales of spans:
+#: tests/schemes/test_gguf.py.
 WHOLE_ROWS = [
     row.scheme
     for row in schemes()

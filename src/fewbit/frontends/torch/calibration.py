@@ -51,9 +51,9 @@ class CalibrationRun:
         self._prepare, self._trained = prepare, trained
         self._partition: Partition = find_blocks(model, layers)
         self._weights = TokenWeights()
-        guided = any(set(GUIDED) & set(names) for names in wanted.values())
+        guided = {name for name, names in wanted.items() if set(GUIDED) & set(names)}
         #: What is to be gone through first, a step a batch: what the rows of inputs count in the float model.
-        self.gradients = GradientRun(model, layers, batches) if guided else ()
+        self.gradients = GradientRun(model, layers, batches, guided) if guided else ()
 
     def __len__(self) -> int:
         return len(self._partition.blocks) + 1

@@ -7,7 +7,7 @@ squared error. One forward and one backward of the float model for each batch; b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,13 +51,15 @@ class GradientRun:
     differentiated.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -> None:
-        """Prepare; nothing runs yet."""
+    def __init__(
+        self, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], wanted: Collection[str] | None = None
+    ) -> None:
+        """Prepare; nothing runs yet. Only the layers called in `wanted` are watched, or all of them."""
         self._model, self._batches = model, batches
         self._blocks = [block.name for block in find_blocks(model, layers).blocks]
         self._head = {layer.shape[0] for layer in layers if layer.kind == "head"}
         # Behind quantized layers an expert gets other tokens than here.
-        own = [layer.name for layer in layers if not layer.expert]
+        own = [layer.name for layer in layers if not layer.expert and (wanted is None or layer.name in wanted)]
         watched = [name for name in own if module_class(model.get_submodule(name)) in _KINDS]
         self._seen: dict[str, list[list[Tensor]]] = {name: [] for name in watched}
         self._differentiable = True
