@@ -35,13 +35,18 @@ def state(result):
     return {name: tensor for name, tensor in result.model.state_dict().items() if isinstance(tensor, torch.Tensor)}
 
 
+def same_state(one, other):
+    """Whether two results store the same tensors, to the bit."""
+    first, second = state(one), state(other)
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
 @pytest.mark.parametrize("recipe", ["nf4", "w8a16", "w8a8", "fp8", "mxfp8", "bf16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_model_quantized_while_loading_has_the_bits_of_one_quantized_afterwards(folder, recipe, tied):
     path = folder(tied=tied)
     loaded, whole = fb.load(path, recipe=recipe), fb.quantize(str(path), recipe)
-    assert state(loaded).keys() == state(whole).keys()
-    assert all(torch.equal(tensor, state(whole)[name]) for name, tensor in state(loaded).items())
+    assert same_state(loaded, whole)
     assert [str(row) for row in loaded.plan.rows] == [str(row) for row in whole.plan.rows]
     assert loaded.report.remarks == whole.report.remarks
     tokens = torch.arange(20)[None]
@@ -54,7 +59,7 @@ def test_shards_and_a_tied_head_that_is_quantized_come_out_alike(folder):
     assert len(list(path.glob("*.safetensors"))) > 1
     recipe = fb.Recipe([fb.Rule(kind="head", weight="int8"), fb.Rule(kind="linear", weight="int4 g32")])
     loaded, whole = fb.load(path, recipe=recipe), fb.quantize(str(path), recipe)
-    assert all(torch.equal(tensor, state(whole)[name]) for name, tensor in state(loaded).items())
+    assert same_state(loaded, whole)
     assert any("no longer tied: lm_head" in remark for remark in loaded.report.remarks)
 
 
@@ -77,7 +82,7 @@ def test_one_float_layer_is_in_memory_at_a_time(folder, monkeypatch):
 def test_what_was_loaded_is_saved_and_read_back(folder, tmp_path):
     loaded = fb.load(folder(), recipe="w8a16")
     again = fb.load(loaded.save(tmp_path / "out"))
-    assert all(torch.equal(tensor, state(again)[name]) for name, tensor in state(loaded).items())
+    assert same_state(loaded, again)
 
 
 @pytest.mark.parametrize(("recipe", "why"), [("w4a16", "gptq"), ("w8a8-static", "static ranges")])
@@ -108,7 +113,7 @@ def test_a_tensor_that_is_missing_or_not_finite_is_named(folder):
 @pytest.mark.slow
 def test_the_demo_model_is_read_tensor_by_tensor_too():
     loaded, whole = fb.load("smollm2", recipe="w8a16"), fb.quantize("smollm2", "w8a16")
-    assert all(torch.equal(tensor, state(whole)[name]) for name, tensor in state(loaded).items())
+    assert same_state(loaded, whole)
 
 
 def test_what_has_to_be_read_as_a_whole_says_so(folder):
