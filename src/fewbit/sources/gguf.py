@@ -74,15 +74,9 @@ class GgufModel(TransformersModel):
 
     def unloaded(self) -> Unloaded:
         """Return the model without numbers, and how to read them; raises as `TensorwiseSource` says."""
-        self.skeleton()
         if not self._is_llama:
-            raise NotYetError(
-                f"{self.name} is no plain Llama and is read by transformers as a whole; use fewbit.quantize"
-            )
-        config = self._llama_config()
-        model = skeleton(config, self.name)
-        require_whole_by_name(gguf_llama.shapes(self.header), model, self.name)
-        return Unloaded(model, gguf_llama.readers(self.path, self.header, config))
+            raise NotYetError(f"{self.name} is no plain Llama: transformers reads it as a whole; use fewbit.quantize")
+        return self._empty_llama()
 
     def companions(self) -> Mapping[str, bytes]:
         """Return tokenizer files and generation settings."""
@@ -104,10 +98,17 @@ class GgufModel(TransformersModel):
                 self.folder, gguf_file=self.gguf, local_files_only=True, trust_remote_code=False
             )
 
+    def _empty_llama(self) -> Unloaded:
+        self.skeleton()
+        config = self._llama_config()
+        model = skeleton(config, self.name)
+        require_whole_by_name(gguf_llama.shapes(self.header), model, self.name)
+        return Unloaded(model, gguf_llama.readers(self.path, self.header, config))
+
     def _load_llama(self) -> Any:
         import torch
 
-        opened = self.unloaded()
+        opened = self._empty_llama()
         with refusals(f"cannot read {self.name}"):
             numbers = {name: torch.from_numpy(read()) for name, read in opened.tensors.items()}
             opened.model.load_state_dict(numbers, strict=False, assign=True)
