@@ -41,7 +41,7 @@ def same_state(one, other):
     return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize("recipe", ["nf4", "w8a16", "w8a8", "fp8", "mxfp8", "bf16"])
+@pytest.mark.parametrize("recipe", ["nf4", "w8a16", "w8a8", "fp8", "mxfp8", "bf16", "fp16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_model_quantized_while_loading_has_the_bits_of_one_quantized_afterwards(folder, recipe, tied):
     path = folder(tied=tied)
@@ -85,7 +85,7 @@ def test_what_was_loaded_is_saved_and_read_back(folder, tmp_path):
     assert same_state(loaded, again)
 
 
-@pytest.mark.parametrize(("recipe", "why"), [("w4a16", "gptq"), ("w8a8-static", "static ranges")])
+@pytest.mark.parametrize(("recipe", "why"), [("w4a16", "gptq"), ("w8a8-static", "ranges from data")])
 def test_a_recipe_that_needs_data_is_refused_with_what_needs_it(folder, recipe, why):
     with pytest.raises(PlanError, match=rf"recipe {recipe} has {why}; take one without, such as nf4"):
         fb.load(folder(), recipe=recipe)

@@ -13,7 +13,7 @@ from fewbit.errors import NotYetError, PlanError, SourceError
 from fewbit.evaluation.side_by_side import Measured
 from fewbit.interfaces import Frontend, Silent, Source, frontend_of
 from fewbit.model_plan import model_plan
-from fewbit.overflow import without_large_weights
+from fewbit.overflow import without_large_activations, without_large_weights
 from fewbit.planning import Plan
 from fewbit.recipe import Recipe
 from fewbit.reporting import remarks_of, report_of
@@ -21,6 +21,7 @@ from fewbit.result import Result
 from fewbit.solved import Data, Solved
 from fewbit.solving import needs_data, solve
 from fewbit.sources.unloaded import TensorwiseSource, Unloaded
+from fewbit.transforming import transformed
 
 
 def quantized_while_loading(source: Source, recipe: Recipe, dtype: str) -> Result:
@@ -43,13 +44,15 @@ def quantized_while_loading(source: Source, recipe: Recipe, dtype: str) -> Resul
         made = model_plan(source, opened.model, recipe, to=None, dtype=dtype)
         _require_no_data(made)
         made.require_sound()
-        work = _Work(opened, frontend, made, names_of(opened.model))
-        made, solved = work.rounded()
-        changed = work.filled(made)
+        work = _Work(opened, frontend, names_of(opened.model))
+        with transformed(opened.model, recipe, frontend, (), made.target) as sentences:
+            made, unchecked = without_large_activations(made, frontend, opened.model, ())
+            made, solved = work.rounded(made)
+            changed = work.filled(made)
     report = report_of(made, solved, Measured(), frontend, opened.model, {})
     report = replace(
         report,
-        remarks=remarks_of(changed, solved, made, idle=False),
+        remarks=(*sentences, *unchecked, *remarks_of(changed, solved, made, idle=False)),
         seconds=clock.seconds,
         peak_memory=clock.peak_memory,
     )
@@ -58,10 +61,11 @@ def quantized_while_loading(source: Source, recipe: Recipe, dtype: str) -> Resul
 
 def _require_no_data(made: Plan) -> None:
     """Raise `PlanError` for a recipe that runs the model; there is none to run before all of it is read."""
+    # Presets have `batchnorm`, which says itself that it does nothing without data.
     wanted = [transform.name for transform in made.recipe.transforms if transform.name != "batchnorm"]
     wanted += [correction.name for correction in made.recipe.corrections]
     wanted += sorted({row.algorithm.name for row in made.rows if row.algorithm and row.algorithm.statistics})
-    wanted += ["static ranges"] if not wanted and needs_data(made) else []
+    wanted += ["ranges from data"] if not wanted and needs_data(made) else []
     wanted += ["products inside attention"] if made.rounded_products else []
     if wanted:
         raise PlanError(
@@ -76,17 +80,16 @@ class _Work:
 
     opened: Unloaded
     frontend: Frontend
-    made: Plan
     #: Under which names each tensor of the model without numbers hangs.
     names: Mapping[str, tuple[str, ...]]
 
-    def rounded(self) -> tuple[Plan, dict[str, Solved]]:
+    def rounded(self, made: Plan) -> tuple[Plan, dict[str, Solved]]:
         """Round every layer of the plan; return the plan in its last form, and how the layers came about."""
         from fewbit.frontends.torch.filling import without_weight
         from fewbit.frontends.torch.resident_memory import trim
 
         model, solved, rows = self.opened.model, {}, []
-        for row in self.made.rows:
+        for row in made.rows:
             if row.scheme is None:
                 rows.append(row)
                 continue
@@ -94,14 +97,14 @@ class _Work:
             own = [name for name in self.names if name.rpartition(".")[0] == row.layer.name]
             for name in own:
                 self._read(name, [name])
-            single = without_large_weights(replace(self.made, rows=(row,), hints=()), self.frontend, model)
+            single = without_large_weights(replace(made, rows=(row,), hints=()), self.frontend, model)
             rows += single.rows
             for name, done in solve(model, single, self.frontend, Data(), Silent()).items():
                 done.replacement.install()
                 without_weight(module)
                 solved[name] = done
             trim()  # else the heap keeps what one layer has left
-        return replace(self.made, rows=tuple(rows)), solved
+        return replace(made, rows=tuple(rows)), solved
 
     def filled(self, made: Plan) -> int:
         """Read what stays float, round it to the type that it is stored in; return how many numbers that changed."""
@@ -119,5 +122,5 @@ class _Work:
 
         stored = next((own for own in self.names[name] if own in self.opened.tensors), None)
         if stored is None:
-            raise SourceError(f"{self.made.model} lacks {name}; is the download complete?")
+            raise SourceError(f"no file holds {name}; is the download complete?")
         fill(self.opened.model, places, self.opened.tensors[stored]())

@@ -117,15 +117,17 @@ def _graph_rows(source: Any) -> list[_Row]:
 
 def _gguf_rows(source: Any) -> list[_Row]:
     """Rows of a GGUF file, each tensor in the type that it has there."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
     from fewbit.checkpoints.gguf.stored_kind import FLOATS
     from fewbit.sources.gguf_numbers import read_numbers
 
-    rows = []
+    rows, names = [], source.names
     for own in source.header.tensors:
-        quantized = own.kind not in FLOATS
-        form = own.kind.lower() if quantized else FLOATS[own.kind].name
+        in_blocks = GGML_QUANT_SIZES[GGMLQuantizationType[own.kind]][0] > 1
+        form = FLOATS[own.kind].name if own.kind in FLOATS else own.kind.lower()
         numbers = read_numbers(source.path, source.header, own)
-        rows.append(_row(source.names[own.name], own.shape, form, own.nbytes, numbers, quantized=quantized))
+        rows.append(_row(names[own.name], own.shape, form, own.nbytes, numbers, quantized=in_blocks))
     return rows
 
 

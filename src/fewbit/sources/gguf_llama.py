@@ -82,7 +82,8 @@ def names(header: GgufHeader) -> dict[str, str]:
 
 def shapes(header: GgufHeader) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors by their names in the model."""
-    return {str(_place(tensor.name)): tensor.shape for tensor in header.tensors}
+    own = names(header)
+    return {own[tensor.name]: tensor.shape for tensor in header.tensors}
 
 
 def readers(path: Path, header: GgufHeader, config: Any) -> dict[str, Callable[[], Any]]:
@@ -90,7 +91,8 @@ def readers(path: Path, header: GgufHeader, config: Any) -> dict[str, Callable[[
 
     `config` knows the heads.
     """
-    return {str(_place(tensor.name)): partial(_read, path, header, tensor, config) for tensor in header.tensors}
+    own = names(header)
+    return {own[tensor.name]: partial(_read, path, header, tensor, config) for tensor in header.tensors}
 
 
 def _read(path: Path, header: GgufHeader, tensor: GgufTensor, config: Any) -> Any:
