@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,29 +139,24 @@ class Bench:
     def measure(self, row: Row) -> dict[str, Any]:
         """Return the figures of `row`, from the cache where nothing that they depend on has changed."""
         own = row.tool == "fewbit"
-        code = (
-            [path.read_text() for path in sorted((HERE.parent / "src").rglob("*.py"))]
-            if own
-            else TOOLS[row.tool].script
-        )
+        return self.cached([asdict(row), self.model, TOOLS[row.tool].script], lambda: self._measured(row), own=own)
+
+    def cached(self, key: Sequence[Any], make: Callable[[], dict[str, Any]], *, own: bool) -> dict[str, Any]:
+        """Return what `make` does, or the cache where it was made of the same, by the same code of fewbit if `own`."""
+        code = [path.read_text() for path in sorted((HERE.parent / "src").rglob("*.py"))] if own else ""
         evaluated = [torch.cat(batches).numpy() for batches in self.batches.values()]
         versions = installed_versions() if own else ""
-        key = self._digest(asdict(row), self.model, self.tokens.name, code, versions, *evaluated)
-        cached = CACHE / f"row-{key}.json"
-        if cached.exists():
-            return dict(json.loads(cached.read_text()))
+        cached = CACHE / f"row-{self._digest(key, self.tokens.name, code, versions, *evaluated)}.json"
+        if not cached.exists():
+            partial = cached.with_suffix(".partial")
+            partial.write_text(json.dumps(make()))
+            partial.rename(cached)
+        return dict(json.loads(cached.read_text()))
+
+    def _measured(self, row: Row) -> dict[str, Any]:
         weights = CACHE / "weights.safetensors"
-        ran = subprocess.run(
-            row.command(self.folder, self.tokens, weights), capture_output=True, text=True, check=False
-        )
-        if ran.returncode:
-            print(ran.stderr[-2000:], file=sys.stderr)
-            raise SystemExit(f"{row.tool} {row.scheme} {row.label}: exit code {ran.returncode}")
-        figures = json.loads(ran.stdout.strip().splitlines()[-1]) | self._quality(load_file(weights))
+        figures = ran(row.command(self.folder, self.tokens, weights)) | self._quality(load_file(weights))
         weights.unlink()
-        partial = cached.with_suffix(".partial")
-        partial.write_text(json.dumps(figures))
-        partial.rename(cached)
         return figures
 
     def _quality(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -187,6 +182,15 @@ class Bench:
         return {"quality": found}
 
 
+def ran(command: Sequence[str]) -> dict[str, Any]:
+    """Run a script; return the JSON of the last line that it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr[-2000:], file=sys.stderr)
+        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
 def fewbit_row(scheme: str, label: str, transforms: Sequence[Any] = (), **algorithm: Any) -> Row:
     """Return a row of fewbit; the algorithm is `gptq` unless its `name` says otherwise."""
     options = ["--algorithm", json.dumps({"name": "gptq", **algorithm})]
@@ -197,18 +201,12 @@ def fewbit_row(scheme: str, label: str, transforms: Sequence[Any] = (), **algori
 
 def table(description: str | None, rows: Iterable[Row]) -> None:
     """Read the command line, measure those of `rows` that it asks for, and print a line for each."""
-    given = _arguments(description)
-    bench = Bench(given.model, given.calibration or Text(None, 8), [Text(None), *(given.text or [])])
-    print(
-        f"{given.model}; calibrated on {bench.samples} x {bench.length} tokens of {bench.calibration}, "
-        f"evaluated on {bench.sequences} x {bench.length} of each text; {this_machine()}; "
-        f"torch {installed_versions()['torch']}\n"
-    )
+    bench, chosen = bench_of(description)
     qualities = [f"{what}, {text}" for text in bench.batches for what in ("KL", "top-1", "perplexity")]
     print(line(["tool", "scheme", "bits", *qualities, *COSTS]))
     print(line(["---", "---", *["---:"] * (1 + len(qualities) + len(COSTS))]), flush=True)
     for row in rows:
-        if not re.search(given.rows, f"{row.tool} {row.scheme} {row.label}"):
+        if not re.search(chosen, f"{row.tool} {row.scheme} {row.label}"):
             continue
         if not TOOLS[row.tool].python.exists():
             print(f"{row.tool} is not installed: run benchmarks/peers/make.sh {TOOLS[row.tool].peer}", file=sys.stderr)
@@ -218,6 +216,18 @@ def table(description: str | None, rows: Iterable[Row]) -> None:
         cost = [f"{found.get(name, float('nan')):.0f}" for name in COSTS.values()]
         bits = found.get("bits") or parse_scheme(row.scheme).bits_per_weight(_SHAPE)
         print(line([f"{row.tool}, {row.label}", row.scheme, f"{bits:.2f}", *quality, *cost]), flush=True)
+
+
+def bench_of(description: str | None) -> tuple[Bench, str]:
+    """Read the command line, say what is measured on what; return it, and what to choose rows by."""
+    given = _arguments(description)
+    bench = Bench(given.model, given.calibration or Text(None, 8), [Text(None), *(given.text or [])])
+    print(
+        f"{given.model}; calibrated on {bench.samples} x {bench.length} tokens of {bench.calibration}, "
+        f"evaluated on {bench.sequences} x {bench.length} of each text; {this_machine()}; "
+        f"torch {installed_versions()['torch']}\n"
+    )
+    return bench, given.rows
 
 
 def _arguments(description: str | None) -> argparse.Namespace:

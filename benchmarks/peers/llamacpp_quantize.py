@@ -12,7 +12,7 @@ import re
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ NAMES = {
     "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }  # fmt: skip
+#: Embedding and head stay float16.
+KEPT = ("--token-embedding-type", "f16", "--output-tensor-type", "f16")
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
             float_file, matrix, file = (Path(folder) / name for name in ("float.gguf", "matrix.dat", "out.gguf"))
             write_gguf(model, float_file)
             write_matrix(importance(model, tokens), matrix, len(tokens))
-            quantize(float_file, file, matrix, given.scheme)
+            quantize(float_file, file, matrix, given.scheme, kept=KEPT)
             own, size = read_layers(model, file, shapes)
             weights.update(own)
             bits.append(size)
@@ -139,10 +141,9 @@ def write_matrix(values: Mapping[str, np.ndarray], path: Path, chunks: int) -> N
         file.write(struct.pack("<i", chunks))
 
 
-def quantize(source: Path, target: Path, matrix: Path, kind: str) -> None:
-    """Run the tool; embedding and head stay float16."""
+def quantize(source: Path, target: Path, matrix: Path, kind: str, *, kept: Sequence[str]) -> None:
+    """Run the tool; `kept` are options that say what it is to leave alone."""
     tool = ik_llama_cpp.find_quantize_bin()
-    kept = ["--token-embedding-type", "f16", "--output-tensor-type", "f16"]
     ran = subprocess.run(
         [str(tool), "--imatrix", str(matrix), *kept, str(source), str(target), kind],
         capture_output=True, text=True, check=False,
