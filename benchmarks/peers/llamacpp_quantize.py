@@ -68,7 +68,7 @@ def gguf_name(name: str) -> str:
 
 
 def write_gguf(model: Any, path: Path) -> None:
-    """Write the float model, without a tokenizer: none is needed to quantize."""
+    """Write the float model, without a tokenizer: none is needed to quantize or to run on tokens."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -78,7 +78,10 @@ def write_gguf(model: Any, path: Path) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     for name, parameter in model.named_parameters():
         values = parameter.detach().float()
