@@ -77,6 +77,14 @@ def test_other_means_stay(onnx_model, body, axes):
     assert kinds(after) == kinds(before)
 
 
+@pytest.mark.parametrize("shape", ["n, 3, 4", "n, 4"])
+def test_the_mean_of_a_norm_over_channels_stays(onnx_model, shape):
+    body = "m = ReduceMean(x, axes)  y = Sub(x, m)"
+    constants = {"axes": np.asarray([-1])}
+    before, after = pooled(onnx_model, body, constants=constants, given=f"float[{shape}] x", output=f"float[{shape}] y")
+    assert kinds(after) == kinds(before) == ["ReduceMean", "Sub"]
+
+
 def test_whole_numbers_are_not_pooled(onnx_model):
     given, output = "int32[n, 3, 4, 5] x", "int32[a, b] y"
     _, after = pooled(onnx_model, "y = ReduceMean<keepdims=0>(x, axes)", given=given, output=output)

@@ -1,7 +1,7 @@
 """Means over all positions of a picture as GlobalAveragePool, which runtimes compute in integers: the same function.
 
 ReduceMean(x, axes 2 and on) = GlobalAveragePool(x), flattened where it keeps no axes. torch exports `mean((2, 3))` and
-AdaptiveAvgPool2d(1) as the one.
+AdaptiveAvgPool2d(1) as the one. A mean over the last of three axes is that of a norm over channels, and stays.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def _pool(node: ir.Node) -> None:
 
 
 def _is_over_positions(node: ir.Node) -> bool:
-    """Whether a mean is over all axes behind the channels, of numbers that can be pooled."""
+    """Whether a mean is over all axes behind the channels of pictures, of numbers that can be pooled."""
     axes, source = _axes(node), node.inputs[0]
     rank, kind = _known(source) if source is not None else (None, None)
-    if axes is None or rank is None or rank < 3 or kind not in _TYPES:
+    if axes is None or rank is None or rank < 4 or kind not in _TYPES:
         return False
     return sorted(axis % rank for axis in axes) == list(range(2, rank))
 

@@ -24,12 +24,11 @@ from fewbit.onnx_graph.live import OnnxModel
 
 #: Norms that are one operator, and whether they take the mean off.
 _NORMS = {"LayerNormalization": True, "RMSNormalization": False, "SimplifiedLayerNormalization": False}
-#: Operators that a norm may be made of; the mean over the last of three axes counts as pooling in a live model.
+#: Operators that a norm may be made of.
 _PARTS = frozenset(
-    {"Add", "Cast", "Div", "GlobalAveragePool", "Max", "Mul", "Pow", "Reciprocal", "ReduceL2", "ReduceMean",
-     "ReduceSum", "ReduceSumSquare", "Sqrt", "Sub"}
+    {"Add", "Cast", "Div", "Max", "Mul", "Pow", "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare",
+     "Sqrt", "Sub"}
 )  # fmt: skip
-_MEANS = ("GlobalAveragePool", "ReduceMean")
 #: Operators whose output is a sum of inputs, or holds each of them.
 _SUMS = frozenset({"Add", "Concat", "Sub", "Sum"})
 #: Operators that move numbers of their first input; that channels stay together is for the proof to say.
@@ -88,7 +87,7 @@ def _entry(normed: ir.Value) -> tuple[ir.Value, bool] | None:
         return None
     maker = upper.producer()
     centring = maker.inputs[1].producer() if maker and maker.op_type == "Sub" and maker.inputs[1] else None
-    if maker and centring and centring.op_type in _MEANS and centring.inputs[0] is maker.inputs[0]:
+    if maker and centring and centring.op_type == "ReduceMean" and centring.inputs[0] is maker.inputs[0]:
         assert maker.inputs[0] is not None
         return maker.inputs[0], True
     return upper, False
