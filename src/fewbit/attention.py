@@ -12,7 +12,8 @@ from typing import Any
 from fewbit.activation import Activation
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.interfaces import Forms, Frontend
-from fewbit.planning import Plan, PlanRow
+from fewbit.plan_row import PlanRow
+from fewbit.planning import Plan
 from fewbit.solving import UNREACHED
 
 

@@ -10,7 +10,7 @@ from fewbit.algorithms.solution import Solution
 from fewbit.integer_bias import IntegerBias, make_room, quantize_bias
 from fewbit.interfaces import Activations
 from fewbit.numerics.namespace import Array
-from fewbit.planning import PlanRow
+from fewbit.plan_row import PlanRow
 
 
 def needs_bias(row: PlanRow) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 
 from fewbit.formats.cast import Cast
 from fewbit.interfaces import BYTES, Frontend, Layer
-from fewbit.planning import UNTIED, Plan, PlanRow
+from fewbit.plan_row import PlanRow
+from fewbit.planning import UNTIED, Plan
 from fewbit.problems import several
 from fewbit.schemes.scheme import Scheme
 

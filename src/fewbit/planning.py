@@ -10,14 +10,11 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from fewbit.algorithms import Algorithm
-from fewbit.corrections import Correction
 from fewbit.drafts import Draft, draft_of, sharing
 from fewbit.errors import PlanError
 from fewbit.fitting import fitted
 from fewbit.footprint import levels_noted, quantized_tensors
 from fewbit.formats.cast import Cast
-from fewbit.integer_bias import BiasType
 from fewbit.interfaces import (
     BYTES,
     FLOAT_TYPES,
@@ -28,55 +25,13 @@ from fewbit.interfaces import (
     Target,
 )
 from fewbit.mixtures import mix
+from fewbit.plan_row import PlanRow
 from fewbit.problems import idle_rules, nothing_quantized, several, uncorrected
 from fewbit.recipe import Recipe
-from fewbit.schemes.notation import input_scheme_to_text
-from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.schemes.scheme import ScaleType
 
 #: The note of a layer that no longer shares its weight.
 UNTIED = "untied: stored on its own"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRow:
-    """What one layer becomes."""
-
-    layer: Layer
-    #: `None`: the weight stays float.
-    scheme: Scheme | None
-    #: How codes are found; `None` for a kept layer.
-    algorithm: Algorithm | None
-    #: Bytes, stored as floats, of the weight and of a bias that is quantized; a tied weight counts at one layer.
-    bytes_before: int
-    #: Bytes of what the file will hold for it.
-    bytes_after: int
-    #: The scheme that its rule names; `scheme` may have been adapted from it.
-    asked: Scheme | None = None
-    #: Schemes of its input, of a product inside attention of both operands, and output; `None`: they stay float.
-    input: Scheme | None = None
-    output: Scheme | None = None
-    #: What its bias becomes; `float` where there is none.
-    bias: BiasType = "float"
-    #: What repairs it once its weight is rounded.
-    corrections: tuple[Correction, ...] = ()
-    #: The layers of its module that it shares a global scale with, since they are given the same.
-    fused: tuple[str, ...] = ()
-    #: The layer tied to it that is quantized to the very same codes; `None`: there is none before it.
-    shared: str | None = None
-    #: Why it is kept, what it is tied to.
-    notes: tuple[str, ...] = ()
-    #: What would overflow the cast that its rule names, for which it is kept; `None`: nothing that is known.
-    overflow: str | None = None
-
-    @property
-    def becomes(self) -> str:
-        """The notation of its schemes, or `float`."""
-        if self.input and self.layer.kind == "attention":
-            return f"operands {input_scheme_to_text(self.input)}"
-        both = {"input": self.input, "output": self.output}
-        rounded = [f", {name} {input_scheme_to_text(scheme)}" for name, scheme in both.items() if scheme]
-        rounded += [f", bias {self.bias}"] if self.bias != "float" else []
-        return f"{self.scheme}{''.join(rounded)}" if self.scheme else "float"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 from fewbit.evaluation.side_by_side import Measured
 from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import Execution, Frontend, target_of
-from fewbit.planning import Plan, PlanRow
+from fewbit.plan_row import PlanRow
+from fewbit.planning import Plan
 from fewbit.report.data import LayerReport, Report
 from fewbit.solved import Solved
 

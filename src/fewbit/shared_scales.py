@@ -15,7 +15,8 @@ import numpy as np
 from fewbit.algorithms.solution import Solution
 from fewbit.interfaces import Frontend, Layer
 from fewbit.numerics.namespace import Array, array_namespace, stop_gradient, to_float32
-from fewbit.planning import Plan, PlanRow
+from fewbit.plan_row import PlanRow
+from fewbit.planning import Plan
 from fewbit.qtensor import QTensor
 from fewbit.ranges.fixed import Fixed
 from fewbit.recipe import Recipe

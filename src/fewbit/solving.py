@@ -23,7 +23,8 @@ from fewbit.evaluation.level_histogram import level_histogram
 from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, CalibratedPart, CalibrationRun, Frontend, Progress
-from fewbit.planning import Plan, PlanRow
+from fewbit.plan_row import PlanRow
+from fewbit.planning import Plan
 from fewbit.problems import several
 from fewbit.qtensor import quantize
 from fewbit.ranges import OutputRange

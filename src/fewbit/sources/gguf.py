@@ -15,14 +15,8 @@ from fewbit.checkpoints.gguf_header import GgufHeader, read_gguf_header
 from fewbit.errors import CheckpointError, NotYetError, SourceError
 from fewbit.schemes.scheme import ScaleType
 from fewbit.sources import gguf_llama
-from fewbit.sources.huggingface import (
-    TransformersModel,
-    refusals,
-    require_whole_by_name,
-    skeleton,
-    transformers,
-    without_kernels,
-)
+from fewbit.sources.completeness import require_whole_by_name
+from fewbit.sources.huggingface import TransformersModel, refusals, skeleton, transformers, without_kernels
 from fewbit.sources.unloaded import Unloaded
 from fewbit.sources.weights import Weights, require_plausible, weights_of_gguf
 
