@@ -6,8 +6,6 @@ range that may be cut off; and the codes that the largest scale of a span may ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,13 +15,12 @@ from fewbit.errors import MissingExtraError, SchemeError
 from fewbit.formats.codebook import Codebook
 from fewbit.formats.integer import Int
 from fewbit.numerics.namespace import Array, array_namespace, device, to_float32, to_numpy
+from fewbit.numerics.threads import threads_for
 from fewbit.ranges.span_search import SpanSearch
 from fewbit.schemes.scheme import Scheme
 
 #: Numbers that are worked on at a time.
 _AT_ONCE = 1 << 22
-#: Work on fewer numbers is done sooner by one thread than shared out.
-_SHARED_FROM = 1 << 14
 #: What a weight counts at least, as a share of the mean of its row: columns that no input reached are rounded too.
 _LEAST = 1e-6
 _LARGEST = 65504.0
@@ -98,7 +95,7 @@ def _found(values: Any, shares: Any, scheme: Scheme) -> tuple[Any, ...]:
         from fewbit.numerics import span_minima, span_scales
     except ImportError as error:
         raise MissingExtraError(f"{scheme} needs {error.name} to search scales; pip install 'fewbit[torch]'") from error
-    with _threads_for(values.size):
+    with threads_for(values.size):
         return _search(values, shares, scheme, span_minima if scheme.minimum else span_scales)
 
 
@@ -134,19 +131,6 @@ def _stored(scheme: Scheme, units: Any, groups: Any, spans: Any) -> tuple[Any, .
     if scheme.minimum:
         return codes, kept[0], spans[0], kept[1], -spans[1]
     return codes, kept, spans, None, None
-
-
-@contextmanager
-def _threads_for(numbers: int) -> Iterator[None]:
-    """Run kernels in one thread while the block runs if they work on few numbers."""
-    import numba
-
-    threads = numba.get_num_threads()
-    numba.set_num_threads(threads if numbers >= _SHARED_FROM else 1)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(threads)
 
 
 @lru_cache

@@ -18,7 +18,7 @@ PROMPTS = (
 )  # fmt: skip
 NEW = 16
 #: How far below its best token transformers may see one that vLLM took, in logits. Both round every layer's result to
-#: bfloat16, in which logits of 16 to 32 are 0.125 apart, and find ranges in other types; 0.69 was seen in 48 tokens.
+#: bfloat16, in which logits of 16 to 32 are 0.125 apart, and find ranges in other types; about half of it was seen.
 CLOSE = 1.5
 pytestmark = [
     pytest.mark.slow,

@@ -10,6 +10,7 @@ from torch import Tensor
 from fewbit.algorithms import columns_batched, columns_compiled
 from fewbit.formats.integer import Int
 from fewbit.formats.number_format import NumberFormat
+from fewbit.numerics.threads import threads_for
 
 
 def grid_of(form: NumberFormat, like: Tensor, tables: Tensor | None = None) -> tuple[float, float, Tensor]:
@@ -28,7 +29,7 @@ def run(name: str, *arguments: Any) -> None:
     if arguments[0].device.type != "cpu":
         getattr(columns_batched, name)(*arguments)
         return
-    with columns_compiled.threads_for(arguments[0].numel()):
+    with threads_for(arguments[0].numel()):
         getattr(columns_compiled, name)(*(_as_numpy(argument) for argument in arguments))
 
 

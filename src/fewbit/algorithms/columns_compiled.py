@@ -7,8 +7,6 @@ units = what a code stands for in units of the scale: code - zero point, or a le
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -19,21 +17,6 @@ _FAST = {"reassoc", "contract", "arcp", "nsz", "nnan", "ninf"}
 _ONE = np.float32(1.0)
 #: Rows that are rounded side by side.
 _LANES = 16
-
-
-#: Work on fewer numbers is done sooner by one thread than shared out: torch's threads are waiting beside numba's.
-_SHARED_FROM = 1 << 14
-
-
-@contextmanager
-def threads_for(numbers: int) -> Iterator[None]:
-    """Run kernels in one thread while the block runs if they work on few numbers."""
-    threads = numba.get_num_threads()
-    numba.set_num_threads(threads if numbers >= _SHARED_FROM else 1)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(threads)
 
 
 @numba.njit(fastmath=_FAST, cache=True, inline="always")  # type: ignore[untyped-decorator]

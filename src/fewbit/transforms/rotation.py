@@ -118,6 +118,15 @@ def head_sizes(channels: Channels) -> list[int]:
     return [size for size in sizes if _falls_into(channels.reshape(-1, size))]
 
 
+def heads_sentence(count: int) -> str:
+    """Return what the report says of `count` layers whose values were rotated inside each head.
+
+    >>> heads_sentence(1)
+    'rotation: values inside the heads of 1 layer were rotated'
+    """
+    return f"rotation: values inside the heads of {count} layer{'' if count == 1 else 's'} were rotated"
+
+
 def _falls_into(heads: Channels) -> bool:
     """Whether each row is a run of channels, and no two runs overlap without being the same."""
     runs = bool((heads == heads[:, :1] + np.arange(heads.shape[1])).all()) and bool((heads[:, 0] >= 0).all())

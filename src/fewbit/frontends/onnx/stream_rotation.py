@@ -26,6 +26,7 @@ from fewbit.onnx_graph.constants import origin
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.transforms import Applied
+from fewbit.transforms.rotation import heads_sentence
 
 #: Orthogonal float64 matrix of a width, one that keeps the mean if asked.
 MatrixOf = Callable[..., np.ndarray[Any, np.dtype[np.float64]]]
@@ -51,13 +52,11 @@ def rotate(model: OnnxModel, run: TrialRun, *, matrix: MatrixOf, heads: bool) ->
     if whole is not turned or rotated.count:
         done = OnnxModel.of(whole.graph, model.path)
         model.graph, model.found = done.graph, done.found
-    many = f"{rotated.count} layers" if rotated.count > 1 else "1 layer"
-    count = f"rotation: values inside the heads of {many} were rotated"
 
     def restore() -> None:
         model.graph, model.found = before
 
-    return Applied(sentences=(sentence, *([count] if rotated.count else [])), restore=restore)
+    return Applied(sentences=(sentence, *([heads_sentence(rotated.count)] if rotated.count else [])), restore=restore)
 
 
 def _copied(model: OnnxModel) -> OnnxModel:

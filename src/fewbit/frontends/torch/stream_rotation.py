@@ -26,6 +26,7 @@ from fewbit.frontends.torch.output_change import CLEARLY, output_change
 from fewbit.frontends.torch.short_call import shortened
 from fewbit.interfaces import Layer
 from fewbit.transforms import Applied
+from fewbit.transforms.rotation import heads_sentence
 
 #: Roundings by which outputs may differ: those of every rotated weight go through the whole model.
 _ROUNDINGS = 2.0**14
@@ -62,14 +63,13 @@ def rotate(model: nn.Module, batch: Any, matrix: MatrixOf, *, heads: bool) -> Ap
     tied = bool(changes) and getattr(config, "tie_word_embeddings", False)
     if tied:
         config.tie_word_embeddings = False  # type: ignore[union-attr]
-    count = f"rotation: values inside the heads of {rotated.count} layers were rotated"
 
     def restore() -> None:
         exchange([*before, *shared])
         if tied:
             config.tie_word_embeddings = True  # type: ignore[union-attr]
 
-    return Applied(sentences=(sentence, *([count] if rotated.count else [])), restore=restore)
+    return Applied(sentences=(sentence, *([heads_sentence(rotated.count)] if rotated.count else [])), restore=restore)
 
 
 def _untied(model: nn.Module, layers: Sequence[Layer]) -> Changes:
