@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.activation import Activation
 from fewbit.checkpoints.awq_config import METHOD, read_granularity, read_schemes, require_one_size, write_config
 from fewbit.checkpoints.awq_layer import (
     BITS,
     MIDDLE,
-    SCALES,
     SUFFIXES,
     decoded,
     encoded,
@@ -24,51 +24,35 @@ from fewbit.checkpoints.awq_layer import (
     width_problem,
 )
 from fewbit.checkpoints.folder import NewFolder
-from fewbit.checkpoints.linear_weights import held_as, nearest, problem_of
+from fewbit.checkpoints.linear_weights import LinearWeights
 from fewbit.checkpoints.packed_folder import PackedFolder, configuration_of, read_packed
 from fewbit.checkpoints.safetensors_file import read_tensors, stored_tensors
 from fewbit.checkpoints.safetensors_folder import files_of
-from fewbit.checkpoints.streamed import Streamed
-from fewbit.interfaces import Checkpoint, Layer, Manifest, QuantizedLayer, StoredTensor
+from fewbit.interfaces import Checkpoint, Manifest, StoredTensor
 from fewbit.qtensor import QTensor
-from fewbit.schemes.scheme import ScaleType, Scheme
-
-#: The sizes of groups that the kernels of runtimes have.
-GROUPS = (16, 32, 64, 128)
+from fewbit.schemes.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)
-class Awq(Streamed):
+class Awq(LinearWeights):
     """4-bit weights of linear layers in groups, as AWQ's GEMM layout holds them."""
+
+    title = "AWQ"
+    bits = (BITS,)
+    groups = (16, 32, 64, 128)
 
     @property
     def name(self) -> str:
         """The word for it in `to=`."""
         return METHOD
 
-    def problem(self, quantized: QuantizedLayer) -> str | None:
-        """Return why this layout cannot hold a layer under its schemes, or `None`."""
-        return problem_of(quantized, "AWQ", (BITS,), GROUPS) or width_problem(quantized.layer.shape)
+    def width_problem(self, shape: tuple[int, int], scheme: Scheme) -> str | None:  # noqa: ARG002
+        """Return that a weight of `shape` (out, in) does not fill whole words, or `None`."""
+        return width_problem(shape)
 
-    def held_as(self, quantized: QuantizedLayer) -> QuantizedLayer:
-        """Return the layer in integers and groups that hold the levels of its own, where there are such."""
-        return held_as(quantized, (BITS,), GROUPS)
-
-    def nearest(self, quantized: QuantizedLayer) -> QuantizedLayer:
-        """Return the layer in the nearest integers and groups, its input and output in float."""
-        return nearest(quantized, (BITS,), GROUPS)
-
-    def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
-        """Return why this layout cannot hold a rounded product inside attention: it holds weights."""
-        return "AWQ files hold weights only; keep the products inside attention"
-
-    def scale_type(self, storage_type: ScaleType) -> ScaleType:  # noqa: ARG002
-        """Scales are float16, whatever the model's float numbers are."""
-        return SCALES
-
-    def tensors(self, quantized: QuantizedLayer, storage_type: ScaleType) -> tuple[StoredTensor, ...]:  # noqa: ARG002
-        """Return what stands in the file for a quantized layer."""
-        return stored_parts(quantized.layer.name, quantized.layer.shape, quantized.scheme)
+    def parts(self, name: str, shape: tuple[int, int], scheme: Scheme) -> tuple[StoredTensor, ...]:
+        """Return what stands in the file for the weight of `shape` (out, in) of layer `name`."""
+        return stored_parts(name, shape, scheme)
 
     def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> PackedFolder:
         """Start a folder that will hold exactly what `manifest` says; use it as a context manager."""
@@ -112,17 +96,18 @@ class _Packing:
 
     manifest: Manifest
 
-    def encoded(self, name: str, qtensor: QTensor) -> dict[str, np.ndarray[Any, Any]]:
+    def encoded(self, name: str, value: QTensor | Activation) -> dict[str, np.ndarray[Any, Any]]:
         """Return the arrays of one weight."""
-        return encoded(name, qtensor)
+        assert isinstance(value, QTensor)  # `problem` refuses inputs that are rounded
+        return encoded(name, value)
 
     def rest(self) -> tuple[()]:
         """Return nothing: every array is known with its weight."""
         return ()
 
-    def configuration(self) -> tuple[dict[str, Any], None]:
-        """Return `quantization_config`; no other file gets a copy."""
-        return write_config(self.manifest), None
+    def described(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return `quantization_config`; there is no other file."""
+        return {"quantization_config": write_config(self.manifest)}, {}
 
 
 def _symmetric(files: list[Path]) -> Iterator[str]:

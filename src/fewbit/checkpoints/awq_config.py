@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fewbit.checkpoints.awq_layer import BITS
+from fewbit.checkpoints.awq_layer import BITS, SUFFIXES
 from fewbit.checkpoints.linear_weights import WHOLE_ROW, granularity_of, group_size
+from fewbit.checkpoints.qweight import quantized_names
 from fewbit.errors import CheckpointError, NotYetError, SchemeError
 from fewbit.formats.integer import Int
 from fewbit.interfaces import Manifest, StoredTensor
@@ -74,19 +75,10 @@ def read_schemes(size: int, stored: Mapping[str, StoredTensor]) -> dict[str, Sch
 
     """
     schemes = {}
-    for name in [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]:
-        for suffix in ("qzeros", "scales"):
-            if f"{name}.{suffix}" not in stored:
-                raise CheckpointError(f"{name}.{suffix} is missing; an AWQ weight needs it")
-        if f"{name}.weight" in stored:
-            raise CheckpointError(f"{name} has a weight beside its qweight; which counts is not said")
+    for name in quantized_names(stored, SUFFIXES, "an AWQ weight"):
         kind: Any = stored[f"{name}.scales"].dtype
         try:
             schemes[name] = Scheme(format=Int(BITS), granularity=granularity_of(size), symmetric=False, scale_type=kind)
         except SchemeError as error:
             raise CheckpointError(f"{name}: {error}") from error
-    for full_name in stored:
-        name, _, suffix = full_name.rpartition(".")
-        if suffix == "qzeros" and name not in schemes:
-            raise CheckpointError(f"{full_name} is part of a quantized weight, but {name}.qweight is missing")
     return schemes

@@ -6,30 +6,26 @@ Nibble k of word c is column 8c + (0, 2, 4, 6, 1, 3, 5, 7)[k], in qweight and in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fewbit.checkpoints.linear_weights import group_size, require_finite, stored_scales
-from fewbit.checkpoints.safetensors_file import numpy_type
+from fewbit.checkpoints.linear_weights import SCALES
+from fewbit.checkpoints.qweight import Arrays, require_finite, require_parts, stored_scales
 from fewbit.checkpoints.words import from_words, to_words
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.interfaces import StoredTensor
 from fewbit.numerics.namespace import to_numpy
 from fewbit.qtensor import QTensor, scale_shape
-from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.schemes.scheme import Scheme
 
 SUFFIXES = ("qweight", "qzeros", "scales")
 BITS = 4
-#: The type of scales that is written; other writers use others.
-SCALES: ScaleType = "float16"
 #: A word of zero points that all are in the middle.
 MIDDLE = 0x88888888
 _COLUMNS = np.asarray((0, 2, 4, 6, 1, 3, 5, 7))
 _NIBBLES = np.argsort(_COLUMNS)
-Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 def width_problem(shape: tuple[int, int]) -> str | None:
@@ -54,7 +50,7 @@ def encoded(name: str, qtensor: QTensor) -> dict[str, np.ndarray[Any, Any]]:
     return {
         "qweight": _interleaved(number.to_unsigned(to_numpy(qtensor.codes)).T),
         "qzeros": _interleaved(number.to_unsigned(zero).T),
-        "scales": np.ascontiguousarray(stored_scales(name, scale, SCALES).T),
+        "scales": np.ascontiguousarray(stored_scales(name, scale).T),
     }
 
 
@@ -67,7 +63,7 @@ def decoded(name: str, arrays: Arrays, scheme: Scheme) -> QTensor:
     """
     try:
         shape = _weight_shape(arrays["qweight"])
-        _require_shapes(arrays, shape, scheme)
+        require_parts(arrays, stored_parts("", shape, scheme), shape, scheme)
         scale = np.ascontiguousarray(arrays["scales"].astype(np.float32).T)
         require_finite(scale)
     except CheckpointError as error:
@@ -101,18 +97,3 @@ def _weight_shape(qweight: np.ndarray[Any, Any]) -> tuple[int, int]:
     if qweight.ndim != 2 or qweight.dtype != np.int32 or not qweight.size:
         raise CheckpointError(f"qweight is {qweight.dtype}{list(qweight.shape)}, which is no matrix of int32")
     return qweight.shape[1] * 8, qweight.shape[0]
-
-
-def _require_shapes(arrays: Arrays, shape: tuple[int, int], scheme: Scheme) -> None:
-    """Raise unless every tensor has the shape and type that belong to the weight."""
-    size = group_size(scheme) or 1
-    if shape[1] % size:
-        raise CheckpointError(f"in_features {shape[1]} is not a multiple of its group size {size}")
-    for part in stored_parts("", shape, scheme):
-        suffix = part.name.removeprefix(".")
-        kind, found = (scheme.scale_type if suffix == "scales" else part.dtype), arrays[suffix]
-        if found.dtype != numpy_type(str(kind)) or found.shape != part.shape:
-            raise CheckpointError(
-                f"{suffix} is {found.dtype}{list(found.shape)}; a weight of {list(shape)} under {scheme} has "
-                f"{kind}{list(part.shape)}"
-            )

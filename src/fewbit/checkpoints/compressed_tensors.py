@@ -6,12 +6,10 @@ compressed-tensors 0.20.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -48,15 +46,15 @@ from fewbit.checkpoints.compressed_tensors_layer import SUFFIXES, decoded, encod
 from fewbit.checkpoints.compressed_tensors_schemes import read_forms
 from fewbit.checkpoints.folder import NewFolder
 from fewbit.checkpoints.json_object import read_object
-from fewbit.checkpoints.safetensors_file import ShardedWriter, read_tensors, stored_tensors
+from fewbit.checkpoints.packed_folder import PackedFolder
+from fewbit.checkpoints.safetensors_file import read_tensors, stored_tensors
 from fewbit.checkpoints.safetensors_folder import files_of
 from fewbit.checkpoints.streamed import Streamed
-from fewbit.checkpoints.tensor_name import require_plain
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
 from fewbit.interfaces import Checkpoint, Layer, Manifest, QuantizedLayer, StoredTensor
-from fewbit.numerics.namespace import Array, to_numpy
+from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
@@ -119,16 +117,14 @@ class CompressedTensors(Streamed):
         weight = stored_parts(layer.name, layer.shape, Form.of(quantized), storage_type)
         return (*weight, *stored_input(layer.name, quantized.input, storage_type))
 
-    def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> FolderWriter:
+    def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> PackedFolder:
         """Start a folder that will hold exactly what `manifest` says; use it as a context manager."""
         stored = [*manifest.floats]
         for quantized in manifest.quantized:
             stored += self.tensors(quantized, manifest.storage_type)
         stored += stored_caches(manifest.caches, manifest.storage_type)
-        for tensor in stored:
-            require_plain(tensor.name)
         require_targets(layer.name for layer in (*manifest.kept, *(q.layer for q in manifest.quantized)))
-        return FolderWriter(NewFolder(path, overwrite=overwrite), stored, manifest)
+        return PackedFolder(NewFolder(path, overwrite=overwrite), stored, manifest, _Packing(manifest))
 
     def read(self, path: Path) -> Checkpoint:
         """Open the folder at `path`; tensors are read when asked for.
@@ -162,56 +158,33 @@ class CompressedTensors(Streamed):
         )
 
 
-class FolderWriter:
-    """A compressed-tensors folder being written; an exception inside its `with` block removes it."""
+class _Packing:
+    """Packs the weights and the static inputs of a manifest."""
 
-    def __init__(self, folder: NewFolder, stored: list[StoredTensor], manifest: Manifest) -> None:
-        self._folder = folder
+    def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._layers = {quantized.layer.name: quantized for quantized in manifest.quantized}
-        self._weights = ShardedWriter(folder.path, stored)
 
-    def put(self, name: str, value: Array | QTensor | Activation) -> None:
-        """Write a float tensor by its full name, or a QTensor or a static input by its layer's name."""
-        storage_type = self._manifest.storage_type
+    def encoded(self, name: str, value: QTensor | Activation) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the arrays of a weight or of a static input."""
+        storage_type, layer = self._manifest.storage_type, self._layers[name]
         if isinstance(value, Activation):
-            arrays = encoded_input(name, value, storage_type)
-        elif isinstance(value, QTensor) and not value.scheme.scaled:
-            arrays = {"weight": encoded_cast(value, stored_cast(self._layers[name]).shape)}
-        elif isinstance(value, QTensor):
-            arrays = encoded(name, value, Form.of(self._layers[name]), storage_type)
-        else:
-            self._weights.put(name, to_numpy(value))
-            return
-        for suffix, array in arrays.items():
-            self._weights.put(f"{name}.{suffix}", array)
+            return encoded_input(name, value, storage_type)
+        if not value.scheme.scaled:
+            return {"weight": encoded_cast(value, stored_cast(layer).shape)}
+        return encoded(name, value, Form.of(layer), storage_type)
 
-    def close(self) -> Path:
-        """Write configuration and companions, move the folder to its name, and return it."""
-        for name, array in encoded_caches(self._manifest.caches, self._manifest.storage_type).items():
-            self._weights.put(name, array)
-        self._weights.close()
-        configuration = dict(self._manifest.configuration)
+    def rest(self) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
+        """Return the ranges of caches by full name."""
+        return encoded_caches(self._manifest.caches, self._manifest.storage_type).items()
+
+    def described(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return `quantization_config`, and the entry of casts, where there are such; no other file."""
         quantized = self._manifest.quantized
-        if any(layer.scheme.scaled for layer in quantized):
-            configuration["quantization_config"] = write_config(self._manifest)
-        if casts := written_casts(layer for layer in quantized if not layer.scheme.scaled):
-            configuration[KEY] = casts
-        files = {**self._manifest.files, "config.json": (json.dumps(configuration, indent=2) + "\n").encode()}
-        for name, content in files.items():
-            self._folder.write(name, content)
-        return self._folder.commit()
-
-    def abort(self) -> None:
-        """Remove everything written so far."""
-        self._folder.remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        if kind is not None:
-            self.abort()
+        scaled = any(layer.scheme.scaled for layer in quantized)
+        casts = written_casts(layer for layer in quantized if not layer.scheme.scaled)
+        said = {"quantization_config": write_config(self._manifest)} if scaled else {}
+        return said | ({KEY: casts} if casts else {}), {}
 
 
 def _weight_problem(scheme: Scheme) -> str | None:

@@ -14,12 +14,12 @@ import numpy as np
 from fewbit.checkpoints.compressed_tensors_blocks import GLOBAL_SCALE, decoded_blocks, encoded_blocks, stored_blocks
 from fewbit.checkpoints.compressed_tensors_form import Form
 from fewbit.checkpoints.safetensors_file import numpy_type
+from fewbit.checkpoints.words import from_words, to_words, word_count
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import StoredTensor
 from fewbit.numerics.namespace import to_numpy
-from fewbit.numerics.packing import pack, unpack
 from fewbit.qtensor import QTensor, scale_shape
 from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -39,7 +39,7 @@ def stored_parts(name: str, shape: tuple[int, int], form: Form, storage_type: Sc
         parts = [StoredTensor(f"{name}.weight", kind, shape), scale]
     else:
         parts = [
-            StoredTensor(f"{name}.weight_packed", "int32", (out, _words(width, scheme.format.bits))),
+            StoredTensor(f"{name}.weight_packed", "int32", (out, word_count(width, scheme.format.bits))),
             scale,
             StoredTensor(f"{name}.weight_shape", "int64", (2,)),
         ]
@@ -68,7 +68,7 @@ def encoded(name: str, qtensor: QTensor, form: Form, storage_type: ScaleType) ->
     assert isinstance(scheme.format, Int)
     patterns = scheme.format.to_unsigned(codes)
     arrays = {
-        "weight_packed": _to_words(patterns, scheme.format.bits),
+        "weight_packed": to_words(patterns, scheme.format.bits),
         "weight_scale": scale,
         "weight_shape": np.asarray(qtensor.shape, dtype=np.int64),
     }
@@ -77,7 +77,7 @@ def encoded(name: str, qtensor: QTensor, form: Form, storage_type: ScaleType) ->
         if isinstance(scheme.granularity, PerTensor):
             arrays["weight_zero_point"] = zero.reshape(1)
         else:
-            packed = _to_words(scheme.format.to_unsigned(zero).T, scheme.format.bits)
+            packed = to_words(scheme.format.to_unsigned(zero).T, scheme.format.bits)
             arrays["weight_zero_point"] = np.ascontiguousarray(packed.T)
     return arrays
 
@@ -150,13 +150,13 @@ def _assembled(arrays: Arrays, shape: tuple[int, int], form: Form) -> QTensor:
         return QTensor(codes=codes, scale=scale, zero_point=None, scheme=scheme)
     if form.packed:
         words = arrays["weight_packed"].reshape(out, -1)
-        codes = number_format.from_unsigned(_from_words(words, number_format.bits, width))
+        codes = number_format.from_unsigned(from_words(words, number_format.bits, width))
     else:
         codes = np.ascontiguousarray(arrays["weight"])
     zero = arrays.get("weight_zero_point")
     if zero is not None and zero.dtype == np.int32:
         zero = np.ascontiguousarray(zero.reshape(-1, boxes[1]).T)
-        zero = number_format.from_unsigned(_from_words(zero, number_format.bits, out)).T
+        zero = number_format.from_unsigned(from_words(zero, number_format.bits, out)).T
     return QTensor(
         codes=codes,
         scale=scale,
@@ -194,22 +194,6 @@ def require_within(values: np.ndarray[Any, Any], number_format: Int, what: str) 
         )
 
 
-def _words(length: int, bits: int) -> int:
-    return -(-length * bits // 32)
-
-
-def _to_words(patterns: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
-    """Return unsigned codes (rows, n) as little-endian int32 words (rows, ceil(n * bits / 32))."""
-    packed = pack(patterns, bits)
-    filled = np.zeros((packed.shape[0], 4 * _words(patterns.shape[1], bits)), dtype=np.uint8)
-    filled[:, : packed.shape[1]] = packed
-    return filled.view("<i4")
-
-
-def _from_words(words: np.ndarray[Any, Any], bits: int, length: int) -> np.ndarray[Any, Any]:
-    return np.asarray(unpack(np.ascontiguousarray(words).view(np.uint8), bits, length))
-
-
 def _scale_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
     return (1,) if isinstance(scheme.granularity, PerTensor) else scale_shape(shape, scheme)
 
@@ -219,4 +203,4 @@ def _zero_point_as_stored(name: str, shape: tuple[int, int], form: Form) -> Stor
     if isinstance(scheme.granularity, PerTensor) or not form.packed:
         return StoredTensor(f"{name}.weight_zero_point", "int8", _scale_shape(shape, scheme))
     groups = scale_shape(shape, scheme)[1]
-    return StoredTensor(f"{name}.weight_zero_point", "int32", (_words(shape[0], scheme.format.bits), groups))
+    return StoredTensor(f"{name}.weight_zero_point", "int32", (word_count(shape[0], scheme.format.bits), groups))

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.activation import Activation
 from fewbit.checkpoints.folder import NewFolder
 from fewbit.checkpoints.gptq_config import BITS, METHOD, read_forms, write_config
 from fewbit.checkpoints.gptq_layer import (
-    SCALES,
     SUFFIXES,
     Form,
     decoded,
@@ -28,54 +28,38 @@ from fewbit.checkpoints.gptq_layer import (
     stored_parts,
     width_problem,
 )
-from fewbit.checkpoints.linear_weights import WHOLE_ROW, group_size, held_as, nearest, problem_of
+from fewbit.checkpoints.linear_weights import WHOLE_ROW, LinearWeights, group_size
 from fewbit.checkpoints.packed_folder import PackedFolder, configuration_of, read_packed
 from fewbit.checkpoints.safetensors_file import read_tensors, stored_tensors
 from fewbit.checkpoints.safetensors_folder import files_of
-from fewbit.checkpoints.streamed import Streamed
-from fewbit.interfaces import Checkpoint, Layer, Manifest, QuantizedLayer, StoredTensor
+from fewbit.interfaces import Checkpoint, Manifest, StoredTensor
 from fewbit.qtensor import QTensor
-from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.schemes.scheme import Scheme
 
-#: The sizes of groups that the kernels of runtimes have; -1 is a whole row.
-GROUPS = (WHOLE_ROW, 16, 32, 64, 128, 256, 512, 1024)
 #: A copy of `quantization_config` in a file of its own, where older readers look.
 COPY = "quantize_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Gptq(Streamed):
+class Gptq(LinearWeights):
     """Integer weights of linear layers as GPTQ files hold them."""
+
+    title = "GPTQ"
+    bits = BITS
+    groups = (WHOLE_ROW, 16, 32, 64, 128, 256, 512, 1024)
 
     @property
     def name(self) -> str:
         """The word for it in `to=`."""
         return METHOD
 
-    def problem(self, quantized: QuantizedLayer) -> str | None:
-        """Return why this layout cannot hold a layer under its schemes, or `None`."""
-        found = problem_of(quantized, "GPTQ", BITS, GROUPS)
-        return found or width_problem(quantized.layer.shape, quantized.scheme)
+    def width_problem(self, shape: tuple[int, int], scheme: Scheme) -> str | None:
+        """Return that a weight of `shape` (out, in) does not fill whole words, or `None`."""
+        return width_problem(shape, scheme)
 
-    def held_as(self, quantized: QuantizedLayer) -> QuantizedLayer:
-        """Return the layer in integers and groups that hold the levels of its own, where there are such."""
-        return held_as(quantized, BITS, GROUPS)
-
-    def nearest(self, quantized: QuantizedLayer) -> QuantizedLayer:
-        """Return the layer in the nearest integers and groups, its input and output in float."""
-        return nearest(quantized, BITS, GROUPS)
-
-    def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
-        """Return why this layout cannot hold a rounded product inside attention: it holds weights."""
-        return "GPTQ files hold weights only; keep the products inside attention"
-
-    def scale_type(self, storage_type: ScaleType) -> ScaleType:  # noqa: ARG002
-        """Scales are float16, whatever the model's float numbers are."""
-        return SCALES
-
-    def tensors(self, quantized: QuantizedLayer, storage_type: ScaleType) -> tuple[StoredTensor, ...]:  # noqa: ARG002
-        """Return what stands in the file for a quantized layer."""
-        return stored_parts(quantized.layer.name, quantized.layer.shape, quantized.scheme)
+    def parts(self, name: str, shape: tuple[int, int], scheme: Scheme) -> tuple[StoredTensor, ...]:
+        """Return what stands in the file for the weight of `shape` (out, in) of layer `name`."""
+        return stored_parts(name, shape, scheme)
 
     def open(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> PackedFolder:
         """Start a folder that will hold exactly what `manifest` says; use it as a context manager."""
@@ -119,9 +103,10 @@ class _Packing:
         self._zeros: dict[str, np.ndarray[Any, Any]] = {}
         self._whole = False
 
-    def encoded(self, name: str, qtensor: QTensor) -> dict[str, np.ndarray[Any, Any]]:
+    def encoded(self, name: str, value: QTensor | Activation) -> dict[str, np.ndarray[Any, Any]]:
         """Return the arrays of one weight but for its zero points."""
-        arrays = encoded(name, qtensor)
+        assert isinstance(value, QTensor)  # `problem` refuses inputs that are rounded
+        arrays = encoded(name, value)
         self._zeros[name] = arrays.pop("qzeros")
         self._whole = self._whole or holds_zero(self._zeros[name], self._bits[name])
         return arrays
@@ -131,9 +116,10 @@ class _Packing:
         for name, words in self._zeros.items():
             yield f"{name}.qzeros", words if self._whole else lessened(words, self._bits[name])
 
-    def configuration(self) -> tuple[dict[str, Any], str]:
-        """Return `quantization_config`, and the name of the file that gets a copy of it."""
-        return write_config(self._manifest, whole_zeros=self._whole), COPY
+    def described(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return `quantization_config`, and the file that has a copy of it."""
+        quantization = write_config(self._manifest, whole_zeros=self._whole)
+        return {"quantization_config": quantization}, {COPY: quantization}
 
 
 def _scattered(files: list[Path], forms: dict[str, Form]) -> dict[str, int]:

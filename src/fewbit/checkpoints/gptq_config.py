@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from fewbit.checkpoints.gptq_layer import Form
+from fewbit.checkpoints.gptq_layer import SUFFIXES, Form
+from fewbit.checkpoints.json_object import read_flag, require_idle
 from fewbit.checkpoints.linear_weights import WHOLE_ROW, granularity_of, group_size
+from fewbit.checkpoints.qweight import quantized_names
 from fewbit.errors import CheckpointError, NotYetError, SchemeError
 from fewbit.formats.integer import Int
 from fewbit.interfaces import Manifest, StoredTensor
@@ -79,24 +81,18 @@ def read_forms(quantization: Mapping[str, Any], stored: Mapping[str, StoredTenso
         NotYetError: other packings than those of GPTQ's int32 words at 2, 3, 4 and 8 bits.
 
     """
-    for key, idle in _IDLE.items():
-        if quantization.get(key) not in idle:
-            raise NotYetError(
-                f"quantization_config has {key} = {quantization[key]!r:.80}, which this version does not read"
-            )
+    require_idle(quantization, _IDLE, "quantization_config")
     given = quantization.get("checkpoint_format") or quantization.get("format") or FORMATS[False]
     if given not in tuple(FORMATS.values()):
         known = " and ".join(FORMATS.values())
         raise NotYetError(f"checkpoint_format {given!r:.80} is not read by this version; {known} are")
     patterns = _patterns(quantization.get("dynamic"))
     forms = {}
-    for name in [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]:
-        _require_complete(name, stored)
+    for name in quantized_names(stored, SUFFIXES, "a GPTQ weight"):
         own = _own(name, quantization, patterns)
         scale_type = stored[f"{name}.scales"].dtype
-        scattered = _flag(name, own, "desc_act", usual=False)
+        scattered = read_flag(own, "desc_act", name, usual=False)
         forms[name] = Form(_scheme(name, own, scale_type), given == FORMATS[True], scattered)
-    _require_whole(forms, stored)
     return forms
 
 
@@ -136,31 +132,8 @@ def _scheme(name: str, own: Mapping[str, Any], scale_type: str) -> Scheme:
         return Scheme(
             format=Int(bits),
             granularity=granularity_of(size),
-            symmetric=_flag(name, own, "sym", usual=True),
+            symmetric=read_flag(own, "sym", name, usual=True),
             scale_type=scale_type,  # type: ignore[arg-type]
         )
     except SchemeError as error:
         raise CheckpointError(f"{name}: {error}") from error
-
-
-def _flag(name: str, own: Mapping[str, Any], key: str, *, usual: bool) -> bool:
-    value = own.get(key, usual)
-    if not isinstance(value, bool):
-        raise CheckpointError(f"{name}: {key} = {value!r:.40} is not true or false")
-    return value
-
-
-def _require_complete(name: str, stored: Mapping[str, StoredTensor]) -> None:
-    for suffix in ("qzeros", "scales"):
-        if f"{name}.{suffix}" not in stored:
-            raise CheckpointError(f"{name}.{suffix} is missing; a GPTQ weight needs it")
-    if f"{name}.weight" in stored:
-        raise CheckpointError(f"{name} has a weight beside its qweight; which counts is not said")
-
-
-def _require_whole(forms: Mapping[str, Form], stored: Mapping[str, StoredTensor]) -> None:
-    """Raise for parts of quantized layers whose codes are missing."""
-    for full_name in stored:
-        name, _, suffix = full_name.rpartition(".")
-        if suffix in ("qzeros", "g_idx") and name not in forms:
-            raise CheckpointError(f"{full_name} is part of a quantized weight, but {name}.qweight is missing")

@@ -6,15 +6,14 @@ GPTQModel 7.7, `nn_modules/qlinear`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
 import numpy as np
 
-from fewbit.checkpoints.linear_weights import group_size, require_finite, stored_scales
-from fewbit.checkpoints.safetensors_file import numpy_type
+from fewbit.checkpoints.linear_weights import SCALES
+from fewbit.checkpoints.qweight import Arrays, require_finite, require_parts, stored_scales
 from fewbit.checkpoints.words import codes_of_whole_words, from_words, to_words
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
@@ -22,12 +21,9 @@ from fewbit.interfaces import StoredTensor
 from fewbit.numerics.namespace import to_numpy
 from fewbit.qtensor import QTensor, scale_shape
 from fewbit.schemes.granularity import PerGroup
-from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.schemes.scheme import Scheme
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
-#: The type of scales that is written; other writers use others.
-SCALES: ScaleType = "float16"
-Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,7 @@ def encoded(name: str, qtensor: QTensor) -> dict[str, np.ndarray[Any, Any]]:
     return {
         "qweight": np.ascontiguousarray(to_words(scheme.format.to_unsigned(to_numpy(qtensor.codes)), bits).T),
         "qzeros": to_words(np.ascontiguousarray(scheme.format.to_unsigned(zero).T), bits),
-        "scales": np.ascontiguousarray(stored_scales(name, scale, SCALES).T),
+        "scales": np.ascontiguousarray(stored_scales(name, scale).T),
         "g_idx": _neighbours(width, scale.shape[1]),
     }
 
@@ -174,19 +170,7 @@ def _require_shapes(arrays: Arrays, shape: tuple[int, int], scheme: Scheme) -> N
     """Raise unless every tensor has the shape and type that belong to the weight."""
     if text := width_problem(shape, scheme):
         raise CheckpointError(f"{text.partition(',')[0]}, which its tensors cannot have")
-    if shape[1] % (group_size(scheme) or 1):
-        raise CheckpointError(f"in_features {shape[1]} is not a multiple of its group size {group_size(scheme)}")
-    for part in stored_parts("", shape, scheme):
-        suffix = part.name.removeprefix(".")
-        if suffix not in arrays:
-            continue
-        found = arrays[suffix]
-        kind = scheme.scale_type if suffix == "scales" else part.dtype
-        if found.dtype != numpy_type(str(kind)) or found.shape != part.shape:
-            raise CheckpointError(
-                f"{suffix} is {found.dtype}{list(found.shape)}; a weight of {list(shape)} under {scheme} has "
-                f"{kind}{list(part.shape)}"
-            )
+    require_parts(arrays, stored_parts("", shape, scheme), shape, scheme)
 
 
 def _require_index(index: np.ndarray[Any, Any], groups: int, form: Form) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewbit.errors import CheckpointError, FewbitError
+from fewbit.errors import CheckpointError, FewbitError, NotYetError
 
 #: Configurations take kilobytes; the index of the largest models some megabytes.
 LARGEST = 64 << 20
@@ -50,6 +51,21 @@ def parse_object(content: bytes) -> dict[str, Any]:
         raise CheckpointError(f"does not hold a JSON object but a {type(value).__name__}")
     if _depth_exceeds(value, DEEPEST):
         raise CheckpointError(f"is not read: its JSON nests deeper than {DEEPEST}")
+    return value
+
+
+def require_idle(said: Mapping[str, Any], idle: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    """Raise `NotYetError` where a key of `idle` says anything else than what changes nothing."""
+    for key, values in idle.items():
+        if said.get(key) not in values:
+            raise NotYetError(f"{where} has {key} = {said[key]!r:.80}, which this version does not read")
+
+
+def read_flag(said: Mapping[str, Any], key: str, where: str, *, usual: bool) -> bool:
+    """Return what a key says, `usual` where it is not there; raise `CheckpointError` unless that is true or false."""
+    value = said.get(key, usual)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{where}: {key} = {value!r:.40} is not true or false")
     return value
 
 

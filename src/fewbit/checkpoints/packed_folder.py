@@ -1,4 +1,4 @@
-"""A folder of packed weights being written, and the tensors of one that is read; GPTQ and AWQ share it."""
+"""A folder of quantized weights being written, as compressed-tensors, GPTQ and AWQ have it; the tensors of one read."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 class Packing(Protocol):
     """How the weights of a layout are packed."""
 
-    def encoded(self, name: str, qtensor: QTensor) -> Arrays:
-        """Return arrays of one weight by suffix."""
+    def encoded(self, name: str, value: QTensor | Activation) -> Arrays:
+        """Return by suffix the arrays of the weight, or of the static range of the input, of layer `name`."""
 
     def rest(self) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
-        """Return by full name the arrays that could be known only behind the last weight."""
+        """Return by full name the arrays that stand behind all weights."""
 
-    def configuration(self) -> tuple[dict[str, Any], str | None]:
-        """Return `quantization_config`, and the name of a file that gets a copy of it."""
+    def described(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what `config.json` says of all this, and the content of further JSON files by their names."""
 
 
 class PackedFolder:
@@ -54,8 +54,8 @@ class PackedFolder:
             raise
 
     def put(self, name: str, value: Array | QTensor | Activation) -> None:
-        """Write a float tensor by its full name, or a QTensor by its layer's name."""
-        if not isinstance(value, QTensor):
+        """Write a float tensor by its full name, or a QTensor or a static input by its layer's name."""
+        if not isinstance(value, QTensor | Activation):
             self._weights.put(name, to_numpy(value))
             return
         for suffix, array in self._packing.encoded(name, value).items():
@@ -66,13 +66,13 @@ class PackedFolder:
         for name, array in self._packing.rest():
             self._weights.put(name, array)
         self._weights.close()
-        quantization, copy = self._packing.configuration()
-        configuration = {**self._manifest.configuration, "quantization_config": quantization}
-        files = {**self._manifest.files, "config.json": _as_json(configuration)}
-        if copy is not None:
-            files[copy] = _as_json(quantization)
-        for name, content in files.items():
-            self._folder.write(name, content)
+        said, more = self._packing.described()
+        described = {**more, "config.json": {**self._manifest.configuration, **said}}
+        for name, content in self._manifest.files.items():
+            if name not in described:
+                self._folder.write(name, content)
+        for name, table in described.items():
+            self._folder.write(name, _as_json(table))
         return self._folder.commit()
 
     def abort(self) -> None:
