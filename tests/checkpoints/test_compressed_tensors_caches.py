@@ -205,13 +205,17 @@ SAID = {
     "nothing": (None, CheckpointError, "has a range of its cache, but quantization_config has no kv_cache_scheme"),
     "a list": ([8], CheckpointError, "kv_cache_scheme of quantization_config is no object but [8]"),
     "each run": ({"dynamic": True}, NotYetError, "kv_cache_scheme has dynamic = True, which this version"),
-    "tokens": ({"strategy": "token"}, NotYetError, "caches of 8-bit 'int' by 'token' are not read by this version"),
-    "a table": ({"strategy": {}}, NotYetError, "caches of 8-bit 'int' by {} are not read by this version"),
-    "four-bit floats": ({"num_bits": 4, "type": "float"}, NotYetError, "caches of 4-bit 'float' by 'tensor'"),
-    "bits beyond a byte": ({"num_bits": 16}, NotYetError, "caches of 16-bit 'int' by 'tensor' are not read"),
+    "tokens": (
+        {"strategy": "token"},
+        NotYetError,
+        "kv_cache_scheme: 8-bit 'int' by 'token' (group size None) is not read",
+    ),
+    "a table": ({"strategy": {}}, NotYetError, "kv_cache_scheme: 8-bit 'int' by {} (group size None) is not"),
+    "four-bit floats": ({"num_bits": 4, "type": "float"}, NotYetError, "kv_cache_scheme: 4-bit 'float' by 'tensor'"),
+    "bits beyond a byte": ({"num_bits": 16}, NotYetError, "kv_cache_scheme: 16-bit 'int' by 'tensor'"),
     "groups": ({"group_size": 16}, NotYetError, "kv_cache_scheme has group_size = 16"),
     "another type of scales": ({"scale_dtype": "torch.uint8"}, NotYetError, "kv_cache_scheme has scale_dtype"),
-    "half a symmetry": ({"symmetric": 0}, CheckpointError, "kv_cache_scheme has symmetric = 0, which is not true or"),
+    "half a symmetry": ({"symmetric": 0}, CheckpointError, "kv_cache_scheme: symmetric = 0 is not true or false"),
     "a float with a zero point": ({"type": "float"}, CheckpointError, "kv_cache_scheme: e4m3 takes no zero point"),
 }
 

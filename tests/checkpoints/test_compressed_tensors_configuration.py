@@ -61,15 +61,15 @@ CONFIGURATIONS = {
         weights(type="float", num_bits=8), CheckpointError, "pack-quantized holds no weights of type 'float'"),
     "another number of bits": (
         weights(num_bits=8), CheckpointError, "0: weight_packed is int32[8, 8]; a weight of [8, 64] under int8 g32"),
-    "bits that are text": (weights(num_bits="4"), NotYetError, "0: weights of '4'-bit 'int' by 'group'"),
-    "bits that are true": (weights(num_bits=True), NotYetError, "0: weights of True-bit 'int' by 'group'"),
-    "nine bits": (weights(num_bits=9), NotYetError, "0: weights of 9-bit 'int' by 'group'"),
+    "bits that are text": (weights(num_bits="4"), NotYetError, "0: '4'-bit 'int' by 'group'"),
+    "bits that are true": (weights(num_bits=True), NotYetError, "0: True-bit 'int' by 'group'"),
+    "nine bits": (weights(num_bits=9), NotYetError, "0: 9-bit 'int' by 'group'"),
     "symmetric one bit": (weights(num_bits=1), CheckpointError, "0: int1 symmetric has the levels -1 and 0"),
     "another group size": (
         weights(group_size=16), CheckpointError, "0: weight_scale is float32[8, 2]; a weight of [8, 64]"),
-    "group size zero": (weights(group_size=0), NotYetError, "by 'group' (group size 0) are not read"),
-    "a group size that is text": (weights(group_size="32"), NotYetError, "(group size '32') are not read"),
-    "no group size": (weights(group_size=None), NotYetError, "(group size None) are not read"),
+    "group size zero": (weights(group_size=0), NotYetError, "by 'group' (group size 0) is not read"),
+    "a group size that is text": (weights(group_size="32"), NotYetError, "(group size '32') is not read"),
+    "no group size": (weights(group_size=None), NotYetError, "(group size None) is not read"),
     "by block": (weights(strategy="block"), NotYetError, "by 'block'"),
     "a strategy that is a list": (weights(strategy=["group"]), NotYetError, "by ['group']"),
     "by channel": (
@@ -83,24 +83,24 @@ CONFIGURATIONS = {
         group(output_activations={"num_bits": 8}), NotYetError, "0 has quantized output_activations, which"),
     "inputs that are a list": (
         group(input_activations=[8]), CheckpointError, "input_activations of config group 'group_0' are no object but"),
-    "inputs by no strategy": (inputs(strategy=None), NotYetError, "0: inputs of 8-bit 'int' by None (group size None,"),
-    "inputs by channel": (inputs(strategy="channel"), NotYetError, "0: inputs of 8-bit 'int' by 'channel'"),
-    "inputs of 16 bits": (inputs(num_bits=16), NotYetError, "0: inputs of 16-bit 'int' by 'token'"),
-    "inputs of bits that are true": (inputs(num_bits=True), NotYetError, "0: inputs of True-bit 'int' by 'token'"),
-    "float inputs of 4 bits": (inputs(type="float", num_bits=4), NotYetError, "0: inputs of 4-bit 'float' by 'token'"),
-    "groups of inputs without a size": (inputs(strategy="group"), NotYetError, "by 'group' (group size None, dynamic"),
+    "inputs by no strategy": (inputs(strategy=None), NotYetError, "0: its input: 8-bit 'int' by None (group size None"),
+    "inputs by channel": (inputs(strategy="channel"), NotYetError, "0: its input: 8-bit 'int' by 'channel'"),
+    "inputs of 16 bits": (inputs(num_bits=16), NotYetError, "0: its input: 16-bit 'int' by 'token'"),
+    "inputs of bits that are true": (inputs(num_bits=True), NotYetError, "0: its input: True-bit 'int' by 'token'"),
+    "float inputs of 4 bits": (inputs(type="float", num_bits=4), NotYetError, "0: its input: 4-bit 'float' by 'token'"),
+    "groups of inputs without a size": (inputs(strategy="group"), NotYetError, "by 'group' (group size None) is"),
     "groups that do not divide the input": (
         inputs(strategy="group", group_size=48), CheckpointError, "0: its input of 64 numbers has no groups of 48"),
     "inputs by token and static": (
         inputs(dynamic=False), CheckpointError, "0: its input: static ranges are per tensor or channel, not 'token'"),
-    "inputs with a global scale": (inputs(dynamic="local"), NotYetError, "dynamic 'local') are not read"),
+    "inputs with a global scale": (inputs(dynamic="local"), NotYetError, "0: its input: dynamic = 'local' is not read"),
     "dynamic that is text": (
-        inputs(dynamic="yes"), CheckpointError, "0: dynamic = 'yes' of input_activations is not true or false"),
-    "symmetric inputs that are text": (inputs(symmetric="no"), CheckpointError, "0: symmetric = 'no' of input_"),
+        inputs(dynamic="yes"), CheckpointError, "0: its input: dynamic = 'yes' is not true or false"),
+    "symmetric inputs that are text": (inputs(symmetric="no"), CheckpointError, "0: its input: symmetric = 'no' is"),
     "asymmetric float inputs": (
         inputs(type="float", symmetric=False), CheckpointError, "0: its input: e4m3 takes no zero point"),
     "scales of inputs that are powers of two": (
-        inputs(scale_dtype="torch.uint8"), NotYetError, "0: input_activations have scale_dtype = 'torch.uint8', which"),
+        inputs(scale_dtype="torch.uint8"), NotYetError, "0: its input has scale_dtype = 'torch.uint8', which"),
     "static inputs without numbers": (
         inputs(strategy="tensor", dynamic=False), CheckpointError, "0.input_scale is missing; the input 'int8 tensor"),
     "a layout of bytes": (group(format="int-quantized"), CheckpointError, "0.weight is missing; int4 g32 needs it"),

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from fewbit.activation import Activation
-from fewbit.checkpoints.compressed_tensors_form import entry
+from fewbit.checkpoints.compressed_tensors_form import entry, read_entry
 from fewbit.checkpoints.compressed_tensors_layer import Arrays, alike, require_within
+from fewbit.checkpoints.json_object import require_idle
 from fewbit.checkpoints.safetensors_file import numpy_type
-from fewbit.errors import CheckpointError, NotYetError, SchemeError
+from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
 from fewbit.formats.scale_type import scale_fits
@@ -116,6 +117,9 @@ def read_cache_scheme(said: Any, stored: Mapping[str, StoredTensor]) -> dict[str
         raise CheckpointError(f"kv_cache_scheme of quantization_config is no object but {said!r:.80}")
     if not names:
         raise CheckpointError("quantization_config has a kv_cache_scheme, but no attention has a k_scale")
+    require_idle(said, _IDLE, "kv_cache_scheme")
+    given = {"strategy": "tensor", **said}
+    granularities: dict[str, Granularity] = {"tensor": PerTensor(), _BY_HEAD: PerChannel()}
     found = {}
     for name in names:
         symmetric = said.get("symmetric", True)
@@ -124,7 +128,8 @@ def read_cache_scheme(said: Any, stored: Mapping[str, StoredTensor]) -> dict[str
                 if (f"{name}.{side}_{part}" in stored) != needed:
                     how = "is missing; needed by" if needed else "has no meaning beside"
                     raise CheckpointError(f"{name}.{side}_{part} {how} the kv_cache_scheme of quantization_config")
-        found[name] = _read_scheme(said, stored[f"{name}.k_scale"].dtype)
+        scale_type = stored[f"{name}.k_scale"].dtype
+        found[name] = read_entry(given, granularities, "kv_cache_scheme", scale_type=scale_type, static=True)
     return found
 
 
@@ -154,30 +159,6 @@ def _scheme_of(caches: Caches) -> Scheme:
 def _stored_shape(own: Activation) -> tuple[int, ...]:
     assert own.scale is not None  # `cache_problem` refuses dynamic ones
     return (1,) if own.scheme.granularity == PerTensor() else (int(own.scale.shape[0]), 1, 1)
-
-
-def _read_scheme(said: Mapping[str, Any], scale_type: str) -> Scheme:
-    bits, kind, strategy = said.get("num_bits", 8), said.get("type", "int"), said.get("strategy", "tensor")
-    granularities: dict[str, Granularity] = {"tensor": PerTensor(), _BY_HEAD: PerChannel()}
-    whole = kind == "int" and type(bits) is int and 1 <= bits <= 8
-    for key, idle in _IDLE.items():
-        if said.get(key) not in idle:
-            raise NotYetError(f"kv_cache_scheme has {key} = {said[key]!r:.40}, which this version does not read")
-    if strategy not in tuple(granularities) or not (whole or (kind, bits) == ("float", 8)):
-        raise NotYetError(f"caches of {bits!r:.40}-bit {kind!r:.40} by {strategy!r:.40} are not read by this version")
-    symmetric = said.get("symmetric", True)
-    if not isinstance(symmetric, bool):
-        raise CheckpointError(f"kv_cache_scheme has symmetric = {symmetric!r:.40}, which is not true or false")
-    try:
-        return Scheme(
-            format=Int(bits) if whole else E4M3,
-            granularity=granularities[strategy],
-            symmetric=symmetric,
-            scale_type=scale_type,  # type: ignore[arg-type]
-            static=True,
-        )
-    except SchemeError as error:
-        raise CheckpointError(f"kv_cache_scheme: {error}") from error
 
 
 def _side(arrays: Arrays, name: str, side: str, scheme: Scheme) -> Activation:

@@ -7,14 +7,17 @@ the order in which it infers formats.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fewbit.checkpoints.compressed_tensors_blocks import BLOCKS, block_layout
+from fewbit.checkpoints.json_object import read_flag
+from fewbit.errors import CheckpointError, NotYetError, SchemeError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
 from fewbit.interfaces import QuantizedLayer
-from fewbit.schemes.granularity import PerGroup
+from fewbit.schemes.granularity import Granularity, PerGroup
 from fewbit.schemes.scheme import Scheme
 
 #: The word of each form, and the type of weights that it holds.
@@ -41,6 +44,54 @@ def entry(scheme: Scheme) -> dict[str, Any]:
     if inner.format == E4M3:
         return {**said, "strategy": "tensor_group", "scale_dtype": "torch.float8_e4m3fn"}
     return {**said, "scale_dtype": "torch.uint8"}
+
+
+def read_entry(
+    said: Mapping[str, Any],
+    granularities: Mapping[str, Granularity],
+    where: str,
+    *,
+    scale_type: str,
+    static: bool = False,
+) -> Scheme:
+    """Undo `entry` for a scheme with float scales.
+
+    Args:
+        said: the entry.
+        granularities: by the strategies that there are.
+        where: what has the scheme, for errors.
+        scale_type: type of the stored scale.
+        static: whether it is that of a fixed range.
+
+    Raises:
+        CheckpointError: an entry that contradicts itself.
+        NotYetError: schemes of later versions.
+
+    """
+    bits, kind, strategy = said.get("num_bits", 8), said.get("type", "int"), said.get("strategy")
+    whole = kind == "int" and type(bits) is int and 1 <= bits <= 8
+    if strategy not in tuple(granularities) or not (whole or (kind, bits) == ("float", 8)):
+        raise NotYetError(
+            f"{where}: {bits!r:.40}-bit {kind!r:.40} by {strategy!r:.40} (group size {said.get('group_size')!r:.40}) "
+            "is not read by this version"
+        )
+    symmetric = read_flag(said, "symmetric", where, usual=True)
+    try:
+        return Scheme(
+            format=Int(bits) if whole else E4M3,
+            granularity=granularities[strategy],
+            symmetric=symmetric,
+            scale_type=scale_type,  # type: ignore[arg-type]
+            static=static,
+        )
+    except SchemeError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def groups_said(said: Mapping[str, Any]) -> dict[str, Granularity]:
+    """Return the strategy of groups, where an entry says their size."""
+    size = said.get("group_size")
+    return {"group": PerGroup(size)} if type(size) is int and size > 0 else {}
 
 
 @dataclass(frozen=True, slots=True)

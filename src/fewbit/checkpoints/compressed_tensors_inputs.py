@@ -14,16 +14,17 @@ import numpy as np
 
 from fewbit.activation import Activation
 from fewbit.checkpoints.compressed_tensors_blocks import BLOCKS, block_layout
-from fewbit.checkpoints.compressed_tensors_form import entry
+from fewbit.checkpoints.compressed_tensors_form import entry, groups_said, read_entry
 from fewbit.checkpoints.compressed_tensors_layer import Arrays, alike, require_within
+from fewbit.checkpoints.json_object import read_flag, require_idle
 from fewbit.checkpoints.safetensors_file import numpy_type
-from fewbit.errors import CheckpointError, NotYetError, SchemeError
+from fewbit.errors import CheckpointError, NotYetError
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import E4M3
 from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import StoredTensor
 from fewbit.numerics.namespace import SMALLEST_NORMAL, to_numpy
-from fewbit.schemes.granularity import Granularity, PerGroup, PerTensor, PerToken
+from fewbit.schemes.granularity import PerGroup, PerTensor, PerToken
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 
@@ -99,33 +100,18 @@ def read_input(entry: Mapping[str, Any], name: str, scale_type: str) -> Scheme:
     """
     if (whole := _whole(entry)) is not None:
         return whole
-    bits, kind, strategy = entry.get("num_bits", 8), entry.get("type", "int"), entry.get("strategy")
-    dynamic, symmetric, size = entry.get("dynamic", False), entry.get("symmetric", True), entry.get("group_size")
-    granularities: dict[str, Granularity] = {"tensor": PerTensor(), "token": PerToken()}
-    if strategy == "group" and type(size) is int and size > 0:
-        granularities["group"] = PerGroup(size)
-    known = kind == "int" and type(bits) is int and 1 <= bits <= 8
-    if strategy not in tuple(granularities) or not (known or (kind, bits) == ("float", 8)) or dynamic == "local":
-        raise NotYetError(
-            f"{name}: inputs of {bits!r:.40}-bit {kind!r:.40} by {strategy!r:.40} (group size {size!r:.40}, "
-            f"dynamic {dynamic!r:.40}) are not read by this version"
-        )
-    for key, idle in _IDLE.items():
-        if entry.get(key) not in idle:
-            raise NotYetError(f"{name}: input_activations have {key} = {entry[key]!r:.40}, which is not read yet")
-    for key, value in {"symmetric": symmetric, "dynamic": dynamic}.items():
-        if not isinstance(value, bool):
-            raise CheckpointError(f"{name}: {key} = {value!r:.40} of input_activations is not true or false")
-    try:
-        return Scheme(
-            format=Int(bits) if known else E4M3,
-            granularity=granularities[strategy],
-            symmetric=symmetric,
-            scale_type="float32" if dynamic else scale_type,  # type: ignore[arg-type]
-            static=not dynamic,
-        )
-    except SchemeError as error:
-        raise CheckpointError(f"{name}: its input: {error}") from error
+    where = f"{name}: its input"
+    if entry.get("dynamic") == "local":
+        raise NotYetError(f"{where}: dynamic = 'local' is not read by this version")
+    require_idle(entry, _IDLE, where)
+    dynamic = read_flag(entry, "dynamic", where, usual=False)
+    return read_entry(
+        entry,
+        {"tensor": PerTensor(), "token": PerToken(), **groups_said(entry)},
+        where,
+        scale_type="float32" if dynamic else scale_type,
+        static=not dynamic,
+    )
 
 
 def _whole(said: Mapping[str, Any]) -> Scheme | None:

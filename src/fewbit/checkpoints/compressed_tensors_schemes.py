@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewbit.checkpoints.compressed_tensors_blocks import BLOCKS, GLOBAL_SCALE, stored_blocks
-from fewbit.checkpoints.compressed_tensors_form import FORMS, PACKED, Form, entry
+from fewbit.checkpoints.compressed_tensors_form import FORMS, PACKED, Form, entry, groups_said, read_entry
 from fewbit.checkpoints.compressed_tensors_inputs import read_input, require_input
-from fewbit.errors import CheckpointError, NotYetError, SchemeError
+from fewbit.checkpoints.json_object import require_idle
+from fewbit.errors import CheckpointError, NotYetError
 from fewbit.formats.integer import Int
-from fewbit.formats.minifloat import E4M3
 from fewbit.interfaces import StoredTensor
-from fewbit.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
+from fewbit.schemes.granularity import Granularity, PerChannel, PerTensor
 from fewbit.schemes.scheme import Scheme
 
 _PATTERN = "re:"
@@ -80,11 +80,7 @@ def read_forms(quantization: Mapping[str, Any], stored: Mapping[str, StoredTenso
         NotYetError: quantized outputs or caches, transforms, and layouts of later versions.
 
     """
-    for key, idle in _IDLE.items():
-        if quantization.get(key) not in idle:
-            raise NotYetError(
-                f"quantization_config has {key} = {quantization[key]!r:.80}, which this version does not read"
-            )
+    require_idle(quantization, _IDLE, "quantization_config")
     groups = _groups(quantization)
     ignored = _Targets.read(quantization.get("ignore"), "`ignore` of quantization_config")
     forms = {}
@@ -171,30 +167,10 @@ def _blocks(group: _Group, scale_type: str) -> str | None:
 
 
 def _scheme(weights: Mapping[str, Any], name: str, scale_type: str) -> Scheme:
-    bits, kind, strategy = weights.get("num_bits"), weights.get("type", "int"), weights.get("strategy")
-    granularities: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
-    size, symmetric = weights.get("group_size"), weights.get("symmetric", True)
-    if strategy == "group" and type(size) is int and size > 0:
-        granularities["group"] = PerGroup(size)
-    known = kind == "int" and type(bits) is int and 1 <= bits <= 8
-    if strategy not in tuple(granularities) or not (known or (kind, bits) == ("float", 8)):
-        raise NotYetError(
-            f"{name}: weights of {bits!r:.40}-bit {kind!r:.40} by {strategy!r:.40} (group size {size!r:.40}) "
-            "are not read by this version"
-        )
     if weights.get("dynamic") or weights.get("actorder") in ("group", "dynamic"):
         raise NotYetError(f"{name}: dynamic weights and columns grouped by activation are not read by this version")
-    if not isinstance(symmetric, bool):
-        raise CheckpointError(f"{name}: symmetric = {symmetric!r:.40} is not true or false")
-    try:
-        return Scheme(
-            format=Int(bits) if known else E4M3,  # type: ignore[arg-type]
-            granularity=granularities[strategy],
-            symmetric=symmetric,
-            scale_type=scale_type,  # type: ignore[arg-type]
-        )
-    except SchemeError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+    granularities: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel(), **groups_said(weights)}
+    return read_entry(weights, granularities, name, scale_type=scale_type)
 
 
 def _require_complete(name: str, form: Form, stored: Mapping[str, StoredTensor]) -> None:
