@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from fewbit.algorithms.block import BlockAlgorithm
 from fewbit.composition import composition_problems
 from fewbit.errors import RecipeError
 from fewbit.hints import hints_of
 from fewbit.interfaces import Frontend, Source, frontend_of, target_of
 from fewbit.overflow import without_large_weights
 from fewbit.planning import Plan, resolve
-from fewbit.problems import width_problems
+from fewbit.problems import several, width_problems
 from fewbit.recipe import Recipe
 from fewbit.schemes.scheme import ScaleType
 from fewbit.shared_scales import with_shared_scales
-from fewbit.solving import statistics_of, trained_alone
+from fewbit.solving import statistics_of
 
 _STORAGE_TYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -65,7 +66,7 @@ def model_plan(
         target=target,
         differentiable=frontend.trains,
     )
-    made = trained_alone(made, frontend, source.framework)
+    made = _trained_alone(made, frontend, source.framework)
     quantized = [row for row in made.rows if row.scheme]
     wanted = [(own, statistics_of(row)) for own, row in zip(made.quantized, quantized, strict=True)]
     found = list(target.source_problems(source)) if target is not None else []
@@ -76,6 +77,22 @@ def model_plan(
     if graph:
         found += _type_problems(made, own, source.framework)
     return replace(made, problems=(*made.problems, *found), adaptations=(*made.adaptations, *fused))
+
+
+def _trained_alone(made: Plan, frontend: Frontend, framework: str) -> Plan:
+    """Return the plan with layers trained each for itself where the front end gives no gradients of blocks."""
+    if frontend.trains:
+        return made
+    rows, alike = list(made.rows), dict[str, list[str]]()
+    for place, row in enumerate(rows):
+        if row.scheme is not None and isinstance(row.algorithm, BlockAlgorithm):
+            alike.setdefault(row.algorithm.name, []).append(row.layer.name)
+            rows[place] = replace(row, algorithm=row.algorithm.alone)
+    said = [
+        f"{several(names)}: {name} trains each layer for its own output, as an {framework} model gives no gradients"
+        for name, names in alike.items()
+    ]
+    return replace(made, rows=tuple(rows), adaptations=(*made.adaptations, *said))
 
 
 def _type_problems(made: Plan, own: str | None, framework: str) -> list[str]:

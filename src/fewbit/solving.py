@@ -25,7 +25,6 @@ from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, CalibratedPart, CalibrationRun, Frontend, Progress
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
-from fewbit.problems import several
 from fewbit.qtensor import quantize
 from fewbit.ranges import OutputRange
 from fewbit.rescaling import Rescaling
@@ -109,22 +108,6 @@ def needs_data(made: Plan) -> bool:
 def _trains(row: PlanRow) -> bool:
     """Whether the layer is trained together with others of its block."""
     return row.scheme is not None and isinstance(row.algorithm, BlockAlgorithm)
-
-
-def trained_alone(made: Plan, frontend: Frontend, framework: str) -> Plan:
-    """Return the plan with layers trained each for itself where the front end gives no gradients of blocks."""
-    if frontend.trains:
-        return made
-    rows, alike = list(made.rows), dict[str, list[str]]()
-    for place, row in enumerate(rows):
-        if row.scheme is not None and isinstance(row.algorithm, BlockAlgorithm):
-            alike.setdefault(row.algorithm.name, []).append(row.layer.name)
-            rows[place] = replace(row, algorithm=row.algorithm.alone)
-    said = [
-        f"{several(names)}: {name} trains each layer for its own output, as an {framework} model gives no gradients"
-        for name, names in alike.items()
-    ]
-    return replace(made, rows=tuple(rows), adaptations=(*made.adaptations, *said))
 
 
 def statistics_of(row: PlanRow) -> tuple[str, ...]:

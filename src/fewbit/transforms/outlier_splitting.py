@@ -104,3 +104,14 @@ def split(weight: Matrix, count: int, apart: Matrix | None = None) -> tuple[Chan
         largest[place] /= 2.0
         largest.append(largest[place])
     return np.asarray(sources, dtype=np.int64), np.stack(columns, axis=1)
+
+
+def split_sentence(added: Mapping[str, int], names: str, *, copied: bool = False) -> str:
+    """Return what the report says of links on which channels were `added`; `names` is what it calls them.
+
+    >>> split_sentence({"up": 32}, "up", copied=True)
+    'outlier-splitting: 32 channels were split on 1 link, copied before what reads them: up'
+    """
+    where = ", copied before what reads them" if copied else ""
+    links = f"{len(added)} link{'' if len(added) == 1 else 's'}"
+    return f"outlier-splitting: {sum(added.values())} channels were split on {links}{where}: {names}"

@@ -118,6 +118,18 @@ def head_sizes(channels: Channels) -> list[int]:
     return [size for size in sizes if _falls_into(channels.reshape(-1, size))]
 
 
+def stream_sentence(width: int, norms: int, writers: int, *, keep_mean: bool) -> str:
+    """Return what the report says of a residual stream that was rotated.
+
+    >>> stream_sentence(64, 2, 1, keep_mean=True)
+    'rotation: the residual stream of 64 channels was rotated, its mean kept: 2 norms read it, 1 layer writes it'
+    """
+    mean = ", its mean kept" if keep_mean else ""
+    read = "1 norm reads" if norms == 1 else f"{norms} norms read"
+    write = "1 layer writes" if writers == 1 else f"{writers} layers write"
+    return f"rotation: the residual stream of {width} channels was rotated{mean}: {read} it, {write} it"
+
+
 def heads_sentence(count: int) -> str:
     """Return what the report says of `count` layers whose values were rotated inside each head.
 

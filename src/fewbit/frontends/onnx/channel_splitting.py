@@ -26,6 +26,7 @@ from fewbit.onnx_graph.live import OnnxModel
 from fewbit.problems import several
 from fewbit.transforms import Applied
 from fewbit.transforms.link import Channels
+from fewbit.transforms.outlier_splitting import split_sentence
 
 #: From float64 columns (out, in) of all consumers to the channel that each new column is of, and the new columns.
 Split = Callable[[np.ndarray[Any, Any]], tuple[Channels, np.ndarray[Any, Any]]]
@@ -164,11 +165,9 @@ def _sentences(groups: Mapping[str, _Group], added: Mapping[str, int], *, gather
     """Yield what the report says."""
     makers = {own.makers.names[0]: added[name] for name, own in groups.items() if own.makers and name in added}
     readers = {own.reader: added[name] for name, own in groups.items() if not own.makers and name in added}
-    for found, where in ((makers, ""), (readers, ", copied before what reads them")):
+    for found, copied in ((makers, False), (readers, True)):
         if found:
-            many = f"{len(found)} links" if len(found) > 1 else "1 link"
-            total = sum(found.values())
-            yield f"outlier-splitting: {total} channels were split on {many}{where}: {several(found)}"
+            yield split_sentence(found, several(found), copied=copied)
     if not added:
         yield "outlier-splitting: no channel could be split"
     kept = [own.reader for name, own in groups.items() if name not in added]

@@ -26,7 +26,7 @@ from fewbit.onnx_graph.constants import origin
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.transforms import Applied
-from fewbit.transforms.rotation import heads_sentence
+from fewbit.transforms.rotation import heads_sentence, stream_sentence
 
 #: Orthogonal float64 matrix of a width, one that keeps the mean if asked.
 MatrixOf = Callable[..., np.ndarray[Any, np.dtype[np.float64]]]
@@ -100,11 +100,7 @@ class _Rotation:
             raise StreamError("the rotated graph puts out something else")
         if not CLEARLY * output_change(self.expected, found) < wrong:
             raise StreamError("a wrong rotation leaves the outputs as they are too, so that no run shows a right one")
-        mean = ", its mean kept" if stream.centred else ""
-        readers = f"{len(stream.norms)} norms read" if len(stream.norms) > 1 else "1 norm reads"
-        writers = f"{len(stream.writers)} layers write" if len(stream.writers) > 1 else "1 layer writes"
-        where = f"rotation: the residual stream of {stream.width} channels was rotated{mean}"
-        return f"{where}: {readers} it, {writers} it"
+        return stream_sentence(stream.width, len(stream.norms), len(stream.writers), keep_mean=stream.centred)
 
     def _change(self) -> float:
         self.model.ready.clear()

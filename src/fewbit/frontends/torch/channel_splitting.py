@@ -27,6 +27,7 @@ from fewbit.interfaces import Layer
 from fewbit.problems import several
 from fewbit.transforms import Applied
 from fewbit.transforms.link import Channels, Link
+from fewbit.transforms.outlier_splitting import split_sentence
 
 #: From float64 columns (out, in) of all consumers to the channel that each new column is of, and the new columns.
 Split = Callable[[np.ndarray[Any, Any]], tuple[Channels, np.ndarray[Any, Any]]]
@@ -198,11 +199,9 @@ class _Splitting:
     def sentences(self) -> tuple[str, ...]:
         """What the report says."""
         said = []
-        for found, where in ((self.widened, ""), (self.copied, ", copied before what reads them")):
+        for found, by_gather in ((self.widened, False), (self.copied, True)):
             if found:
-                many = f"{len(found)} links" if len(found) > 1 else "1 link"
-                total = sum(found.values())
-                said.append(f"outlier-splitting: {total} channels were split on {many}{where}: {several(found)}")
+                said.append(split_sentence(found, several(found), copied=by_gather))
         if not said:
             said.append("outlier-splitting: no channel could be split")
         if self.kept:

@@ -26,7 +26,7 @@ from fewbit.frontends.torch.output_change import CLEARLY, output_change
 from fewbit.frontends.torch.short_call import shortened
 from fewbit.interfaces import Layer
 from fewbit.transforms import Applied
-from fewbit.transforms.rotation import heads_sentence
+from fewbit.transforms.rotation import heads_sentence, stream_sentence
 
 #: Roundings by which outputs may differ: those of every rotated weight go through the whole model.
 _ROUNDINGS = 2.0**14
@@ -104,7 +104,7 @@ class _Stream:
             if isinstance(module, nn.Embedding)
         }
         writers = [name for name, size in layers.items() if size == width and name not in readers]
-        stream, expected = f"rotation: the residual stream of {width} channels", copied(run())
+        expected = copied(run())
         for keep_mean in (False, True):
             turn = torch.from_numpy(matrix(width, keep_mean=keep_mean))
             before = self._turn(norms[:1], (), turn)
@@ -113,10 +113,10 @@ class _Stream:
             before = self._turn(norms, writers, turn)
             found = run()
             if same(expected, found, _ROUNDINGS) and CLEARLY * output_change(expected, found) < wrong:
-                mean = ", its mean kept" if keep_mean else ""
-                return f"{stream} was rotated{mean}: {len(norms)} norms read it, {len(writers)} layers write it", before
+                return stream_sentence(width, len(norms), len(writers), keep_mean=keep_mean), before
             exchange(before)
-        return f"{stream} is as it was: not everything that reads and writes it was found", []
+        why = "not everything that reads and writes it was found"
+        return f"rotation: the residual stream of {width} channels is as it was: {why}", []
 
     @torch.no_grad()
     def _turn(self, norms: Sequence[Fold], writers: Collection[str], matrix: Tensor) -> Changes:
