@@ -9,8 +9,9 @@ import os
 import secrets
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 from fewbit.errors import CheckpointError
 
@@ -18,31 +19,75 @@ from fewbit.errors import CheckpointError
 unfinished: dict[Path, Unfinished] = {}
 
 
-class Unfinished(Protocol):
-    """A folder or file under construction."""
+class Unfinished(ABC):
+    """Something under construction beside its name; `path` is where to write, `commit` moves it to `final`."""
 
-    def remove(self) -> None:
-        """Remove what was written and not committed."""
-
-
-class NewFolder:
-    """A folder under construction; `path` is where to write, `commit` moves it to `final`."""
+    #: What it is, for errors.
+    kind: ClassVar[str]
 
     def __init__(self, final: Path, *, overwrite: bool = False) -> None:
-        # A link to a model folder stays a link: what it leads to is replaced.
+        # A link to a model stays a link: what it leads to is replaced.
         self.final = Path(final).resolve() if Path(final).is_symlink() else Path(final).absolute()
         self.overwrite = overwrite
-        require_free(self.final, overwrite=self.overwrite)
+        self.require_free()
         self.path = self.final.with_name(f".{self.final.name}.{secrets.token_hex(4)}.partial")
-        self._retired = self.path.with_suffix(".replaced")
         # Known before it is there: an interruption may come between any two lines.
         unfinished[self.path] = self
         try:
             self.final.parent.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir(mode=0o700)
+            self.begin()
         except OSError as error:
             del unfinished[self.path]
-            raise CheckpointError(f"cannot create a folder beside {self.final}: {error.strerror}") from error
+            raise CheckpointError(f"cannot create a {self.kind} beside {self.final}: {error.strerror}") from error
+
+    @abstractmethod
+    def require_free(self) -> None:
+        """Raise `CheckpointError` unless it can be put at `final`."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Make what stands at `path` first, for nobody else to read."""
+
+    @abstractmethod
+    def to_final(self) -> None:
+        """Bring what was written to the disk, with the usual permissions, and move it to `final`."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Remove what was written and not moved."""
+
+    def commit(self) -> Path:
+        """Move it to its final name and return that."""
+        self.require_free()
+        try:
+            self.to_final()
+        finally:
+            self.remove()
+        to_disk(self.final.parent)
+        return self.final
+
+    def remove(self) -> None:
+        """Remove what was written and not committed."""
+        self.discard()
+        unfinished.pop(self.path, None)
+
+
+class NewFolder(Unfinished):
+    """A folder under construction; what it replaces goes last, after the move succeeded."""
+
+    kind = "folder"
+
+    @property
+    def _retired(self) -> Path:
+        return self.path.with_suffix(".replaced")
+
+    def require_free(self) -> None:
+        """Raise `CheckpointError` unless a folder can be put at `final`."""
+        require_free(self.final, overwrite=self.overwrite)
+
+    def begin(self) -> None:
+        """Make the folder."""
+        self.path.mkdir(mode=0o700)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of plain name; a name that leaves the folder is refused."""
@@ -50,28 +95,21 @@ class NewFolder:
             raise CheckpointError(f"file name {name!r} is not a plain name; nothing outside the folder is written")
         (self.path / name).write_bytes(content)
 
-    def commit(self) -> Path:
-        """Move the folder to its final name and return it; what stood there goes last, after the move succeeded."""
-        require_free(self.final, overwrite=self.overwrite)
+    def to_final(self) -> None:
+        """Move the folder to its name, what stood there aside."""
         self.path.chmod(0o777 & ~umask())
         for file in (*self.path.iterdir(), self.path):
             to_disk(file)
-        try:
-            if self.final.exists():
-                self.final.rename(self._retired)
-            self.path.rename(self.final)
-        finally:
-            self.remove()
-        to_disk(self.final.parent)
-        return self.final
+        if self.final.exists():
+            self.final.rename(self._retired)
+        self.path.rename(self.final)
 
-    def remove(self) -> None:
-        """Remove what was written and not committed; what was to be replaced and was not goes back to its name."""
+    def discard(self) -> None:
+        """Remove the folder; what was to be replaced and was not goes back to its name."""
         if self._retired.exists() and not self.final.exists():
             self._retired.rename(self.final)
         for rest in (self._retired, self.path):
             shutil.rmtree(rest, ignore_errors=True)
-        unfinished.pop(self.path, None)
 
 
 def settle_all() -> None:

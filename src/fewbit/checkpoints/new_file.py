@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
-from fewbit.checkpoints.folder import to_disk, umask, unfinished
+from fewbit.checkpoints.folder import Unfinished, to_disk, umask
 from fewbit.errors import CheckpointError
 
 
-class NewFile:
-    """A file under construction; `path` is where to write, `commit` moves it to `final`."""
+class NewFile(Unfinished):
+    """A file under construction."""
 
-    def __init__(self, final: Path, *, overwrite: bool = False) -> None:
-        # A link to a model stays a link: what it leads to is replaced.
-        self.final = Path(final).resolve() if Path(final).is_symlink() else Path(final).absolute()
-        self.overwrite = overwrite
-        require_free_file(self.final, overwrite=overwrite)
-        self.path = self.final.with_name(f".{self.final.name}.{secrets.token_hex(4)}.partial")
-        unfinished[self.path] = self
-        try:
-            self.final.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch(mode=0o600, exist_ok=False)
-        except OSError as error:
-            del unfinished[self.path]
-            raise CheckpointError(f"cannot create a file beside {self.final}: {error.strerror}") from error
+    kind = "file"
 
-    def commit(self) -> Path:
-        """Move the file to its final name and return it."""
+    def require_free(self) -> None:
+        """Raise `CheckpointError` unless a file can be put at `final`."""
         require_free_file(self.final, overwrite=self.overwrite)
+
+    def begin(self) -> None:
+        """Make an empty file."""
+        self.path.touch(mode=0o600, exist_ok=False)
+
+    def to_final(self) -> None:
+        """Move the file to its name, over what stood there."""
         self.path.chmod(0o666 & ~umask())
         to_disk(self.path)
-        try:
-            self.path.replace(self.final)
-        finally:
-            self.remove()
-        to_disk(self.final.parent)
-        return self.final
+        self.path.replace(self.final)
 
-    def remove(self) -> None:
-        """Remove what was written and not committed."""
+    def discard(self) -> None:
+        """Remove the file."""
         self.path.unlink(missing_ok=True)
-        unfinished.pop(self.path, None)
 
 
 def require_free_file(path: Path, *, overwrite: bool) -> None:
