@@ -91,22 +91,6 @@ def test_any_weight_of_the_grid_is_held_to_the_bit(oracle, qtensor):
         assert back.scheme == qtensor.scheme
 
 
-REFUSED = {
-    "another width": (nn.Linear(64, 12), "int4 g32", "out_features 12 is not a multiple of 8, which fill AWQ's words"),
-    "other bits": (nn.Linear(64, 32), "int8 g32", "AWQ has no layout for 'int8 g32'; use int4, with float scales"),
-    "no groups": (nn.Linear(64, 32), "int4 channel", "runtimes load AWQ weights by g16, g32, g64, g128, not 'int4"),
-    "a convolution": (nn.Conv2d(64, 32, 1), "int4 g32", "AWQ files hold Linear modules only, and this one is of class"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_the_layout_does_not_hold_is_a_problem_of_the_plan(case):
-    layer, weight, message = REFUSED[case]
-    made = fb.plan(nn.Sequential(layer), fb.Recipe([fb.Rule(".*", weight=weight)]), to="awq")
-    assert len(made.problems) == 1
-    assert made.problems[0].startswith(f"0: {message}")
-
-
 def test_groups_of_several_sizes_are_refused_before_anything_is_written(tmp_path):
     recipe = fb.Recipe([fb.Rule("0", weight="int4 g32"), fb.Rule("1", weight="int4 g16")])
     result = fb.quantize(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8)), recipe, to="awq")

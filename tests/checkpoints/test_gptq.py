@@ -218,35 +218,6 @@ def test_a_file_without_an_index_is_one_of_neighbours(tmp_path):
     assert torch.equal(fb.load(folder, into=module()).model[0].qtensor.dequantize(), expected)
 
 
-# What the plan refuses
-
-REFUSED = {
-    "another width": (nn.Linear(64, 12), "int4 g32", "out_features 12 is not a multiple of 8, which fill GPTQ's words"),
-    "inputs that fill no word": (nn.Linear(20, 32), "int4 channel", "in_features 20 is not a multiple of 8, which"),
-    "three bits": (nn.Linear(64, 24), "int3 g32", "out_features 24 is not a multiple of 32, which fill GPTQ's words"),
-    "five bits": (nn.Linear(64, 32), "int5 g32", "GPTQ has no layout for 'int5 g32'; use int2, int3, int4, int8"),
-    "floats": (nn.Linear(64, 32), "e4m3", "GPTQ has no layout for 'e4m3 channel'"),
-    "zero points between codes": (nn.Linear(64, 32), "int4 g32 float-zero", "GPTQ has no layout for"),
-    "one scale for all": (nn.Linear(64, 32), "int4 tensor", "runtimes load GPTQ weights by channel, g16, g32, g64"),
-    "groups of 8": (nn.Linear(64, 32), "int4 g8", "runtimes load GPTQ weights by channel, g16, g32, g64, g128"),
-    "an embedding": (nn.Embedding(32, 64), "int4 g32", "GPTQ files hold Linear modules only, and this one is of class"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_the_layout_does_not_hold_is_a_problem_of_the_plan(case):
-    layer, weight, message = REFUSED[case]
-    made = fb.plan(nn.Sequential(layer), fb.Recipe([fb.Rule(".*", weight=weight)]), to="gptq")
-    assert len(made.problems) == 1
-    assert made.problems[0].startswith(f"0: {message}")
-
-
-def test_rounded_inputs_are_a_problem_of_the_plan():
-    recipe = fb.Recipe([fb.Rule("0", weight="int8", input="int8")])
-    problem = fb.plan(nn.Sequential(nn.Linear(64, 32)), recipe, to="gptq").problems[0]
-    assert problem == "0: GPTQ files round no input, and here is 'int8 token asym'; leave out `input`"
-
-
 def test_scales_that_float16_does_not_hold_are_refused_with_their_layer(tmp_path):
     model = module()
     with torch.no_grad():
