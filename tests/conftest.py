@@ -181,3 +181,18 @@ def language_model() -> Callable[..., Any]:
         return model
 
     return made
+
+
+@pytest.fixture(scope="session")
+def small_llama() -> Callable[..., Any]:
+    """Make a small Llama in a type of torch, float32 unless told, as it is initialized, with further settings."""
+
+    def made(dtype: Any = None, **settings: Any) -> Any:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        kind = dtype or torch.float32
+        return LlamaForCausalLM(LlamaConfig(**{**_SIZES, "dtype": kind, **settings})).to(kind).eval()
+
+    return made

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import fewbit as fb
 from fewbit.errors import CheckpointError, NotYetError, PlanError
@@ -19,18 +19,16 @@ STATIC = (
 TOKENS = torch.arange(40)[None]
 
 
-def small_llama(dtype=torch.float32):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, dtype=dtype,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype).eval()
+@pytest.fixture(scope="module")
+def quantized(small_llama):
+    """Quantize a Llama whose attention scores lie apart."""
 
+    def made(dtype=torch.float32):
+        recipe = fb.Recipe([fb.keep(kind="head"), fb.Rule(kind="linear", weight="int8")])
+        model = small_llama(dtype, vocab_size=64, initializer_range=0.2)
+        return fb.quantize(model, recipe, to="compressed-tensors", evaluation=[TOKENS])
 
-def quantized(dtype=torch.float32):
-    recipe = fb.Recipe([fb.keep(kind="head"), fb.Rule(kind="linear", weight="int8")])
-    return fb.quantize(small_llama(dtype), recipe, to="compressed-tensors", evaluation=[TOKENS])
+    return made
 
 
 def cache_of(result, text, **options):
@@ -50,7 +48,7 @@ def decibels(reference, other):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, quantized):
     """A folder with ranges by tensor and one by head, asymmetric; tests must not change them."""
     root = tmp_path_factory.mktemp("made")
     for name, text in {"tensor": "int8 tensor static", "head": "int8 channel static sym"}.items():
@@ -61,7 +59,9 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize("text", STATIC)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_read_rounds_as_what_was_written_and_is_written_again_as_the_same_bytes(tmp_path, text, dtype):
+def test_what_is_read_rounds_as_what_was_written_and_is_written_again_as_the_same_bytes(
+    tmp_path, text, dtype, quantized
+):
     result = quantized(getattr(torch, dtype))
     cache = cache_of(result, text, dtype=dtype)
     result.save(tmp_path / "out", cache=cache)
@@ -85,7 +85,7 @@ def cache_like(cache):
 
 
 @pytest.mark.parametrize("text", STATIC)
-def test_transformers_rounds_keys_and_values_as_fewbit_does(tmp_path, text):
+def test_transformers_rounds_keys_and_values_as_fewbit_does(tmp_path, text, quantized):
     """They differ where a number lies within a rounding of float32 from a tie; unrounded caches are the control."""
     result = quantized()
     cache = cache_of(result, text)
@@ -112,7 +112,7 @@ def test_the_configuration_says_what_the_ranges_are_for(made):
     assert stored["model.layers.0.self_attn.k_scale"].shape == (2, 1, 1)
 
 
-def test_a_model_without_ranges_has_no_cache(tmp_path):
+def test_a_model_without_ranges_has_no_cache(tmp_path, quantized):
     quantized().save(tmp_path / "out")
     assert fb.load(tmp_path / "out").cache is None
 
@@ -127,7 +127,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_a_cache_without_a_place_in_the_layout_is_an_error_before_anything_is_written(tmp_path, text):
+def test_a_cache_without_a_place_in_the_layout_is_an_error_before_anything_is_written(tmp_path, text, quantized):
     result = quantized()
     with pytest.raises(PlanError) as caught:
         result.save(tmp_path / "out", cache=cache_of(result, text))
@@ -135,13 +135,13 @@ def test_a_cache_without_a_place_in_the_layout_is_an_error_before_anything_is_wr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_has_no_place_for_a_cache(tmp_path):
+def test_a_graph_has_no_place_for_a_cache(tmp_path, quantized):
     result = quantized()
     with pytest.raises(PlanError, match="ONNX files hold no key-value cache yet, and here is one in 'int8 tensor"):
         result.save(tmp_path / "out.onnx", cache=cache_of(result, "int8 tensor static"))
 
 
-def test_scales_that_the_type_of_the_file_does_not_hold_are_refused(tmp_path):
+def test_scales_that_the_type_of_the_file_does_not_hold_are_refused(tmp_path, quantized):
     result = quantized(torch.bfloat16)
     with pytest.raises(CheckpointError, match=r"self_attn: bfloat16 does not hold .* dtype='bfloat16'\)"):
         result.save(tmp_path / "out", cache=cache_of(result, "int8 tensor static", dtype="float32"))
@@ -234,7 +234,7 @@ def test_a_configuration_that_does_not_fit_the_ranges_is_refused(made, tmp_path,
     assert message in str(caught.value)
 
 
-def test_a_scheme_without_any_range_is_refused(made, tmp_path):
+def test_a_scheme_without_any_range_is_refused(made, tmp_path, quantized):
     quantized().save(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     config["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "int", "strategy": "tensor"}

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 import fewbit as fb
-from fewbit.activation import Activation
 from fewbit.presets import PRESETS
-from fewbit.schemes.notation import parse_input_scheme
 
 # compressed-tensors 0.20 with transformers 5.23 cannot build the packed layout of a zero point in its default mode,
 # for files of its own either; dequantizing while loading works.
@@ -26,26 +24,24 @@ WITH_INPUTS = [
     name for name, (_, given) in PRESETS.items() if given and not given.startswith(("fp16", "bf16", "mx", "nv"))
 ]
 #: How much nearer the outputs of both must lie to each other than to those of inputs that are not rounded, in dB. They
-#: differ where an input lies within a rounding of float32 from a tie, in fewer than 1 of 10^4 numbers (see the test of
-#: the rounding alone), and there by a step: a hundredth of the power of rounding leaves room for a few of them. In a
-#: deeper model they multiply until nothing is left in common.
+#: differ where an input lies within a rounding of float32 from a tie, in fewer than 1 of 10^4 numbers (see
+#: test_compressed_tensors_rounding.py), and there by a step: a hundredth of the power of rounding leaves room for a few
+#: of them. In a deeper model they multiply until nothing is left in common.
 NEARER = 20.0
 TYPES = ("float32", "bfloat16", "float16")
 
 
-def small_llama(dtype=torch.float32):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320, hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, dtype=dtype,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype).eval()
+@pytest.fixture(scope="module")
+def saved(small_llama):
+    """Quantize a small Llama, and save it."""
 
+    def made(tmp_path, recipe, dtype=torch.float32):
+        batches = [torch.arange(48)[None], torch.arange(47, -1, -1)[None]]  # for presets that calibrate
+        model = small_llama(dtype, hidden_size=96, intermediate_size=160, tie_word_embeddings=True)
+        result = fb.quantize(model, recipe, to="compressed-tensors", calibration=batches)
+        return result, result.save(tmp_path / "model")
 
-def saved(tmp_path, recipe, dtype=torch.float32):
-    batches = [torch.arange(48)[None], torch.arange(47, -1, -1)[None]]  # for presets that calibrate
-    result = fb.quantize(small_llama(dtype), recipe, to="compressed-tensors", calibration=batches)
-    return result, result.save(tmp_path / "model")
+    return made
 
 
 def loaded(path, dtype, *, dequantize):
@@ -68,7 +64,7 @@ def differing(result, model, dtype):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("preset", WEIGHT_ONLY)
-def test_every_preset_loads_bit_equal_when_dequantized(tmp_path, preset, dtype):
+def test_every_preset_loads_bit_equal_when_dequantized(tmp_path, preset, dtype, saved):
     dtype = getattr(torch, dtype)
     result, path = saved(tmp_path, preset, dtype)
     assert len(result.plan.quantized) == 14
@@ -76,7 +72,7 @@ def test_every_preset_loads_bit_equal_when_dequantized(tmp_path, preset, dtype):
 
 
 @pytest.mark.parametrize("preset", [name for name in WEIGHT_ONLY if name not in DEFAULT_MODE_FAILS])
-def test_every_symmetric_preset_loads_bit_equal_and_computes_the_same_in_the_default_mode(tmp_path, preset):
+def test_every_symmetric_preset_loads_bit_equal_and_computes_the_same_in_the_default_mode(tmp_path, preset, saved):
     result, path = saved(tmp_path, preset)
     model = loaded(path, torch.float32, dequantize=False)
     assert differing(result, model, torch.float32) == []
@@ -87,7 +83,7 @@ def test_every_symmetric_preset_loads_bit_equal_and_computes_the_same_in_the_def
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("preset", WITH_INPUTS)
-def test_every_preset_with_rounded_inputs_loads_bit_equal_weights_and_ranges(tmp_path, preset, dtype):
+def test_every_preset_with_rounded_inputs_loads_bit_equal_weights_and_ranges(tmp_path, preset, dtype, saved):
     dtype = getattr(torch, dtype)
     result, path = saved(tmp_path, preset, dtype)
     model = loaded(path, dtype, dequantize=False)
@@ -123,7 +119,7 @@ OTHER_INPUTS = (
 
 
 @pytest.mark.parametrize("what", [*WITH_INPUTS, *OTHER_INPUTS], ids=str)
-def test_transformers_computes_with_rounded_inputs_what_fewbit_computes(tmp_path, what):
+def test_transformers_computes_with_rounded_inputs_what_fewbit_computes(tmp_path, what, saved):
     if isinstance(what, tuple):
         weight, given = what
         what = fb.Recipe([fb.keep(kind="head"), fb.Rule(kind="linear", weight=weight, input=given)])
@@ -132,7 +128,7 @@ def test_transformers_computes_with_rounded_inputs_what_fewbit_computes(tmp_path
 
 
 @pytest.mark.parametrize("preset", WITH_INPUTS)
-def test_the_comparison_of_outputs_notices_inputs_that_are_not_rounded(tmp_path, preset):
+def test_the_comparison_of_outputs_notices_inputs_that_are_not_rounded(tmp_path, preset, saved):
     """A negative control; it also shows that `dequantize=True` leaves out the rounding, transformers' own choice."""
     result, path = saved(tmp_path, preset)
     configuration = json.loads((path / "config.json").read_text())
@@ -143,7 +139,7 @@ def test_the_comparison_of_outputs_notices_inputs_that_are_not_rounded(tmp_path,
 
 
 @pytest.mark.parametrize("preset", ["w8a8-static", "fp8-static"])
-def test_the_comparison_of_outputs_notices_one_wrong_range(tmp_path, preset):
+def test_the_comparison_of_outputs_notices_one_wrong_range(tmp_path, preset, saved):
     """The other negative control: the range of a single layer is half as large again."""
     result, path = saved(tmp_path, preset)
     file = path / "model.safetensors"
@@ -157,74 +153,6 @@ def test_the_comparison_of_outputs_notices_one_wrong_range(tmp_path, preset):
     assert agreement(result, path) < NEARER
 
 
-def rounded_by_both(scheme, values, scale=None, zero_point=None):
-    """Return what fewbit and compressed-tensors make of `values`, and the step by which they may differ."""
-    from compressed_tensors.quantization import QuantizationArgs
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
-
-    from fewbit.checkpoints.compressed_tensors_inputs import input_entry
-
-    scheme = parse_input_scheme(scheme)
-    args = QuantizationArgs(**input_entry(scheme))
-    ours = Activation(scheme=scheme, scale=scale, zero_point=zero_point).rounded(values)
-    if scale is None:
-        scale, zero_point = compute_dynamic_scales_and_zp(values, args, torch.nn.Module())
-    return ours, fake_quantize(values, scale, zero_point, args)
-
-
-def some_inputs():
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(4, 500, 96, generator=generator) * torch.rand(4, 500, 1, generator=generator)
-
-
-@pytest.mark.parametrize("scheme", ["int8", "int8 tensor", "int8 g32", "int4", "e4m3", "e4m3 tensor", "e4m3 g32"])
-def test_dynamic_ranges_of_the_runtime_are_fewbits(scheme):
-    """The two scales differ by a unit in the last place, 6e-8; what differs by more lies on a tie."""
-    ours, theirs = rounded_by_both(scheme, some_inputs())
-    off = (ours - theirs).abs() > 1e-6 * some_inputs().abs().amax(-1, keepdim=True)
-    assert off.double().mean() < 1e-4
-
-
-@pytest.mark.parametrize("scheme", ["mxfp4", "mxfp6"])
-def test_inputs_under_powers_of_two_are_rounded_alike_to_the_bit(scheme):
-    ours, theirs = rounded_by_both(scheme, some_inputs())
-    assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("scheme", ["int8 sym", "int4 sym"])
-def test_symmetric_dynamic_integers_differ_at_the_largest_magnitude_of_a_token_only(scheme):
-    """It maps to 127.5, a tie, which a unit in the last place of the scale decides; either side errs by half a step."""
-    values = some_inputs()
-    ours, theirs = rounded_by_both(scheme, values)
-    largest = values.abs().amax(-1, keepdim=True)
-    step = largest / (127.5 if scheme.startswith("int8") else 7.5)
-    off = (ours - theirs).abs() > 1e-6 * largest
-    assert 0.1 < off.any(-1).double().mean() < 0.9
-    at_largest = values.abs() == largest
-    assert (off & ~at_largest).double().mean() < 1e-4
-    for rounded in (ours, theirs):  # what is left of 1e-5 is the last place of float32 in the numbers themselves
-        assert ((rounded - values).abs() / step)[off & at_largest].sub(0.5).abs().max() < 1e-5 * 127
-
-
-@pytest.mark.parametrize("scheme", ["int8 static", "int8 static sym", "e4m3 static"])
-@pytest.mark.parametrize("exponent", [-8, -5, -2])
-def test_static_ranges_that_are_powers_of_two_are_applied_alike_to_the_bit(scheme, exponent):
-    """Such a scale and its reciprocal are exact; an even zero point leaves ties where they are."""
-    zero = torch.tensor(-20.0) if scheme == "int8 static" else None
-    ours, theirs = rounded_by_both(scheme, some_inputs(), torch.tensor(2.0**exponent), zero)
-    assert torch.equal(ours, theirs)
-
-
-def test_compressed_tensors_takes_one_range_for_all_tokens_of_an_input_without_a_batch():
-    """Theirs: only of three axes and more is a token a row; fewbit's tokens are rows always."""
-    values = some_inputs()
-    ours, theirs = rounded_by_both("int8", values[0])
-    _, whole = rounded_by_both("int8 tensor", values[0])
-    assert torch.equal(theirs, whole)
-    assert decibels(values[0], ours) > decibels(values[0], theirs) + 3.0
-
-
 OTHER_SCHEMES = (
     "int1 g16 asym", "int2 g32", "int3 g32 asym", "int4 tensor asym", "int4 narrow g32", "int5", "int6 tensor",
     "int7 g16", "int8 asym", "e4m3 tensor",
@@ -232,12 +160,12 @@ OTHER_SCHEMES = (
 
 
 @pytest.mark.parametrize("scheme", OTHER_SCHEMES)
-def test_other_schemes_load_bit_equal_too(tmp_path, scheme):
+def test_other_schemes_load_bit_equal_too(tmp_path, scheme, saved):
     result, path = saved(tmp_path, fb.Recipe([fb.Rule(kind="linear", weight=scheme)]))
     assert differing(result, loaded(path, torch.float32, dequantize=True), torch.float32) == []
 
 
-def test_a_mixed_recipe_loads_bit_equal_in_the_default_mode(tmp_path):
+def test_a_mixed_recipe_loads_bit_equal_in_the_default_mode(tmp_path, saved):
     recipe = fb.Recipe(
         [
             fb.keep(r".*layers\.0\.self_attn\.o_proj"),
@@ -252,7 +180,7 @@ def test_a_mixed_recipe_loads_bit_equal_in_the_default_mode(tmp_path):
     assert differing(result, model, torch.float32) == []
 
 
-def test_a_quantized_head_is_untied_and_loads_bit_equal(tmp_path):
+def test_a_quantized_head_is_untied_and_loads_bit_equal(tmp_path, saved):
     recipe = fb.Recipe([fb.keep(kind="embedding"), fb.Rule(r".*", weight="int8")])
     result, path = saved(tmp_path, recipe)
     assert result.plan.unties
@@ -262,7 +190,7 @@ def test_a_quantized_head_is_untied_and_loads_bit_equal(tmp_path):
     assert torch.equal(model.model.embed_tokens.weight, result.model.model.embed_tokens.weight)
 
 
-def test_kept_tensors_load_equal(tmp_path):
+def test_kept_tensors_load_equal(tmp_path, saved):
     result, path = saved(tmp_path, "w4a16", torch.bfloat16)
     model = loaded(path, torch.bfloat16, dequantize=True)
     assert torch.equal(model.model.embed_tokens.weight, result.model.model.embed_tokens.weight)
@@ -271,7 +199,7 @@ def test_kept_tensors_load_equal(tmp_path):
 
 
 @pytest.mark.parametrize("tensor", ["weight_packed", "weight_scale"])
-def test_the_comparison_notices_a_single_wrong_word(tmp_path, tensor):
+def test_the_comparison_notices_a_single_wrong_word(tmp_path, tensor, saved):
     """The negative control of this file."""
     result, path = saved(tmp_path, "w4a16")
     file = path / "model.safetensors"
@@ -282,7 +210,7 @@ def test_the_comparison_notices_a_single_wrong_word(tmp_path, tensor):
     assert differing(result, loaded(path, torch.float32, dequantize=True), torch.float32) == [name]
 
 
-def test_compressed_tensors_agrees_on_what_the_scheme_is(tmp_path):
+def test_compressed_tensors_agrees_on_what_the_scheme_is(tmp_path, saved):
     from compressed_tensors.quantization import QuantizationConfig
 
     _, path = saved(tmp_path, "w4a16-asym")
@@ -293,7 +221,7 @@ def test_compressed_tensors_agrees_on_what_the_scheme_is(tmp_path):
     assert config.ignore == ["lm_head"]
 
 
-def test_a_quantized_embedding_is_refused_because_transformers_cannot_run_it(tmp_path):
+def test_a_quantized_embedding_is_refused_because_transformers_cannot_run_it(tmp_path, small_llama):
     recipe = fb.Recipe([fb.Rule(kind="embedding", weight="int8")])
     with pytest.raises(fb.FewbitError, match=r"model\.embed_tokens: .* this one is of class Embedding; keep it"):
         fb.quantize(small_llama(), recipe, to="compressed-tensors")
@@ -303,7 +231,7 @@ def test_a_quantized_embedding_is_refused_because_transformers_cannot_run_it(tmp
 
 
 @pytest.mark.parametrize("transform", ["smoothquant"])
-def test_a_rescaled_model_is_a_folder_like_any_other(tmp_path, transform):
+def test_a_rescaled_model_is_a_folder_like_any_other(tmp_path, transform, saved):
     rules = [fb.keep(kind="head"), fb.Rule(kind="linear", weight="int8 channel", input="int8 token sym")]
     result, path = saved(tmp_path, fb.Recipe(rules, transforms=[transform]))
     model = loaded(path, torch.float32, dequantize=True)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import fewbit as fb
 
@@ -45,17 +44,8 @@ DEQUANTIZED = {"0.20": ("pack asym", "pack3 asym"), "0.19": ()}
 UNKNOWN = {"0.20": (), "0.19": ("mxfp6",)}
 
 
-def small_llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, dtype=torch.bfloat16,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to(torch.bfloat16).eval()
-
-
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(tmp_path_factory, small_llama):
     """A folder for each form, with the weights that it should give; a last one is damaged."""
     root = tmp_path_factory.mktemp("written")
     recipes = {
@@ -65,7 +55,13 @@ def written(tmp_path_factory):
     expected = {}
     for name, rules in {**recipes, "mixed": [fb.keep(kind="head"), *MIXED]}.items():
         batches = [torch.arange(48)[None], torch.arange(47, -1, -1)[None]]
-        result = fb.quantize(small_llama(), fb.Recipe(rules), to="compressed-tensors", calibration=batches)
+        model = small_llama(torch.bfloat16, tie_word_embeddings=True)
+        result = fb.quantize(
+            model,
+            fb.Recipe(rules),
+            to="compressed-tensors",
+            calibration=batches,
+        )
         result.save(root / name)
         expected[name] = {
             f"{own.layer.name}.weight": result.model.get_submodule(own.layer.name).qtensor.dequantize()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import fewbit as fb
 
@@ -43,26 +43,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def small_llama(*, shifted):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, dtype=torch.float32,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+def written(model, folder, case):
+    to, weight, shifted, _ = CASES[case]
     if shifted:
         with torch.no_grad():
-            for name, weight in model.named_parameters():
+            for name, own in model.named_parameters():
                 if name.endswith("proj.weight"):
-                    weight[::3].abs_()
-    return model
-
-
-def written(folder, case):
-    to, weight, shifted, _ = CASES[case]
+                    own[::3].abs_()
     kept = [fb.keep(r"model\.layers\.1\.self_attn\.o_proj")] if "kept" in case else []
     rules = [fb.keep(kind="head"), *kept, fb.Rule(kind="linear", weight=weight)]
-    fb.quantize(small_llama(shifted=shifted), fb.Recipe(rules), to=to).save(folder)
+    fb.quantize(model, fb.Recipe(rules), to=to).save(folder)
 
 
 def change(folder, *, tensors=None, **config):
@@ -84,12 +74,12 @@ def scatter(arrays):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, small_llama):
     """A folder for each case, and what GPTQModel makes of it."""
     root = tmp_path_factory.mktemp("folders")
     names = {case: root / f"case-{number}" for number, case in enumerate([*CASES, V2_AS_V1, SCATTERED])}
     for case in CASES:
-        written(names[case], case)
+        written(small_llama(hidden_size=128, intermediate_size=256), names[case], case)
     shutil.copytree(names["4 bits, asymmetric, zero points of 0"], names[V2_AS_V1])
     change(names[V2_AS_V1], checkpoint_format="gptq")
     shutil.copytree(names["4 bits, asymmetric, zero points of 0"], names[SCATTERED])

@@ -1,0 +1,76 @@
+"""compressed-tensors rounds inputs as fewbit does, by ranges found anew or fixed; where it does not, by how much."""
+
+import pytest
+import torch
+
+from fewbit.activation import Activation
+from fewbit.schemes.notation import parse_input_scheme
+
+
+def rounded_by_both(scheme, values, scale=None, zero_point=None):
+    """Return what fewbit and compressed-tensors make of `values`, and the step by which they may differ."""
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    from fewbit.checkpoints.compressed_tensors_inputs import input_entry
+
+    scheme = parse_input_scheme(scheme)
+    args = QuantizationArgs(**input_entry(scheme))
+    ours = Activation(scheme=scheme, scale=scale, zero_point=zero_point).rounded(values)
+    if scale is None:
+        scale, zero_point = compute_dynamic_scales_and_zp(values, args, torch.nn.Module())
+    return ours, fake_quantize(values, scale, zero_point, args)
+
+
+def some_inputs():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, 500, 96, generator=generator) * torch.rand(4, 500, 1, generator=generator)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8 tensor", "int8 g32", "int4", "e4m3", "e4m3 tensor", "e4m3 g32"])
+def test_dynamic_ranges_of_the_runtime_are_fewbits(scheme):
+    """The two scales differ by a unit in the last place, 6e-8; what differs by more lies on a tie."""
+    ours, theirs = rounded_by_both(scheme, some_inputs())
+    off = (ours - theirs).abs() > 1e-6 * some_inputs().abs().amax(-1, keepdim=True)
+    assert off.double().mean() < 1e-4
+
+
+@pytest.mark.parametrize("scheme", ["mxfp4", "mxfp6"])
+def test_inputs_under_powers_of_two_are_rounded_alike_to_the_bit(scheme):
+    ours, theirs = rounded_by_both(scheme, some_inputs())
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("scheme", ["int8 sym", "int4 sym"])
+def test_symmetric_dynamic_integers_differ_at_the_largest_magnitude_of_a_token_only(scheme):
+    """It maps to 127.5, a tie, which a unit in the last place of the scale decides; either side errs by half a step."""
+    values = some_inputs()
+    ours, theirs = rounded_by_both(scheme, values)
+    largest = values.abs().amax(-1, keepdim=True)
+    step = largest / (127.5 if scheme.startswith("int8") else 7.5)
+    off = (ours - theirs).abs() > 1e-6 * largest
+    assert 0.1 < off.any(-1).double().mean() < 0.9
+    at_largest = values.abs() == largest
+    assert (off & ~at_largest).double().mean() < 1e-4
+    for rounded in (ours, theirs):  # what is left of 1e-5 is the last place of float32 in the numbers themselves
+        assert ((rounded - values).abs() / step)[off & at_largest].sub(0.5).abs().max() < 1e-5 * 127
+
+
+@pytest.mark.parametrize("scheme", ["int8 static", "int8 static sym", "e4m3 static"])
+@pytest.mark.parametrize("exponent", [-8, -5, -2])
+def test_static_ranges_that_are_powers_of_two_are_applied_alike_to_the_bit(scheme, exponent):
+    """Such a scale and its reciprocal are exact; an even zero point leaves ties where they are."""
+    zero = torch.tensor(-20.0) if scheme == "int8 static" else None
+    ours, theirs = rounded_by_both(scheme, some_inputs(), torch.tensor(2.0**exponent), zero)
+    assert torch.equal(ours, theirs)
+
+
+def test_compressed_tensors_takes_one_range_for_all_tokens_of_an_input_without_a_batch(signal_to_noise):
+    """Theirs: only of three axes and more is a token a row; fewbit's tokens are rows always."""
+    values = some_inputs()
+    ours, theirs = rounded_by_both("int8", values[0])
+    _, whole = rounded_by_both("int8 tensor", values[0])
+    assert torch.equal(theirs, whole)
+    ratios = [signal_to_noise(values[0].numpy(), other.numpy()) for other in (ours, theirs)]
+    assert ratios[0] > ratios[1] + 3.0
