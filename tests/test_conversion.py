@@ -226,6 +226,18 @@ def test_what_cannot_be_converted_at_all_says_why(tmp_path, case, wide_llama):
     assert names(tmp_path) == ["0"]
 
 
+def test_a_file_is_replaced_by_a_file_if_asked(tmp_path, saved):
+    saved(tmp_path / "0", "int4 g32", "gptq")
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"another model")
+    with pytest.raises(CheckpointError, match=r"m\.gguf exists; choose another name or pass overwrite"):
+        fb.convert(tmp_path / "0", file, "gguf")
+    assert file.read_bytes() == b"another model"
+    fb.convert(tmp_path / "0", file, "gguf", overwrite=True)
+    assert file.read_bytes()[:4] == b"GGUF"
+    assert names(tmp_path) == ["0", "m.gguf"]
+
+
 def test_nothing_is_replaced_unasked_nor_the_source_itself(tmp_path, saved):
     saved(tmp_path / "0", "int4 g32", "gptq")
     with pytest.raises(CheckpointError, match="exists; choose another name or pass overwrite"):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.activation import Activation
-from fewbit.checkpoints.folder import require_free
+from fewbit.checkpoints.new_file import require_free_output
 from fewbit.errors import CheckpointError, NotYetError, PlanError, RecipeError
 from fewbit.evaluation.fidelity import fidelity
 from fewbit.formats.scale_type import round_scale
@@ -77,7 +77,7 @@ def convert(
     target, output, progress = checkpoint_format(to), Path(output), progress or Silent()
     if dtype not in _TYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_TYPES)}")
-    require_free(output, overwrite=overwrite)
+    require_free_output(output, overwrite=overwrite)
     source = open_source(str(path))
     if Path(path).suffix in ONE_FILE:
         raise NotYetError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewbit.checkpoints.folder import Unfinished, to_disk, umask
+from fewbit.checkpoints.folder import Unfinished, require_free, to_disk, umask
 from fewbit.errors import CheckpointError
+from fewbit.result import is_file_name
 
 
 class NewFile(Unfinished):
@@ -38,3 +39,8 @@ def require_free_file(path: Path, *, overwrite: bool) -> None:
         raise CheckpointError(f"{path} is a folder; give the name of a file")
     if path.exists() and not overwrite:
         raise CheckpointError(f"{path} exists; choose another name or pass overwrite (--overwrite)")
+
+
+def require_free_output(path: Path, *, overwrite: bool) -> None:
+    """Raise `CheckpointError` unless what `path` is the name of, a file or a folder, can be put there."""
+    (require_free_file if is_file_name(path) else require_free)(path, overwrite=overwrite)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewbit.calibration import Calibration
-from fewbit.checkpoints.folder import require_free, require_room
-from fewbit.checkpoints.new_file import require_free_file
+from fewbit.checkpoints.folder import require_room
+from fewbit.checkpoints.new_file import require_free_output
 from fewbit.cli.console import Terminal
 from fewbit.cli.plan_table import plan_table
 from fewbit.cli.samples import calibrating, measuring, measuring_on, require_used
@@ -150,10 +150,7 @@ class Run:
             raise RecipeError(f"{self.model} becomes an ONNX file: end the output in .onnx, not {self.output}")
         if self.output.exists() and self.output.resolve() == Path(self.model).resolve():
             raise RecipeError(f"{self.output} is the model that is read; write to another folder")
-        if is_file_name(self.output):
-            require_free_file(self.output, overwrite=self.overwrite)
-        else:
-            require_free(self.output, overwrite=self.overwrite)
+        require_free_output(self.output, overwrite=self.overwrite)
         with terminal.phase("plan"):
             import fewbit as fb
             from fewbit.overflow import needs_check
