@@ -64,8 +64,9 @@ def test_a_normalizer_that_llama_cpp_does_not_know_is_refused(tokenizer, files_o
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tokenizer.json": b"{"}, "tokenizer.json is no JSON"),
-        ({"tokenizer.json": b"[1]"}, "holds a list where an object belongs"),
+        ({"tokenizer.json": b"{"}, "tokenizer.json is not valid JSON"),
+        ({"tokenizer.json": b"[1]"}, "tokenizer.json does not hold a JSON object but a list"),
+        ({"tokenizer.json": b'{"model": 1, "model": 2}'}, "tokenizer.json names 'model' twice"),
         ({"tokenizer.json": b'{"model": {"type": "WordPiece", "vocab": {}}}'}, "a tokenizer of type 'WordPiece'"),
         ({"tokenizer.json": b'{"model": 3}'}, "is no tokenizer"),
         ({"tokenizer.model": b"no protobuf at all"}, "tokenizer.model is no file of SentencePiece"),

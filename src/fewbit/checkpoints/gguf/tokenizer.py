@@ -12,6 +12,7 @@ from fewbit.checkpoints.gguf.arrays import read_values
 from fewbit.checkpoints.gguf.byte_level import byte_level_values
 from fewbit.checkpoints.gguf.sentencepiece import sentencepiece_values
 from fewbit.checkpoints.gguf_header import read_gguf_header
+from fewbit.checkpoints.json_object import parse_object
 from fewbit.errors import CheckpointError
 
 #: What a tokenizer consists of; `config.json` comes from the manifest.
@@ -61,12 +62,9 @@ def tokenizer_values(
 
 def _parsed(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
-        content = json.loads(files.get(name, b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name} is no JSON: {error}; is the download complete?") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{name} holds a {type(content).__name__} where an object belongs")
-    return content
+        return parse_object(files.get(name, b"{}"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{name} {error}; is the download complete?") from error
 
 
 def _special_values(files: Mapping[str, bytes], configuration: Mapping[str, Any], rows: int) -> dict[str, Any]:
