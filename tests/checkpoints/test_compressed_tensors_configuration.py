@@ -62,6 +62,7 @@ CONFIGURATIONS = {
     "another number of bits": (
         weights(num_bits=8), CheckpointError, "0: weight_packed is int32[8, 8]; a weight of [8, 64] under int8 g32"),
     "bits that are text": (weights(num_bits="4"), NotYetError, "0: '4'-bit 'int' by 'group'"),
+    "bits that are null": (weights(num_bits=None), NotYetError, "0: None-bit 'int' by 'group'"),
     "bits that are true": (weights(num_bits=True), NotYetError, "0: True-bit 'int' by 'group'"),
     "nine bits": (weights(num_bits=9), NotYetError, "0: 9-bit 'int' by 'group'"),
     "symmetric one bit": (weights(num_bits=1), CheckpointError, "0: int1 symmetric has the levels -1 and 0"),

@@ -170,7 +170,8 @@ def _scheme(weights: Mapping[str, Any], name: str, scale_type: str) -> Scheme:
     if weights.get("dynamic") or weights.get("actorder") in ("group", "dynamic"):
         raise NotYetError(f"{name}: dynamic weights and columns grouped by activation are not read by this version")
     granularities: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel(), **groups_said(weights)}
-    return read_entry(weights, granularities, name, scale_type=scale_type)
+    # Bits that are not said are 8 to the runtime, of a cache or an input; of weights more likely lost.
+    return read_entry({"num_bits": None, **weights}, granularities, name, scale_type=scale_type)
 
 
 def _require_complete(name: str, form: Form, stored: Mapping[str, StoredTensor]) -> None:
