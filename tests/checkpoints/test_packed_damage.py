@@ -186,3 +186,9 @@ def test_an_index_of_groups_that_are_not_there_is_refused(broken, value):
 def test_a_name_with_path_separators_is_refused(broken):
     folder = broken("v1", tensors=put("../0.qweight", np.zeros((8, 32), np.int32)))
     refused(folder, CheckpointError, "tensor name '../0.qweight' reads as a path out of its folder")
+
+
+def test_a_configuration_that_nests_without_end_is_refused(broken):
+    folder = broken("v1")
+    (folder / "config.json").write_text('{"quantization_config": ' + "[" * 100_000)
+    refused(folder, CheckpointError, "is not read: its JSON nests deeper than 64")

@@ -117,6 +117,13 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path, name):
     refused(folder, f"puts 't' into the file {name!r}; only plain .safetensors names are read")
 
 
+def test_an_index_whose_files_have_names_that_no_system_takes_or_go_round_in_links_is_incomplete(tmp_path):
+    (tmp_path / "round.safetensors").symlink_to(tmp_path / "round.safetensors")
+    for name in ("x" * 300 + ".safetensors", "round.safetensors"):
+        index(tmp_path, a=name)
+        refused(tmp_path, f"names {name[:80]}, which is not there; is the download complete?")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -68,9 +68,16 @@ def _read_index(index: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"{index} puts {tensor!r:.80} into the file {name!r:.80}; only plain .safetensors names are read"
             )
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names {name}, which is not there; is the download complete?")
+        if not _is_file(index.parent / name):
+            raise CheckpointError(f"{index} names {name:.80}, which is not there; is the download complete?")
     return placed
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is longer than the system takes
+        return False
 
 
 def _require_each_once(files: list[Path], placed: dict[str, str] | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.json_object import read_object
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import (
     CHECKPOINTS,
@@ -197,8 +197,8 @@ def _layout(path: Path) -> str:
     if path.is_file():
         return ONE_FILE[path.suffix]
     try:
-        method = json.loads((path / CONFIGURATION).read_text(encoding="utf-8"))["quantization_config"]["quant_method"]
-    except (OSError, ValueError, LookupError, TypeError):
+        method = read_object(path / CONFIGURATION)["quantization_config"]["quant_method"]
+    except (CheckpointError, LookupError, TypeError):
         method = None
     return str(method) if str(method) in CHECKPOINTS else "compressed-tensors"
 

@@ -73,11 +73,41 @@ def test_a_legacy_file_is_read(tmp_path):
         (legacy([(b"a", 1, [float("nan")])]), "is not finite, or below 0"),
         (legacy([(b"a", 1, [-1.0])]), "is not finite, or below 0"),
         (legacy([(b"\xff", 1, [1.0])]), "is no importance matrix"),
+        (legacy([(b"../a", 1, [1.0])]), "tensor name '../a' reads as a path out of its folder"),
+        (legacy([(b"a", -1, [1.0])]), "is not finite, or below 0"),
+        (legacy([(b"a", 1, [1.0])] * 2), "names 'a' twice"),
+        (legacy([(b"a", 1, [1.0])], struct.pack("<i", 7)), "not the whole of one"),
+        (legacy([(b"a", 1, [1.0])], struct.pack("<ii", 7, 4) + b"wiki!"), "a text of 4 bytes, and 5 follow"),
+        (struct.pack("<i", 1) + legacy([(b"a", 1, [1.0]), (b"b", 1, [1.0])])[4:], "claims 1 entries and a text of"),
     ],
 )
 def test_damaged_legacy_files_are_named(tmp_path, content, message):
     path = tmp_path / "imatrix.dat"
     path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_importance_matrix(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a.in_sum2": [[1.0, 2.0]]}, "a.in_sum2 has no a.counts of 1 numbers beside it"),
+        ({"a.in_sum2": [[1.0], [2.0]], "a.counts": [[1.0]]}, "a.in_sum2 has no a.counts of 2 numbers beside it"),
+        ({"a.counts": [[1.0]]}, r"a.counts counts what no .in_sum2 beside it sums"),
+        ({"a.in_sum2": [[1.0]], "a.counts": [[-1.0]]}, "what it holds of 'a' is not finite, or below 0"),
+        ({"a.in_sum2": [[float("nan")]], "a.counts": [[1.0]]}, "what it holds of 'a' is not finite, or below 0"),
+    ],
+)
+def test_sums_and_counts_that_do_not_fit_are_named(tmp_path, tensors, message):
+    path = tmp_path / "i.gguf"
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    for name, numbers in tensors.items():
+        writer.add_tensor(name, np.asarray(numbers, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     with pytest.raises(CheckpointError, match=message):
         read_importance_matrix(path)
 

@@ -109,6 +109,7 @@ def unpack(rows: Any, kind: str, tensor_scale: float = 1.0) -> QTensor:
     shape = len(rows), rows.shape[1] // size * numbers
     fields = take_all(LAYOUTS[kind], np.ascontiguousarray(rows).reshape(-1, size))
     floats = [fields[name].reshape(len(rows), -1) for name in ("d", "dmin") if name in fields]
+    _require_finite([*floats, np.float32(tensor_scale)], kind)
     inner, scales = scheme.scale_scheme, scale_shape(shape, scheme)
     if kind == "MXFP4":
         fields["scales"] = _powers(fields)
@@ -144,6 +145,12 @@ def _powers(fields: dict[str, Any]) -> Any:
     if (powers == 255).any() or ((powers == 0) & ~empty).any():
         raise CheckpointError("an MXFP4 block has the scale 2^-127 or NaN, which fewbit has no number for")
     return np.where(powers == 0, np.uint8(1), powers)
+
+
+def _require_finite(scales: list[Any], kind: str) -> None:
+    bad = sum(int((~np.isfinite(own)).sum()) for own in scales)
+    if bad:
+        raise CheckpointError(f"{bad} of its {kind} scales are NaN or infinite; the file is damaged")
 
 
 def _require_halves(floats: list[Any], kind: str) -> None:

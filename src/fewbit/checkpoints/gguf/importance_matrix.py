@@ -17,6 +17,7 @@ import numpy as np
 from fewbit.checkpoints.gguf.arrays import read_array
 from fewbit.checkpoints.gguf.container import Container, Entry
 from fewbit.checkpoints.gguf_header import MAGIC, ArrayLength, GgufHeader, GgufTensor, read_gguf_header
+from fewbit.checkpoints.tensor_name import require_plain
 from fewbit.errors import CheckpointError
 
 _Floats = np.ndarray[Any, Any]
@@ -96,6 +97,8 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
     sums, counts = {}, {}
     for name, own in tensors.items():
         if not name.endswith(_SUMS):
+            if name.endswith(_COUNTS) and name.removesuffix(_COUNTS) + _SUMS not in tensors:
+                raise CheckpointError(f"{path}: {name} counts what no {_SUMS} beside it sums; the file is damaged")
             continue
         base = name.removesuffix(_SUMS)
         beside = tensors.get(base + _COUNTS)
@@ -127,40 +130,65 @@ def _whole(value: object) -> int:
 
 
 def _read_legacy(path: Path) -> ImportanceMatrix:
-    content = path.read_bytes()
-    place = 0
-
-    def take(form: str) -> Any:
-        nonlocal place
-        (value,) = struct.unpack_from(f"<{form}", content, place)
-        place += struct.calcsize(f"<{form}")
-        return value
-
-    sums, counts = {}, {}
+    legacy = _Legacy(path.read_bytes())
     try:
-        entries = take("i")
-        if not 0 < entries <= _MOST:
-            raise CheckpointError(f"{path} is no importance matrix: it claims {entries} entries")
-        for _ in range(entries):
-            length = take("i")
-            if not 0 < length <= _LONGEST:
-                raise CheckpointError(f"{path} claims a name of {length} bytes")
-            name = take(f"{length}s").decode("utf-8")
-            calls, width = take("i"), take("i")
-            if not 0 < width <= (len(content) - place) // 4:
-                raise CheckpointError(f"{path} claims {width} numbers for {name!r:.60} and holds fewer")
-            sums[name] = np.frombuffer(content, "<f4", width, place)[None].astype(np.float32)
-            counts[name] = np.asarray([max(calls, 0)], np.float32)
-            place += 4 * width
-        chunks = take("i") if len(content) - place >= 4 else 0
-        length = take("i") if len(content) - place >= 4 else 0
-        data = take(f"{length}s").decode("utf-8") if 0 < length <= _LONGEST else ""
+        matrix = legacy.matrix()
     except (struct.error, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is no importance matrix, or not the whole of one: {error}") from error
-    return _checked(
-        path,
-        ImportanceMatrix(sums=sums, counts=counts, datasets=(data,) if data else (), chunks=max(chunks, 0)),
-    )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    return _checked(path, matrix)
+
+
+class _Legacy:
+    """Reads the older form, which has no magic number: every count is held against the bytes that are there."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._place = 0
+
+    @property
+    def _left(self) -> int:
+        return len(self._content) - self._place
+
+    def _take(self, form: str) -> Any:
+        (value,) = struct.unpack_from(f"<{form}", self._content, self._place)
+        self._place += struct.calcsize(f"<{form}")
+        return value
+
+    def matrix(self) -> ImportanceMatrix:
+        """Return what the whole file holds."""
+        sums: dict[str, _Floats] = {}
+        counts: dict[str, _Floats] = {}
+        entries = self._take("i")
+        if not 0 < entries <= _MOST:
+            raise CheckpointError(f"is no importance matrix: it claims {entries} entries")
+        for _ in range(entries):
+            name, calls, values = self._entry()
+            if name in sums:
+                raise CheckpointError(f"names {name!r:.60} twice; which of them counts is not said")
+            sums[name], counts[name] = values, np.asarray([calls], np.float32)
+        # Older ones end here; newer ones say how many chunks of which text there were.
+        chunks, length = (self._take("i"), self._take("i")) if self._left else (0, 0)
+        if length != self._left:
+            raise CheckpointError(
+                f"claims {entries} entries and a text of {length} bytes, and {self._left} follow; the file is damaged"
+            )
+        data = self._take(f"{length}s").decode("utf-8")
+        return ImportanceMatrix(sums=sums, counts=counts, datasets=(data,) if data else (), chunks=max(chunks, 0))
+
+    def _entry(self) -> tuple[str, int, _Floats]:
+        length = self._take("i")
+        if not 0 < length <= _LONGEST:
+            raise CheckpointError(f"claims a name of {length} bytes")
+        name = self._take(f"{length}s").decode("utf-8")
+        require_plain(name)
+        calls, width = self._take("i"), self._take("i")
+        if not 0 < width <= self._left // 4:
+            raise CheckpointError(f"claims {width} numbers for {name!r:.60} and holds fewer")
+        values = np.frombuffer(self._content, "<f4", width, self._place)[None].astype(np.float32)
+        self._place += 4 * width
+        return name, calls, values
 
 
 def _checked(path: Path, matrix: ImportanceMatrix) -> ImportanceMatrix:
@@ -168,6 +196,7 @@ def _checked(path: Path, matrix: ImportanceMatrix) -> ImportanceMatrix:
     if not matrix.sums:
         raise CheckpointError(f"{path} holds no sums of squares; is it an importance matrix?")
     for name, sums in matrix.sums.items():
-        if not np.isfinite(sums).all() or (sums < 0).any() or not np.isfinite(matrix.counts[name]).all():
+        # Sums are of squares, and a count is of rows; 0 rows were never reached.
+        if not all(np.isfinite(own).all() and (own >= 0).all() for own in (sums, matrix.counts[name])):
             raise CheckpointError(f"{path}: what it holds of {name!r:.60} is not finite, or below 0")
     return matrix

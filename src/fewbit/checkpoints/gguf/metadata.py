@@ -17,6 +17,9 @@ from fewbit.errors import CheckpointError, NotYetError
 
 #: Version of the layouts of quantized blocks.
 QUANTIZATION_VERSION = 2
+#: What of a configuration is no count.
+_FRACTIONS = ("rms_norm_eps", "layer_norm_epsilon", "attn_logit_softcapping", "final_logit_softcapping")
+_LARGEST = float(np.finfo(np.float32).max)
 #: Ids of special tokens in a configuration by their keys in a file.
 _SPECIAL = {
     "tokenizer.ggml.bos_token_id": "bos_token_id",
@@ -78,10 +81,11 @@ def configuration_of(header: GgufHeader) -> dict[str, Any]:
         if value == 0 and name == "attention.sliding_window":  # how Phi-3 says that there is none
             value = None
         if value is not None:
+            _require_sane(f"{architecture.name}.{name}", value, whole=key not in _FRACTIONS)
             found[key] = _shortest(value) if isinstance(value, float) else value
     found["vocab_size"] = shapes["token_embd.weight"][0]
     found["tie_word_embeddings"] = "output.weight" not in shapes
-    found |= {name: values.get(key) if isinstance(values.get(key), int) else None for key, name in _SPECIAL.items()}
+    found |= {name: values.get(key) if type(values.get(key)) is int else None for key, name in _SPECIAL.items()}
     if architecture.name == "gpt2":
         return found
     if "blk.0.attn_q.bias" in shapes and architecture.name == "llama":
@@ -91,6 +95,14 @@ def configuration_of(header: GgufHeader) -> dict[str, Any]:
     scale = _usual_scale(architecture, found, _head_width(architecture, found))
     found |= {} if scale is None else {"query_pre_attn_scalar": scale}
     return found | angles_of(architecture, values, shapes)
+
+
+def _require_sane(name: str, value: float, *, whole: bool) -> None:
+    """Raise `CheckpointError` unless `value` is a count, or a number that float32 holds and that is not negative."""
+    sane = isinstance(value, int) and value > 0 if whole else 0 <= value <= _LARGEST
+    if not sane:
+        wanted = "a whole number above 0" if whole else "a number from 0 on"
+        raise CheckpointError(f"has {name} = {value!r:.40}, which has to be {wanted}; the file is damaged")
 
 
 def _shortest(value: float) -> float:

@@ -40,7 +40,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         configuration = configuration_of(header)
         found = _Found.of(header, configuration, path)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path} has metadata that no model has: {error!r:.200}") from error
     except FewbitError as error:
         raise type(error)(f"{path} {error}") from error
@@ -83,8 +83,9 @@ class _Found:
                 raise NotYetError(f"holds {own.name}, which {architecture.name} has no place for here")
             if own.kind not in BLOCKS and own.kind not in PLAIN:
                 raise NotYetError(f"holds {own.name} of type {own.kind}, which is not read into codes")
-            if not all(own.shape):
-                raise CheckpointError(f"gives {own.name} the shape {list(own.shape)}, which holds no number")
+            if not all(own.shape) or (own.kind in BLOCKS and len(own.shape) != 2):
+                what = "is that of no matrix" if all(own.shape) else "holds no number"
+                raise CheckpointError(f"gives {own.name} the shape {list(own.shape)}, which {what}")
             name, place = known[own.name]
             if place.heads and (own.shape[0] % (2 * place.heads) or not own.shape[0]):
                 raise CheckpointError(f"gives {own.name} {own.shape[0]} rows, which are no {place.heads} heads")
@@ -104,7 +105,7 @@ class _Found:
             raw = self._bytes(own)
             if own.kind in BLOCKS:
                 rows = place.restored(raw.reshape(own.shape[0], -1))
-                yield name.removesuffix(".weight"), unpack(rows, own.kind, self._whole_scale(own))
+                yield name.removesuffix(".weight"), self._unpacked(own, rows)
             elif own.name == _TIED[0] and name.startswith("lm_head"):
                 continue  # the model ties it
             else:
@@ -112,6 +113,12 @@ class _Found:
                 numbers = numbers - np.float32(1.0) if place.adds_one else numbers
                 by_columns = self.turned and own.name.startswith("blk.") and len(own.shape) == 2
                 yield name, np.ascontiguousarray(numbers.T if by_columns else numbers)
+
+    def _unpacked(self, own: GgufTensor, rows: np.ndarray[Any, Any]) -> QTensor:
+        try:
+            return unpack(rows, own.kind, self._whole_scale(own))
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {own.name}: {error}") from error
 
     def _whole_scale(self, weight: GgufTensor) -> float:
         """Return what multiplies a weight as a whole; 1 where nothing does."""

@@ -89,18 +89,27 @@ def angles_of(
                 f"scales its positions by {name}, which no configuration of transformers is worked out of; load the "
                 "folder that it was made from"
             )
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(own.get("freq_base", 10000.0))}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _positive(own, "freq_base", 10000.0)}
     kind = own.get("scaling.type", "none")
     if kind in ("linear", "yarn"):
-        rope |= {"rope_type": kind, "factor": float(own["scaling.factor"])}
+        rope |= {"rope_type": kind, "factor": _positive(own, "scaling.factor")}
         if kind == "yarn":
-            rope["original_max_position_embeddings"] = int(own["scaling.original_context_length"])
+            rope["original_max_position_embeddings"] = int(_positive(own, "scaling.original_context_length"))
     elif kind != "none":
         raise NotYetError(f"scales its positions by {kind!r:.40}, which is not read")
     if architecture.name == "gemma3":
         near = {"rope_type": "default", "rope_theta": 10000.0}
         return {"rope_parameters": {"full_attention": rope, "sliding_attention": near}}
     return {"rope_parameters": rope}
+
+
+def _positive(values: Mapping[str, Any], key: str, usual: float | None = None) -> float:
+    """Return a number above 0 out of the metadata of a file; raise `CheckpointError` for anything else."""
+    value = values.get(key, usual)
+    # Lengths of arrays are ints, and no numbers of the file.
+    if type(value) not in (int, float) or not 0 < value <= float(np.finfo(np.float32).max):
+        raise CheckpointError(f"has rope.{key} = {value!r:.40}, which has to be a number above 0; the file is damaged")
+    return float(value)
 
 
 def _parameters(architecture: Architecture, configuration: Mapping[str, Any]) -> dict[str, Any]:
