@@ -255,6 +255,15 @@ def test_a_group_that_says_something_else_of_its_weights_is_refused(made, tmp_pa
     refused(folder, CheckpointError, "config group 'group_0' contradicts itself: ")
 
 
+@pytest.mark.parametrize("key", ["num_bits", "type"])
+def test_a_group_that_leaves_out_what_other_readers_take_for_int8_is_refused(made, tmp_path, key, refused):
+    folder = shutil.copytree(made / "nvfp4", tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]["config_groups"]["group_0"]["weights"][key]
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, CheckpointError, "config group 'group_0' contradicts itself: ")
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_group_without_a_word_for_its_layout_is_read_by_what_it_says_of_weights(made, tmp_path, scheme):
     folder = shutil.copytree(made / scheme, tmp_path / "out")

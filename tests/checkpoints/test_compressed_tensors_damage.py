@@ -74,6 +74,8 @@ TENSORS = {
     "a scale that is NaN": (
         "sym", put("0.weight_scale", first(np.nan)), "0: 1 of 16 scales are NaN, infinite or negative"),
     "a scale that is infinite": ("asym", put("0.weight_scale", first(np.inf)), "0: 1 of 16 scales are NaN, infinite"),
+    "scales that make infinite weights": (
+        "sym", put("0.weight_scale", lambda a: np.full_like(a, 3e38)), "weights are NaN or infinite under scales up t"),
     "a negative scale": ("byte", put("0.weight_scale", first(-0.5)), "0: 1 of 8 scales are NaN, infinite or negative"),
     "a zero point out of range": (
         "tensor", put("0.weight_zero_point", np.asarray([7], np.int8)),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.checkpoints.finite_weights import require_finite_weights
 from fewbit.checkpoints.linear_weights import SCALES
 from fewbit.checkpoints.qweight import Arrays, require_finite, require_parts, stored_scales
 from fewbit.checkpoints.words import from_words, to_words
@@ -66,8 +67,14 @@ def decoded(name: str, arrays: Arrays, scheme: Scheme) -> QTensor:
         require_parts(arrays, stored_parts("", shape, scheme), shape, scheme)
         scale = np.ascontiguousarray(arrays["scales"].astype(np.float32).T)
         require_finite(scale)
+        qtensor = _assembled(arrays, scale, scheme)
+        require_finite_weights(qtensor)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
+    return qtensor
+
+
+def _assembled(arrays: Arrays, scale: np.ndarray[Any, Any], scheme: Scheme) -> QTensor:
     number = scheme.format
     assert isinstance(number, Int)
     codes, zero = (number.from_unsigned(_columns(arrays[own]).T) for own in ("qweight", "qzeros"))

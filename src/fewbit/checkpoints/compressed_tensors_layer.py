@@ -13,6 +13,7 @@ import numpy as np
 
 from fewbit.checkpoints.compressed_tensors_blocks import GLOBAL_SCALE, decoded_blocks, encoded_blocks, stored_blocks
 from fewbit.checkpoints.compressed_tensors_form import Form
+from fewbit.checkpoints.finite_weights import require_finite_weights
 from fewbit.checkpoints.safetensors_file import numpy_type
 from fewbit.checkpoints.words import from_words, to_words, word_count
 from fewbit.errors import CheckpointError
@@ -90,14 +91,18 @@ def decoded(name: str, arrays: Arrays, form: Form) -> QTensor:
 
     """
     try:
-        if form.blocks:
-            return decoded_blocks(arrays, form.scheme)
-        shape = _weight_shape(arrays, form)
-        _require_shapes(arrays, shape, form)
-        qtensor = _assembled(arrays, shape, form)
-        _require_values(qtensor)
+        qtensor = decoded_blocks(arrays, form.scheme) if form.blocks else _decoded_plain(arrays, form)
+        require_finite_weights(qtensor)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
+    return qtensor
+
+
+def _decoded_plain(arrays: Arrays, form: Form) -> QTensor:
+    shape = _weight_shape(arrays, form)
+    _require_shapes(arrays, shape, form)
+    qtensor = _assembled(arrays, shape, form)
+    _require_values(qtensor)
     return qtensor
 
 

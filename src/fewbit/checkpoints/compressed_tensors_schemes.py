@@ -157,7 +157,9 @@ def _blocks(group: _Group, scale_type: str) -> str | None:
     if group.layout is not None and group.layout not in BLOCKS:
         return None
     for word, scheme in BLOCKS.items():
-        said = {key: group.weights.get(key, value) for key, value in entry(scheme).items()}
+        # Without these two other readers take int8.
+        usual = {**entry(scheme), "num_bits": None, "type": None}
+        said = {key: group.weights.get(key, value) for key, value in usual.items()}
         fits = said == entry(scheme) and scale_type in ("uint8", "float8_e4m3fn")
         if word == group.layout and (not fits or group.weights.get("dynamic")):
             raise CheckpointError(f"config group {group.name!r:.80} contradicts itself: {word} holds {scheme} only")

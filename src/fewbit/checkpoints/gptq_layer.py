@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.checkpoints.finite_weights import require_finite_weights
 from fewbit.checkpoints.linear_weights import SCALES
 from fewbit.checkpoints.qweight import Arrays, require_finite, require_parts, stored_scales
 from fewbit.checkpoints.words import codes_of_whole_words, from_words, to_words
@@ -91,9 +92,11 @@ def decoded(name: str, arrays: Arrays, form: Form) -> QTensor:
 
     """
     try:
-        return _decoded(arrays, form)
+        qtensor = _decoded(arrays, form)
+        require_finite_weights(qtensor)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
+    return qtensor
 
 
 def run_length(index: np.ndarray[Any, Any]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.checkpoints.finite_weights import require_finite_weights
 from fewbit.checkpoints.gguf.architecture import Architecture, architecture_of
 from fewbit.checkpoints.gguf.blocks import BLOCKS, unpack
 from fewbit.checkpoints.gguf.container import PLAIN
@@ -116,9 +117,11 @@ class _Found:
 
     def _unpacked(self, own: GgufTensor, rows: np.ndarray[Any, Any]) -> QTensor:
         try:
-            return unpack(rows, own.kind, self._whole_scale(own))
+            qtensor = unpack(rows, own.kind, self._whole_scale(own))
+            require_finite_weights(qtensor)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {own.name}: {error}") from error
+        return qtensor
 
     def _whole_scale(self, weight: GgufTensor) -> float:
         """Return what multiplies a weight as a whole; 1 where nothing does."""
