@@ -94,7 +94,7 @@ TENSORS = {
     "a scale that is NaN": ("v1", put("0.scales", first(np.nan)), "0: 1 of 64 scales are NaN or infinite; the file is"),
     "a scale that is infinite": ("awq", put("0.scales", first(np.inf)), "0: 1 of 64 scales are NaN or infinite"),
     "scales that make infinite weights": (
-        "sym", put("0.scales", np.full((2, 32), 3e38, np.float32)), "weights are NaN or infinite under scales up to 3e"),
+        "sym", put("0.scales", np.full((2, 32), 3e38, np.float32)), "weights are NaN or infinite under scales up to"),
     "zero points on which readers disagree": (
         "v1", put("0.qzeros", first(-1)), "0: 8 of 64 zero points are stored as 15, in the checkpoint_format gptq 0"),
     "zero points that sym denies": (
