@@ -12,6 +12,7 @@ from fewbit.checkpoints.safetensors_file import numpy_type
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.interfaces import QuantizedLayer
+from fewbit.schemes.gguf import as_integers
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -42,7 +43,7 @@ def problem_of(quantized: QuantizedLayer, name: str, bits: Collection[int], grou
 
 def held_as(quantized: QuantizedLayer, bits: Sequence[int], groups: Sequence[int]) -> QuantizedLayer:
     """Return the layer in integers and groups that hold the levels of its own, where there are such."""
-    scheme, width = quantized.scheme, quantized.layer.shape[1]
+    scheme, width = as_integers(quantized.scheme), quantized.layer.shape[1]
     if not isinstance(scheme.format, Int):
         return quantized
     number = Int(next((own for own in bits if own >= scheme.format.bits), scheme.format.bits))

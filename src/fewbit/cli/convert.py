@@ -13,7 +13,9 @@ from fewbit.cli.words import AsJson, Overwrite, Quiet
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="A folder: compressed-tensors, GPTQ or AWQ.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="A folder (compressed-tensors, GPTQ, AWQ) or .gguf file.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder or .gguf file to write.", show_default=False)],
     to: Annotated[
         str | None,

@@ -81,7 +81,8 @@ class GgufModel(TransformersModel):
     def companions(self) -> Mapping[str, bytes]:
         """Return tokenizer files and generation settings."""
         with tempfile.TemporaryDirectory() as folder:
-            self.tokenizer().save_pretrained(folder)
+            if self._has_tokenizer:
+                self.tokenizer().save_pretrained(folder)
             files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
         tokens = {key: getattr(self._config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         return {**files, "generation_config.json": (json.dumps(tokens, indent=2) + "\n").encode()}
@@ -115,6 +116,11 @@ class GgufModel(TransformersModel):
         opened.model.tie_weights()
         return opened.model.eval()
 
+    @property
+    def _has_tokenizer(self) -> bool:
+        """Whether it comes with one: a file may say that it has none, `no_vocab`."""
+        return self.header.values.get("tokenizer.ggml.model", "no_vocab") != "no_vocab"
+
     @cached_property
     def _is_llama(self) -> bool:
         return gguf_llama.is_llama(self.header)
@@ -141,12 +147,23 @@ def gguf_file(path: Path) -> GgufModel:
         NotYetError: tensors of a type that is not read.
 
     """
+    found = described_file(path)
+    _require_readable(found.header, path)
+    return found
+
+
+def described_file(path: Path) -> GgufModel:
+    """Return the same where only what it says of the model and its tokenizer is wanted, whatever its tensors are.
+
+    Raises:
+        SourceError: not a GGUF file, one that does not hold what it says, or no model.
+
+    """
     try:
         header = read_gguf_header(path)
     except CheckpointError as error:
         raise SourceError(str(error)) from error
     _require_model(header, path)
-    _require_readable(header, path)
     require_plausible(header.values, weights_of_gguf(header), str(path))
     return GgufModel(path.absolute().parent, path.name, header)
 

@@ -51,6 +51,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         stored=tuple(
             StoredTensor(own.name, _DTYPES.get(own.kind, "uint8"), _stored_shape(own)) for own in header.tensors
         ),
+        floats=found.floats,
         tensors=found.tensors,
     )
 
@@ -98,20 +99,32 @@ class _Found:
         }
         return cls(path, header, found, schemes, architecture.name == "gpt2")
 
+    @property
+    def floats(self) -> tuple[StoredTensor, ...]:
+        """The float tensors as `tensors` gives them."""
+        return tuple(
+            StoredTensor(name, _DTYPES[own.kind], own.shape[::-1] if self._by_columns(own) else own.shape)
+            for name, (own, _) in self.tensors_of.items()
+            if own.kind in PLAIN and not _is_twin(name, own)
+        )
+
     def tensors(self) -> Iterator[tuple[str, Array | QTensor]]:
         """Yield floats by full name, QTensors by layer name."""
         for name, (own, place) in self.tensors_of.items():
+            if _is_twin(name, own):
+                continue
             raw = self._bytes(own)
             if own.kind in BLOCKS:
                 rows = place.restored(raw.reshape(own.shape[0], -1))
                 yield name.removesuffix(".weight"), unpack(rows, own.kind, self._whole_scale(own))
-            elif own.name == _TIED[0] and name.startswith("lm_head"):
-                continue  # the model ties it
             else:
                 numbers = place.restored(raw.view(FLOATS[own.kind]).reshape(own.shape))
                 numbers = numbers - np.float32(1.0) if place.adds_one else numbers
-                by_columns = self.turned and own.name.startswith("blk.") and len(own.shape) == 2
-                yield name, np.ascontiguousarray(numbers.T if by_columns else numbers)
+                yield name, np.ascontiguousarray(numbers.T if self._by_columns(own) else numbers)
+
+    def _by_columns(self, own: GgufTensor) -> bool:
+        """Whether a float matrix lies the other way in the model."""
+        return self.turned and own.name.startswith("blk.") and len(own.shape) == 2
 
     def _whole_scale(self, weight: GgufTensor) -> float:
         """Return what multiplies a weight as a whole; 1 where nothing does."""
@@ -126,6 +139,11 @@ class _Found:
         if raw.size != own.nbytes:
             raise CheckpointError(f"{self.path} ended while {own.name} was read; is it being written?")
         return raw
+
+
+def _is_twin(name: str, own: GgufTensor) -> bool:
+    """Whether a float tensor is the embedding as a head, which the model ties."""
+    return own.kind in PLAIN and own.name == _TIED[0] and name.startswith("lm_head")
 
 
 def _stored_shape(own: GgufTensor) -> tuple[int, ...]:
