@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbit.byte_size import byte_size
 from fewbit.checkpoints.folder import require_free
 from fewbit.checkpoints.safetensors_file import numpy_type
 from fewbit.checkpoints.whole_numbers import in_whole_numbers
@@ -33,7 +34,7 @@ from fewbit.sources.checkpoint import CheckpointFolder
 _TYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def convert(
+def convert(  # noqa: PLR0913  # the options of the command
     path: str | Path,
     output: str | Path,
     to: str,
@@ -41,6 +42,7 @@ def convert(
     lossy: bool = False,
     dtype: str = "auto",
     overwrite: bool = False,
+    shard_size: str | int | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write the quantized model at `path` to `output` in another layout; its values stay as they are.
@@ -52,6 +54,7 @@ def convert(
         lossy: round to nearest where the layout does not hold the values, instead of refusing.
         dtype: for a layout that leaves it open the type of scales: `float32`, `float16`, `bfloat16`; `auto` is theirs.
         overwrite: replace a model folder.
+        shard_size: the most bytes of tensors in a file, as for `Result.save`.
         progress: shows how far it is.
 
     Raises:
@@ -64,15 +67,17 @@ def convert(
     if dtype not in _TYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_TYPES)}")
     require_free(output, overwrite=overwrite)
+    shard_bytes = None if shard_size is None else byte_size(shard_size)
     source = _source(path, to)
     if output.exists() and output.resolve() == source.path.resolve():
         raise RecipeError(f"{output} is the model that is read; write to another folder")
     work = _Work(ConversionPlan.of(source, target, dtype, lossy=lossy))
     with progress.phase("write"):
-        written = work.write(output, overwrite=overwrite)
+        written = work.write(output, overwrite=overwrite, shard_bytes=shard_bytes)
     with progress.phase("check"):
         require_equal(target, written, work.digests)
-    return Conversion(source=source.name, path=output, to=target.name, layers=work.done)
+    path = output if shard_bytes is None else written
+    return Conversion(source=source.name, path=path, to=target.name, layers=work.done)
 
 
 def _source(path: str | Path, to: str) -> CheckpointFolder:
@@ -101,9 +106,10 @@ class _Work:
         """What became of the layers, in the order of the model."""
         return tuple(self._done[name] for name in self._plan.planned if name in self._done)
 
-    def write(self, output: Path, *, overwrite: bool) -> Path:
+    def write(self, output: Path, *, overwrite: bool, shard_bytes: int | None) -> Path:
         """Write everything, complete or not at all, and return where."""
-        writer = self._plan.target.open(output, self._plan.manifest, overwrite=overwrite)
+        manifest = replace(self._plan.manifest, shard_bytes=shard_bytes)
+        writer = self._plan.target.open(output, manifest, overwrite=overwrite)
         try:
             for name, value in self._checkpoint.tensors():
                 own = self._plan.planned.get(name)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.gguf_parts import files_of, read_gguf
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import CheckpointFormat
 from fewbit.numerics.namespace import to_numpy
@@ -36,11 +37,19 @@ def require_equal(target: CheckpointFormat, written: Path, digests: Mapping[str,
     found = {name: digest_of(value) for name, value in target.read(written).tensors() if _is_numbers(value)}
     wrong = [name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name)]
     if wrong:
-        (shutil.rmtree if written.is_dir() else Path.unlink)(written)
+        _remove(written)
         raise CheckpointError(
             f"{written} read back with other values of {several(sorted(wrong))} than were to be written, and was "
             "removed; this is a defect of fewbit"
         )
+
+
+def _remove(written: Path) -> None:
+    if written.is_dir():
+        shutil.rmtree(written)
+        return
+    for file in files_of(written, read_gguf(written)):
+        file.unlink()
 
 
 def _is_numbers(value: Any) -> bool:

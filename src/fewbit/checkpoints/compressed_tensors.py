@@ -174,7 +174,7 @@ class FolderWriter:
         self._folder = folder
         self._manifest = manifest
         self._layers = {quantized.layer.name: quantized for quantized in manifest.quantized}
-        self._weights = ShardedWriter(folder.path, stored)
+        self._weights = ShardedWriter(folder.path, stored, shard_bytes=manifest.shard_bytes)
 
     def put(self, name: str, value: Array | QTensor | Activation) -> None:
         """Write a float tensor by its full name, or a QTensor or a static input by its layer's name."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fewbit.cli.console import Terminal
-from fewbit.cli.words import AsJson, Overwrite, Quiet
+from fewbit.cli.words import AsJson, Overwrite, Quiet, ShardSize
 
 
 def convert(
@@ -28,6 +28,7 @@ def convert(
     dtype: Annotated[
         str, typer.Option(help="Type of scales where the layout leaves it open: auto, float32, float16, bfloat16.")
     ] = "auto",
+    shard_size: ShardSize = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -38,6 +39,8 @@ def convert(
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     to = to or ONE_FILE.get(output.suffix, "compressed-tensors")
-    done = fb.convert(model, output, to, lossy=lossy, dtype=dtype, overwrite=overwrite, progress=terminal)
+    done = fb.convert(
+        model, output, to, lossy=lossy, dtype=dtype, overwrite=overwrite, shard_size=shard_size, progress=terminal
+    )
     data = {"source": done.source, "output": str(done.path), "to": done.to}
     terminal.result(str(done), {**data, "layers": [asdict(layer) for layer in done.layers]})

@@ -11,7 +11,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from fewbit.checkpoints.gguf_header import GgufHeader, read_gguf_header
+from fewbit.checkpoints.gguf_header import GgufHeader
+from fewbit.checkpoints.gguf_parts import read_gguf
 from fewbit.errors import CheckpointError, NotYetError, SourceError
 from fewbit.schemes.scheme import ScaleType
 from fewbit.sources import gguf_llama
@@ -149,6 +150,11 @@ def gguf_file(path: Path) -> GgufModel:
     """
     found = described_file(path)
     _require_readable(found.header, path)
+    if found.header.others and not gguf_llama.is_llama(found.header):
+        raise NotYetError(
+            f"{path} is the first of {len(found.header.others) + 1} parts, and transformers, which reads models other "
+            "than plain Llamas here, takes one file; join them with llama-gguf-split --merge"
+        )
     return found
 
 
@@ -160,7 +166,7 @@ def described_file(path: Path) -> GgufModel:
 
     """
     try:
-        header = read_gguf_header(path)
+        header = read_gguf(path)
     except CheckpointError as error:
         raise SourceError(str(error)) from error
     _require_model(header, path)
@@ -171,11 +177,9 @@ def described_file(path: Path) -> GgufModel:
 def _require_model(header: GgufHeader, path: Path) -> None:
     """Raise `SourceError` unless the file holds a model, the whole of it and nothing beside it."""
     values = header.values
-    kind, parts = values.get("general.type", "model"), values.get("split.count", 1)
+    kind = values.get("general.type", "model")
     if kind != "model":
         raise SourceError(f"{path} holds no model: its general.type is {kind!r:.80}")
-    if isinstance(parts, int) and parts > 1:
-        raise SourceError(f"{path} is one of {parts} parts of a model; join them with llama-gguf-split --merge")
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str):
         raise SourceError(f"{path} names no architecture (general.architecture); it cannot be run")

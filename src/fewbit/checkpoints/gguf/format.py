@@ -15,6 +15,7 @@ from fewbit.checkpoints.gguf.reader import read_checkpoint
 from fewbit.checkpoints.gguf.stored_kind import weight_kind
 from fewbit.checkpoints.gguf.tokenizer import tokenizer_values
 from fewbit.checkpoints.gguf.writer import GgufWriter
+from fewbit.checkpoints.gguf_parts import whole_of
 from fewbit.checkpoints.streamed import Streamed
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import Checkpoint, Content, Layer, Manifest, QuantizedLayer, Source, StoredTensor
@@ -101,7 +102,7 @@ class Gguf(Streamed):
         written = Streamed.write(self, content, path, overwrite=overwrite)
         if content.report is not None:
             for name, data in content.report.files().items():
-                write_whole(written.with_name(f"{written.stem}.{name}"), data)
+                write_whole(written.with_name(f"{whole_of(written).stem}.{name}"), data)
         return written
 
     def read(self, path: Path) -> Checkpoint:

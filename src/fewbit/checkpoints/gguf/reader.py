@@ -15,7 +15,8 @@ from fewbit.checkpoints.gguf.container import PLAIN
 from fewbit.checkpoints.gguf.metadata import configuration_of
 from fewbit.checkpoints.gguf.stored_kind import FLOATS
 from fewbit.checkpoints.gguf.tensor_names import Place, origins, scale_name
-from fewbit.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from fewbit.checkpoints.gguf_header import GgufHeader, GgufTensor
+from fewbit.checkpoints.gguf_parts import place_of, read_gguf
 from fewbit.errors import CheckpointError, FewbitError, NotYetError
 from fewbit.interfaces import Checkpoint, StoredTensor
 from fewbit.numerics.namespace import Array
@@ -36,7 +37,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         NotYetError: an architecture or a type of tensors that is not read.
 
     """
-    header = read_gguf_header(path)
+    header = read_gguf(path)
     try:
         configuration = configuration_of(header)
         found = _Found.of(header, configuration, path)
@@ -135,9 +136,10 @@ class _Found:
         return 1.0
 
     def _bytes(self, own: GgufTensor) -> np.ndarray[Any, Any]:
-        raw = np.fromfile(self.path, np.uint8, own.nbytes, offset=self.header.data_start + own.offset)
+        file, start = place_of(self.path, self.header, own)
+        raw = np.fromfile(file, np.uint8, own.nbytes, offset=start)
         if raw.size != own.nbytes:
-            raise CheckpointError(f"{self.path} ended while {own.name} was read; is it being written?")
+            raise CheckpointError(f"{file} ended while {own.name} was read; is it being written?")
         return raw
 
 
