@@ -228,6 +228,14 @@ WRONG = {
 }
 
 
+def test_the_demo_model_is_its_file_and_the_rotated_one_is_floats(tmp_path):
+    with pytest.raises(PlanError, match=r"minimums of q4_1 are no whole multiples of their scales; --lossy rounds"):
+        fb.convert("smollm2", tmp_path / "out", "gptq")
+    with pytest.raises(PlanError, match="smollm2-rotated is not quantized; use fewbit quantize --to gptq"):
+        fb.convert("smollm2-rotated", tmp_path / "out", "gptq")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_be_converted_says_why(tmp_path, file, language_model, case):
     weight, to, kind, message = WRONG[case]

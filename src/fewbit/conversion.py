@@ -29,6 +29,8 @@ from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import Scheme
 from fewbit.sources import open_source
 from fewbit.sources.checkpoint import CheckpointFolder
+from fewbit.sources.gguf import GgufModel
+from fewbit.sources.rotated import RotatedDemo
 
 #: Scales keep their type, or are given this one.
 _TYPES = ("auto", "float32", "float16", "bfloat16")
@@ -82,10 +84,15 @@ def convert(  # noqa: PLR0913  # the options of the command
 
 def _source(path: str | Path, to: str) -> CheckpointFolder:
     """Return the checkpoint to read; a file's tensors are taken as they are stored, not as the floats of a model."""
-    file = Path(path).suffix in ONE_FILE and Path(path).is_file()
-    source = CheckpointFolder(Path(path)) if file else open_source(str(path))
-    if file and ONE_FILE[Path(path).suffix] == to:
-        raise RecipeError(f"{path} is a {to} file already; copy it, or name another layout with --to")
+    file: Path | None = Path(path)
+    if not (Path(path).suffix in ONE_FILE and Path(path).is_file()):
+        source = open_source(str(path))
+        stored = isinstance(source, GgufModel) and not isinstance(source, RotatedDemo)  # smollm2 is a file
+        file = source.path if stored else None  # type: ignore[attr-defined]
+    if file and file.suffix in ONE_FILE:
+        if ONE_FILE[file.suffix] == to:
+            raise RecipeError(f"{path} is a {to} file already; copy it, or name another layout with --to")
+        return CheckpointFolder(file)
     if not isinstance(source, CheckpointFolder):
         raise PlanError(f"{source.name} is not quantized; use fewbit quantize --to {to}")
     return source
