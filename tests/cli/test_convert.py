@@ -85,3 +85,16 @@ def test_a_gguf_file_becomes_a_folder_by_its_name_alone(run, language_model, tmp
     assert {row["form"] for row in data["tensors"] if row["quantized"]} == {"int4 g32"}
     code, _, err = run("convert", path, "-o", tmp_path / "other.gguf")
     assert (code, err) == (2, f"fewbit: {path} is a gguf file already; copy it, or name another layout with --to\n")
+
+
+def test_a_model_in_parts_is_named_by_its_first(run, language_model, tmp_path):
+    recipe = fb.Recipe([fb.keep(kind="head"), fb.Rule(kind="linear", weight="int4 g32")])
+    fb.quantize(language_model("llama"), recipe, to="gptq").save(tmp_path / "gptq")
+    code, printed, _ = run("convert", tmp_path / "gptq", "-o", tmp_path / "m.gguf", "--shard-size", "50kB")
+    first = next(tmp_path.glob("m-00001-of-*.gguf"))
+    assert code == 0
+    assert printed.splitlines()[0] == f"converted {tmp_path / 'gptq'} -> {first} (gguf)"
+    quantize = ("quantize", "smollm2", "-o", tmp_path / "m.gguf", "--recipe", "q8_0", "--shard-size")
+    code, _, err = run(*quantize, "50MB")  # before the model is loaded
+    assert (code, err) == (2, f"fewbit: {first} exists; choose another name or pass overwrite (--overwrite)\n")
+    assert run(*quantize, "much")[2] == "fewbit: 'much' is no size; write 2GB, 500MB or a number of bytes\n"

@@ -6,32 +6,14 @@ Source: llama.cpp, tools/gguf-split and src/llama-model-loader.cpp.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from fewbit.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from fewbit.errors import CheckpointError
+from fewbit.part_names import MOST_PARTS, part_of, whole_of
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
-_NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})")
-#: Numbers of parts have five digits in names.
-MOST_PARTS = 99_999
-
-
-def part_of(whole: Path, number: int, count: int) -> Path:
-    """Return the path of a part, counted from 0, of the model called `whole`.
-
-    >>> part_of(Path("m.gguf"), 0, 3).name
-    'm-00001-of-00003.gguf'
-    """
-    return whole.with_name(f"{whole.stem}-{number + 1:05}-of-{count:05}{whole.suffix}")
-
-
-def whole_of(path: Path) -> Path:
-    """Return the path of the model that a part is of, or `path` itself."""
-    match = _NAME.fullmatch(path.stem)
-    return path.with_name(f"{match[1]}{path.suffix}") if match else path
 
 
 def files_of(path: Path, header: GgufHeader) -> list[Path]:

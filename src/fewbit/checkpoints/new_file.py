@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import secrets
 from pathlib import Path
 
@@ -44,9 +45,11 @@ class NewFile:
         unfinished.pop(self.path, None)
 
 
-def require_free_file(path: Path, *, overwrite: bool) -> None:
-    """Raise `CheckpointError` unless a file can be put at `path`."""
+def require_free_file(path: Path, *, overwrite: bool, parts: bool = False) -> None:
+    """Raise `CheckpointError` unless a file can be put at `path`, or with `parts` several, however many."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the name of a file")
     if path.exists() and not overwrite:
         raise CheckpointError(f"{path} exists; choose another name or pass overwrite (--overwrite)")
+    for part in path.parent.glob(f"{glob.escape(path.stem)}-00001-of-?????{path.suffix}") if parts else ():
+        require_free_file(part, overwrite=overwrite)

@@ -13,7 +13,6 @@ import typer
 from fewbit.byte_size import byte_size
 from fewbit.calibration import Calibration
 from fewbit.checkpoints.folder import require_free, require_room
-from fewbit.checkpoints.gguf_parts import whole_of
 from fewbit.checkpoints.new_file import require_free_file
 from fewbit.cli.console import Terminal
 from fewbit.cli.plan_table import plan_table
@@ -35,6 +34,7 @@ from fewbit.cli.words import (
     Text,
 )
 from fewbit.errors import FewbitWarning, NotYetError, RecipeError
+from fewbit.part_names import whole_of
 from fewbit.result import is_file_name, target_name
 from fewbit.samples.files import Samples
 
@@ -164,7 +164,7 @@ class Run:
         if self.output.exists() and self.output.resolve() == Path(self.model).resolve():
             raise RecipeError(f"{self.output} is the model that is read; write to another folder")
         if is_file_name(self.output):
-            require_free_file(self.output, overwrite=self.overwrite)
+            require_free_file(self.output, overwrite=self.overwrite, parts=self.shard_size is not None)
         else:
             require_free(self.output, overwrite=self.overwrite)
         with terminal.phase("plan"):

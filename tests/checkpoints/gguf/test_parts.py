@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import fewbit as fb
-from fewbit.checkpoints.gguf_parts import part_of, read_gguf
+from fewbit.checkpoints.gguf_parts import read_gguf
 from fewbit.errors import CheckpointError, NotYetError, RecipeError, SourceError
+from fewbit.evaluation.size import bytes_on_disk
+from fewbit.part_names import part_of
 from fewbit.sources import open_source
 
 SIZE = 20_000
@@ -57,6 +59,7 @@ def test_the_parts_are_named_and_numbered_and_hold_every_tensor_once(result, fir
         sizes = [own.n_bytes for own in reader.tensors]
         assert sum(sizes) <= SIZE or len(sizes) == 1
     assert together == bits(whole.tensors)
+    assert bytes_on_disk(first) == sum(path.stat().st_size for path in found)
 
 
 def test_the_first_part_is_read_as_the_whole_model(result, first, tmp_path):

@@ -15,10 +15,10 @@ from fewbit.checkpoints.gguf.reader import read_checkpoint
 from fewbit.checkpoints.gguf.stored_kind import weight_kind
 from fewbit.checkpoints.gguf.tokenizer import tokenizer_values
 from fewbit.checkpoints.gguf.writer import GgufWriter
-from fewbit.checkpoints.gguf_parts import whole_of
 from fewbit.checkpoints.streamed import Streamed
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import Checkpoint, Content, Layer, Manifest, QuantizedLayer, Source, StoredTensor
+from fewbit.part_names import whole_of
 from fewbit.schemes.gguf import as_blocks
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.checkpoints.gguf.container import Container, Entry
-from fewbit.checkpoints.gguf_parts import COUNT, MOST_PARTS, NUMBER, TENSORS, part_of
+from fewbit.checkpoints.gguf_parts import COUNT, NUMBER, TENSORS
 from fewbit.errors import CheckpointError
+from fewbit.part_names import MOST_PARTS, part_of
 
 
 class Parts:
