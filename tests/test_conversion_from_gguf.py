@@ -215,8 +215,10 @@ def test_transformers_takes_the_configuration_and_computes_with_float_numbers(tm
     path = file("q4_0", "q8_0")
     fb.convert(path, tmp_path / "folder", "compressed-tensors")
     config = AutoConfig.from_pretrained(tmp_path / "folder")
-    assert (config.model_type, str(config.dtype)) == ("llama", "torch.float16")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype=torch.float32)
+    assert (config.model_type, str(config.dtype)) == ("llama", "torch.float32")  # what loads every number as it is
+    fb.convert(path, tmp_path / "smaller", "compressed-tensors", lossy=True)
+    assert str(AutoConfig.from_pretrained(tmp_path / "smaller").dtype) == "torch.float16"
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype="auto")
     ours = fb.load(path).model
     assert torch.equal(loaded.model.embed_tokens.weight, ours.model.embed_tokens.qtensor.dequantize())
     assert torch.equal(loaded.model.norm.weight, ours.model.norm.weight)

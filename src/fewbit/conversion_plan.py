@@ -5,7 +5,6 @@ An embedding or a head becomes plain numbers where the layout may not hold it; f
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -89,7 +88,8 @@ class ConversionPlan:
         plain = [own.plain for own in self.planned.values() if own.plain]
         configuration = dict(checkpoint.configuration)
         if checkpoint.path.is_file():
-            configuration["dtype"] = _matrix_type(floats) or self.target.scale_type(self.storage_type)
+            matrices = _matrix_type((*plain, *floats))
+            configuration["dtype"] = matrices or self.target.scale_type(self.storage_type)
         return Manifest(
             quantized=tuple(quantized.values()),
             kept=tuple(layer for layer in self.layers if layer.name not in quantized),
@@ -171,6 +171,6 @@ def _storage_type(checkpoint: Checkpoint) -> str:
 
 
 def _matrix_type(floats: tuple[StoredTensor, ...]) -> str | None:
-    """Return the type of most float matrices; vectors are float32 in every GGUF file."""
-    counts = Counter(own.dtype for own in floats if len(own.shape) > 1 and own.dtype in FLOAT_TYPES)
-    return counts.most_common(1)[0][0] if counts else None
+    """Return a type that loads the float matrices as they are; vectors are float32 in every GGUF file."""
+    types = {own.dtype for own in floats if len(own.shape) > 1 and own.dtype in FLOAT_TYPES}
+    return None if not types else types.pop() if len(types) == 1 else "float32"
