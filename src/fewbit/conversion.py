@@ -6,48 +6,37 @@ Layers pass one at a time. What was written is read back, and every dequantize()
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewbit.activation import Activation
+from fewbit.byte_size import byte_size
 from fewbit.checkpoints.new_file import require_free_output
-from fewbit.errors import CheckpointError, NotYetError, PlanError, RecipeError
+from fewbit.checkpoints.safetensors_file import numpy_type
+from fewbit.checkpoints.whole_numbers import in_whole_numbers
+from fewbit.conversion_check import digest_of, require_equal
+from fewbit.conversion_plan import ConversionPlan, Planned
+from fewbit.errors import CheckpointError, PlanError, RecipeError
 from fewbit.evaluation.fidelity import fidelity
-from fewbit.formats.scale_type import round_scale
-from fewbit.interfaces import (
-    ONE_FILE,
-    Checkpoint,
-    CheckpointFormat,
-    Layer,
-    Manifest,
-    Progress,
-    QuantizedLayer,
-    Silent,
-    checkpoint_format,
-    frontend_of,
-)
+from fewbit.interfaces import ONE_FILE, Progress, Silent, checkpoint_format
 from fewbit.numerics.namespace import Array, to_numpy
-from fewbit.problems import several
 from fewbit.qtensor import QTensor, quantize
 from fewbit.report.conversion import Conversion, ConvertedLayer
 from fewbit.schemes.notation import input_scheme_to_text
-from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.schemes.scheme import Scheme
 from fewbit.sources import open_source
 from fewbit.sources.checkpoint import CheckpointFolder
+from fewbit.sources.gguf import GgufModel
+from fewbit.sources.rotated import RotatedDemo
 
 #: Scales keep their type, or are given this one.
 _TYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def convert(
+def convert(  # noqa: PLR0913  # the options of the command
     path: str | Path,
     output: str | Path,
     to: str,
@@ -55,231 +44,147 @@ def convert(
     lossy: bool = False,
     dtype: str = "auto",
     overwrite: bool = False,
+    shard_size: str | int | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write the quantized model at `path` to `output` in another layout; its values stay as they are.
 
     Args:
-        path: a folder in a layout that fewbit reads.
+        path: a folder in a layout that fewbit reads, or a `.gguf` file.
         output: where to write; it appears complete or not at all.
         to: `compressed-tensors`, `gptq`, `awq` or `gguf`.
         lossy: round to nearest where the layout does not hold the values, instead of refusing.
         dtype: for a layout that leaves it open the type of scales: `float32`, `float16`, `bfloat16`; `auto` is theirs.
         overwrite: replace a model folder.
+        shard_size: the most bytes of tensors in a file, as for `Result.save`.
         progress: shows how far it is.
 
     Raises:
         PlanError: a layer that the layout cannot hold without loss; every such layer that its scheme tells is named.
         CheckpointError: a source that cannot be read, an output that cannot be written.
-        NotYetError: a GGUF file.
+        NotYetError: a GGUF file of an architecture or with a type of tensors that is not read.
 
     """
     target, output, progress = checkpoint_format(to), Path(output), progress or Silent()
     if dtype not in _TYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_TYPES)}")
-    require_free_output(output, overwrite=overwrite)
-    source = open_source(str(path))
-    if Path(path).suffix in ONE_FILE:
-        raise NotYetError(
-            f"{source.name} is one file, which this version writes and runs but does not convert; "
-            f"fewbit quantize reads its numbers and rounds them anew for --to {to}"
-        )
-    if not isinstance(source, CheckpointFolder):
-        raise PlanError(f"{source.name} is not quantized; use fewbit quantize --to {to}")
+    require_free_output(output, overwrite=overwrite, parts=shard_size is not None)
+    shard_bytes = None if shard_size is None else byte_size(shard_size)
+    source = _source(path, to)
     if output.exists() and output.resolve() == source.path.resolve():
         raise RecipeError(f"{output} is the model that is read; write to another folder")
-    checkpoint = source.checkpoint
-    layers = _layers(source)
-    storage_type = _storage_type(checkpoint) if dtype == "auto" else dtype
-    planned = _planned(checkpoint, layers, target, storage_type, lossy=lossy)  # type: ignore[arg-type]
-    manifest = _manifest(source, layers, planned, storage_type)  # type: ignore[arg-type]
-    work = _Work(checkpoint, target, planned, lossy=lossy)
+    work = _Work(ConversionPlan.of(source, target, dtype, lossy=lossy))
     with progress.phase("write"):
-        written = work.write(output, manifest, overwrite=overwrite)
+        written = work.write(output, overwrite=overwrite, shard_bytes=shard_bytes)
     with progress.phase("check"):
-        work.require_equal(written)
-    done = tuple(work.done[name] for name in planned)
-    return Conversion(source=source.name, path=output, to=target.name, layers=done)
+        require_equal(target, written, work.digests)
+    path = output if shard_bytes is None else written
+    return Conversion(source=source.name, path=path, to=target.name, layers=work.done)
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """What a layer becomes."""
-
-    quantized: QuantizedLayer
-    #: The scheme in the source, before any runs of columns.
-    before: Scheme
-    #: Why its values cannot stay; `None`: they may, its numbers permitting.
-    loss: str | None = None
+def _source(path: str | Path, to: str) -> CheckpointFolder:
+    """Return the checkpoint to read; a file's tensors are taken as they are stored, not as the floats of a model."""
+    file: Path | None = Path(path)
+    if not (Path(path).suffix in ONE_FILE and Path(path).is_file()):
+        source = open_source(str(path))
+        stored = isinstance(source, GgufModel) and not isinstance(source, RotatedDemo)  # smollm2 is a file
+        file = source.path if stored else None  # type: ignore[attr-defined]
+    if file and file.suffix in ONE_FILE:
+        if ONE_FILE[file.suffix] == to:
+            raise RecipeError(f"{path} is a {to} file already; copy it, or name another layout with --to")
+        return CheckpointFolder(file)
+    if not isinstance(source, CheckpointFolder):
+        raise PlanError(f"{source.name} is not quantized; use fewbit quantize --to {to}")
+    return source
 
 
 class _Work:
     """Turns values into those of the target, and remembers what they must read back as."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, target: CheckpointFormat, planned: Mapping[str, _Planned], *, lossy: bool
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._target = target
-        self._planned = planned
-        self._lossy = lossy
-        self._digests: dict[str, bytes] = {}
-        self.done: dict[str, ConvertedLayer] = {}
+    def __init__(self, plan: ConversionPlan) -> None:
+        self._plan = plan
+        self._checkpoint = plan.source.checkpoint
+        self._done: dict[str, ConvertedLayer] = {}
+        #: Of every tensor by name.
+        self.digests: dict[str, bytes] = {}
 
-    def write(self, output: Path, manifest: Manifest, *, overwrite: bool) -> Path:
+    @property
+    def done(self) -> tuple[ConvertedLayer, ...]:
+        """What became of the layers, in the order of the model."""
+        return tuple(self._done[name] for name in self._plan.planned if name in self._done)
+
+    def write(self, output: Path, *, overwrite: bool, shard_bytes: int | None) -> Path:
         """Write everything, complete or not at all, and return where."""
-        writer = self._target.open(output, manifest, overwrite=overwrite)
+        manifest = replace(self._plan.manifest, shard_bytes=shard_bytes)
+        writer = self._plan.target.open(output, manifest, overwrite=overwrite)
         try:
             for name, value in self._checkpoint.tensors():
-                if not (isinstance(value, Activation) and self._planned[name].quantized.input is None):
-                    writer.put(name, self.converted(name, value))
+                own = self._plan.planned.get(name)
+                if own is None:
+                    self.digests[name] = digest_of(value)
+                    writer.put(name, value)
+                elif own.plain and isinstance(value, QTensor):
+                    writer.put(own.plain.name, self._plain(name, to_numpy(value.dequantize()), own))
+                elif own.quantized and isinstance(value, QTensor):
+                    writer.put(name, self._converted(name, value, own, own.quantized.scheme))
+                elif own.quantized and own.quantized.input is not None:
+                    writer.put(name, value)
             return writer.close()
         except OSError as error:
             raise CheckpointError(f"cannot write {output}: {error.strerror or error}") from error
         finally:
             writer.abort()
 
-    def converted(self, name: str, value: Any) -> Any:
-        """Return what is written for the tensor, weight or range called `name`."""
-        if isinstance(value, Activation):
-            return value
-        if not isinstance(value, QTensor):
-            self._digests[name] = _digest(_plain(value))
-            return value
-        own = self._planned[name]
-        scheme, values = own.quantized.scheme, to_numpy(value.dequantize())
-        sqnr = None
+    def _plain(self, name: str, values: Any, own: Planned) -> Any:
+        """Return the numbers of an embedding or a head in the type that the plan has for them."""
+        assert own.plain is not None
+        with np.errstate(over="ignore"):
+            stored = values.astype(numpy_type(own.plain.dtype))
+        rounded = stored.astype(np.float32)
+        if not np.isfinite(rounded).all():
+            raise PlanError(f"{name}: {own.plain.dtype} does not hold {np.abs(values).max():g}; use --dtype bfloat16")
+        same = np.array_equal(rounded, values)
+        self.digests[own.plain.name] = digest_of(stored)
+        self._say(name, own, None if same else fidelity(values, rounded).sqnr)
+        return stored
+
+    def _converted(self, name: str, value: QTensor, own: Planned, scheme: Scheme) -> QTensor:
+        """Return a weight as the target holds it."""
+        values, sqnr = to_numpy(value.dequantize()), None
         try:
             if own.loss is not None:
                 raise CheckpointError(own.loss)
-            qtensor = self._target.restated(value, scheme)
+            qtensor = self._plan.target.restated(value, scheme)
         except CheckpointError as error:
-            if not self._lossy:
+            if not self._plan.lossy:
                 raise PlanError(f"{name}: {error}; --lossy rounds it anew") from error
             qtensor, sqnr = self._rounded(value, values, scheme)
-        self._digests[name] = _digest(to_numpy(qtensor.dequantize()) if sqnr is not None else values)
-        given = self._checkpoint.inputs.get(name) if own.quantized.input is None else None
-        unrounded = input_scheme_to_text(given) if given else None
-        sqnr = sqnr if sqnr != inf else None
-        self.done[name] = ConvertedLayer(name, str(own.before), str(scheme), sqnr, unrounded)
+        self.digests[name] = digest_of(qtensor if sqnr is not None else values)
+        self._say(name, own, sqnr)
         return qtensor
 
     def _rounded(self, value: QTensor, values: Array, scheme: Scheme) -> tuple[QTensor, float]:
         """Return the nearer of two and its SQNR: ranges searched anew, or only scales rounded, where that will do."""
         found = [replace(quantize(values, scheme.searched()), scheme=scheme)]
-        if not isinstance(value.scale, QTensor):
-            with contextlib.suppress(CheckpointError):
-                kept = replace(value, scale=round_scale(value.scale, scheme.scale_type))
-                found.append(self._target.restated(kept, scheme))
+        with contextlib.suppress(CheckpointError):
+            whole = in_whole_numbers(value)
+            if not isinstance(whole.scale, QTensor):
+                kept = replace(whole, scale=_nearest(whole.scale, scheme))
+                found.append(self._plan.target.restated(kept, scheme))
         told = [(own, fidelity(values, own.dequantize()).sqnr) for own in found]
         return max(told, key=lambda pair: pair[1])
 
-    def require_equal(self, written: Path) -> None:
-        """Read back what was written; raise `CheckpointError`, and remove it, unless all is as it must be."""
-        found = {
-            name: _digest(to_numpy(value.dequantize()) if isinstance(value, QTensor) else _plain(value))
-            for name, value in self._target.read(written).tensors()
-            if not isinstance(value, Activation)
-        }
-        wrong = [name for name in self._digests.keys() | found.keys() if self._digests.get(name) != found.get(name)]
-        if wrong:
-            (shutil.rmtree if written.is_dir() else Path.unlink)(written)
-            raise CheckpointError(
-                f"{written} read back with other values of {several(sorted(wrong))} than were to be written, and was "
-                "removed; this is a defect of fewbit"
-            )
+    def _say(self, name: str, own: Planned, sqnr: float | None) -> None:
+        dropped = own.quantized is None or own.quantized.input is None
+        given = self._checkpoint.inputs.get(name) if dropped else None
+        unrounded = input_scheme_to_text(given) if given else None
+        sqnr = sqnr if sqnr != inf else None
+        self._done[name] = ConvertedLayer(name, str(own.before), own.after, sqnr, unrounded)
 
 
-def _layers(source: CheckpointFolder) -> list[Layer]:
-    """Return the layers of the model, or without a description of it those that the names of tensors tell."""
-    checkpoint = source.checkpoint
-    if "model_type" in checkpoint.configuration:
-        return list(frontend_of(source.framework).layers(source.skeleton()))
-    shapes = {name: value.shape for name, value in checkpoint.tensors() if isinstance(value, QTensor)}
-    for tensor in checkpoint.stored:
-        name = tensor.name.removesuffix(".weight")
-        if name != tensor.name and name not in shapes and len(tensor.shape) == 2:
-            shapes[name] = tensor.shape
-    return [Layer(name, "linear", (shape[0], shape[1]), "Linear") for name, shape in shapes.items()]
-
-
-def _planned(
-    checkpoint: Checkpoint,
-    layers: list[Layer],
-    target: CheckpointFormat,
-    storage_type: ScaleType,
-    *,
-    lossy: bool,
-) -> dict[str, _Planned]:
-    """Return what each quantized layer becomes; raise `PlanError` with all that their schemes forbid."""
-    planned, alike = {}, dict[str, list[str]]()
-    scale_type = target.scale_type(storage_type)
-    for name in checkpoint.schemes.keys() - {layer.name for layer in layers}:
-        raise CheckpointError(f"{checkpoint.path} holds {name}; the model has no such layer")
-    for layer in [layer for layer in layers if layer.name in checkpoint.schemes]:
-        name = layer.name
-        before = checkpoint.scattered.get(name, checkpoint.schemes[name])
-        given = QuantizedLayer(layer, before, checkpoint.inputs.get(name))
-        held = _typed(target.held_as(given), scale_type)
-        loss = target.problem(held)
-        if loss is None and name in checkpoint.scattered:
-            loss = f"its columns share scales by g_idx (act-order), and {target.name} is written for neighbours"
-        if loss is not None and lossy:
-            held = _typed(target.nearest(given), scale_type)
-            if problem := target.problem(held):
-                raise PlanError(f"{name}: {problem}")
-        elif loss is not None:
-            alike.setdefault(loss, []).append(name)
-        planned[name] = _Planned(held, before, loss)
-    if alike:
-        remedy = "--lossy (lossy=True) rounds to what it holds"
-        raise PlanError("\n".join(f"{several(names)}: {text}; {remedy}" for text, names in alike.items()))
-    return planned
-
-
-def _typed(quantized: QuantizedLayer, scale_type: ScaleType) -> QuantizedLayer:
-    """Return the layer with the type in which its scales are stored, if it has float ones."""
-    scheme = quantized.scheme
-    if not scheme.scaled or scheme.scale_scheme is not None:
-        return quantized
-    return replace(quantized, scheme=replace(scheme, scale_type=scale_type))
-
-
-def _storage_type(checkpoint: Checkpoint) -> str:
-    """Return the type of all scales; float32, which holds any, where there are several."""
-    types = {str(scheme.scale_type) for scheme in checkpoint.schemes.values() if scheme.scale_type}
-    return types.pop() if len(types) == 1 else "float32"
-
-
-def _manifest(
-    source: CheckpointFolder, layers: list[Layer], planned: Mapping[str, _Planned], storage_type: ScaleType
-) -> Manifest:
-    checkpoint = source.checkpoint
-    owned = partial(_owned, planned=planned)
-    return Manifest(
-        quantized=tuple(own.quantized for own in planned.values()),
-        kept=tuple(layer for layer in layers if layer.name not in planned),
-        floats=tuple(tensor for tensor in checkpoint.stored if not owned(tensor.name)),
-        storage_type=storage_type,
-        configuration=checkpoint.configuration,
-        files=source.companions(),
-    )
-
-
-def _owned(name: str, planned: Mapping[str, _Planned]) -> bool:
-    """Whether a stored tensor is part of a quantized weight or of the range of its input."""
-    owner, _, part = name.rpartition(".")
-    return owner in planned and part != "bias"
-
-
-def _plain(value: Any) -> np.ndarray[Any, Any]:
-    """Return a tensor that is not quantized, floats of 16 bits as the float32 numbers that some layouts store."""
-    array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
-
-
-def _digest(array: np.ndarray[Any, Any]) -> bytes:
-    """Return a digest of type, shape and bits."""
-    told = f"{array.dtype}{array.shape}".encode()
-    content = np.ascontiguousarray(array).view(np.uint8) if array.ndim else np.frombuffer(array.tobytes(), np.uint8)
-    return hashlib.blake2b(content.data, key=told[:64]).digest()
+def _nearest(scale: Array, scheme: Scheme) -> Array:
+    """Return scales of either sign as the type of `scheme` holds them."""
+    if scheme.scale_type is None:
+        return scale
+    with np.errstate(over="ignore"):
+        return scale.astype(numpy_type(scheme.scale_type)).astype(np.float32)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fewbit.byte_size import byte_size
 from fewbit.catalogue import unknown
 from fewbit.errors import PlanError, RecipeError
 from fewbit.interfaces import ONE_FILE, RUNTIME_FILES, Content, Source, frontend_of, target_of
@@ -51,6 +52,7 @@ class Result:
         runtime: str | None = None,
         overwrite: bool = False,
         cache: Any = None,
+        shard_size: str | int | None = None,
     ) -> Path:
         """Write the model to `path`, with its report, and return the path; it is renamed into place when complete.
 
@@ -61,13 +63,18 @@ class Result:
             overwrite: replace what is there.
             cache: a key-value cache of the model by fixed ranges, for runtimes to use; left out: that of the folder
                 which was loaded.
+            shard_size: the most bytes of tensors in a file, a number or `2GB`; what has more becomes several files, of
+                GGUF `m-00001-of-00003.gguf`. Left out: one `.gguf` file, or 1 GiB in those of a folder.
 
         Raises:
+            RecipeError: a size that is none, or of an ONNX file.
             PlanError: the layout cannot hold a layer under its scheme, or the cache.
             CheckpointError: `path` exists, cannot be written, or scales would not be stored exactly.
 
         """
-        path = Path(path)
+        path, shard_bytes = Path(path), None if shard_size is None else byte_size(shard_size)
+        if shard_bytes is not None and path.suffix == ".onnx":
+            raise RecipeError("an ONNX file is not written in parts; leave out shard_size (--shard-size)")
         target = target_of(target_name(path, to, runtime, self.plan.target))
         problems = [target.problem(quantized) for quantized in self.plan.quantized]
         named = [f"{q.layer.name}: {text}" for q, text in zip(self.plan.quantized, problems, strict=True) if text]
@@ -90,7 +97,10 @@ class Result:
             model=self.model,
             frontend=frontend_of(self.source.framework),
             manifest=replace(
-                self.plan.manifest(self._configuration(), {**companions, **report}), origin=origin, caches=caches
+                self.plan.manifest(self._configuration(), {**companions, **report}),
+                origin=origin,
+                caches=caches,
+                shard_bytes=shard_bytes,
             ),
             batches=self.batches,
             example=self.example,

@@ -2,11 +2,12 @@
 
 import json
 import re
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from fewbit.checkpoints.safetensors_file import ShardedWriter, numpy_type, read_tensors, stored_tensors
 from fewbit.checkpoints.safetensors_folder import INDEX, files_of
@@ -139,12 +140,34 @@ def test_tensors_may_come_in_any_order_and_the_files_are_the_same(tmp_path):
     assert contents[0] == contents[1]
 
 
-def test_a_shard_is_on_disk_as_soon_as_it_is_full(tmp_path):
+def test_a_tensor_is_on_disk_as_soon_as_it_came(tmp_path):
     writer = ShardedWriter(tmp_path, SIX, shard_bytes=200)
-    writer.put("t0", random_bits(SIX[0]))
-    assert names(tmp_path) == []
-    writer.put("t1", random_bits(SIX[1]))
-    assert names(tmp_path) == ["model-00001-of-00003.safetensors"]
+    array = random_bits(SIX[3])
+    writer.put("t3", array)
+    assert names(tmp_path) == ["model-00002-of-00003.safetensors"]
+    assert same_bits(dict(read_tensors(tmp_path / "model-00002-of-00003.safetensors"))["t3"], array)
+
+
+def test_a_file_is_that_which_the_safetensors_library_writes(tmp_path):
+    tensors = [stored("b", "float16", (3,)), stored("a", "float32", (2, 3)), stored("é", "int64", (1,)),
+               stored("c", "int8", (5,)), stored("none", "float32", (0, 4))]  # fmt: skip
+    arrays = write(tmp_path, tensors)
+    save_file(arrays, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_model_is_never_held_whichever_way_its_tensors_come(tmp_path):
+    """A part of it, where the library's own writer takes a whole file of it."""
+    tensors = [stored(f"t{i:02}", "float32", (256, 256)) for i in range(40)]
+    one = tensors[0].nbytes
+    writer = ShardedWriter(tmp_path, tensors)
+    tracemalloc.start()
+    for own in reversed(tensors):
+        writer.put(own.name, np.zeros(own.shape, np.float32))
+    writer.close()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 3 * one
 
 
 # The manifest is kept to.

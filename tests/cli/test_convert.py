@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import fewbit as fb
 from fewbit.cli.application import main
 
 LAYERS = 7
@@ -69,3 +70,31 @@ def test_a_loss_is_refused_by_the_exit_code_and_told_if_asked(run, made, gptq, t
     assert code == 0
     assert "7 were rounded anew, to nearest:" in printed
     assert printed.count("int8 g32 -> int4 g32  SQNR ") == LAYERS
+
+
+def test_a_gguf_file_becomes_a_folder_by_its_name_alone(run, language_model, tmp_path):
+    path = tmp_path / "m.gguf"
+    fb.quantize(language_model("llama"), fb.Recipe([fb.Rule(kind="linear", weight="q4_0")]), to="gguf").save(path)
+    code, printed, _ = run("convert", path, "-o", tmp_path / "ct")
+    assert code == 0
+    assert printed == (
+        f"converted {path} -> {tmp_path / 'ct'} (compressed-tensors)\n"
+        "14 of 14 quantized weights, read back, are equal to the bit to those of the source\n"
+    )
+    data = json.loads(run("inspect", tmp_path / "ct", "--json")[1])
+    assert {row["form"] for row in data["tensors"] if row["quantized"]} == {"int4 g32"}
+    code, _, err = run("convert", path, "-o", tmp_path / "other.gguf")
+    assert (code, err) == (2, f"fewbit: {path} is a gguf file already; copy it, or name another layout with --to\n")
+
+
+def test_a_model_in_parts_is_named_by_its_first(run, language_model, tmp_path):
+    recipe = fb.Recipe([fb.keep(kind="head"), fb.Rule(kind="linear", weight="int4 g32")])
+    fb.quantize(language_model("llama"), recipe, to="gptq").save(tmp_path / "gptq")
+    code, printed, _ = run("convert", tmp_path / "gptq", "-o", tmp_path / "m.gguf", "--shard-size", "50kB")
+    first = next(tmp_path.glob("m-00001-of-*.gguf"))
+    assert code == 0
+    assert printed.splitlines()[0] == f"converted {tmp_path / 'gptq'} -> {first} (gguf)"
+    quantize = ("quantize", "smollm2", "-o", tmp_path / "m.gguf", "--recipe", "q8_0", "--shard-size")
+    code, _, err = run(*quantize, "50MB")  # before the model is loaded
+    assert (code, err) == (2, f"fewbit: {first} exists; choose another name or pass overwrite (--overwrite)\n")
+    assert run(*quantize, "much")[2] == "fewbit: 'much' is no size; write 2GB, 500MB or a number of bytes\n"

@@ -103,6 +103,20 @@ def test_a_model_of_each_family_computes_in_the_engine_what_it_does_in_torch(tmp
     assert explained < 0.1
 
 
+def test_a_model_in_parts_computes_what_it_does_in_one_file_and_not_without_a_part(tmp_path, language_model):
+    result = fb.quantize(language_model("llama"), "q8_0", to="gguf", dtype="float32")
+    tokens = torch.arange(2, 50)[None]
+    whole = engine_logits(result.save(tmp_path / "m.gguf"), tokens)
+    first = result.save(tmp_path / "m.gguf", shard_size=20_000)
+    assert first.name.startswith("m-00001-of-")
+    assert np.array_equal(engine_logits(first, tokens), whole)
+    others = sorted(first.parent.glob("m-*-of-*.gguf"))[1:]
+    assert len(others) > 2
+    others[1].unlink()
+    with pytest.raises(AssertionError, match="failed to load"):
+        engine_logits(first, tokens)
+
+
 def _dequantized(model):
     """Return a model of float layers with the weights of a quantized one."""
     for name, module in list(model.named_modules()):

@@ -88,7 +88,7 @@ def test_types_that_are_not_decoded_are_refused_with_the_name_of_the_tensor(tmp_
 NO_MODEL = {
     "an adapter": ({"keys": {"general.type": "adapter"}}, "holds no model: its general.type is 'adapter'"),
     "an importance matrix": ({"keys": {"general.type": "imatrix"}}, "holds no model: its general.type is 'imatrix'"),
-    "a part": ({"keys": {"split.count": 3}}, "is one of 3 parts of a model; join them with llama-gguf-split --merge"),
+    "a part": ({"keys": {"split.count": 3}}, "is not the first of 3 parts (split.no = None); give that one"),
     "a vocabulary": ({"shapes": dict.fromkeys(SHAPES)}, "holds no tensor; is it a file of vocabulary only?"),
     "an unknown architecture": ({"architecture": "lama"}, "transformers cannot read the configuration of"),
     "no width": ({"keys": {"llama.embedding_length": None}}, "describes a model of"),

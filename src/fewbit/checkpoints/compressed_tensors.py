@@ -7,7 +7,7 @@ compressed-tensors 0.20.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from fewbit.formats.minifloat import E4M3
 from fewbit.interfaces import Checkpoint, Layer, Manifest, QuantizedLayer, StoredTensor
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
+from fewbit.schemes.gguf import as_integers
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -93,6 +94,10 @@ class CompressedTensors(Streamed):
         if quantized.bias != "float":
             return "compressed-tensors stores a bias as floats; leave out `bias`, or save the module's state_dict"
         return input_problem(quantized.input) if quantized.input else None
+
+    def held_as(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return the layer in the integers that hold the levels of its own, where it is of a block of GGUF."""
+        return replace(quantized, scheme=as_integers(quantized.scheme))
 
     def product_problem(self, product: Layer, scheme: Scheme) -> str | None:  # noqa: ARG002
         """Return why this layout cannot hold a rounded product inside attention: it never can."""

@@ -18,7 +18,6 @@ from fewbit.checkpoints.safetensors_file import numpy_type
 from fewbit.checkpoints.words import from_words, to_words, word_count
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
-from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import StoredTensor
 from fewbit.numerics.namespace import to_numpy
 from fewbit.qtensor import QTensor, scale_shape
@@ -53,12 +52,15 @@ def encoded(name: str, qtensor: QTensor, form: Form, storage_type: ScaleType) ->
         return encoded_blocks(name, qtensor)
     scheme = qtensor.scheme
     scale = to_numpy(qtensor.scale)
-    if not scale_fits(scale, storage_type).all():
+    with np.errstate(over="ignore"):
+        stored = scale.astype(numpy_type(storage_type))
+    # Those of quantize are normal numbers of the type; those of another file may be 0, negative or subnormal.
+    if not np.array_equal(stored.astype(np.float32), scale):
         raise CheckpointError(
-            f"{name}: {storage_type} does not hold the scales exactly (least {scale.min():.3g}); "
+            f"{name}: {storage_type} does not hold the scales exactly (least {np.abs(scale).min():.3g}); "
             f"quantize with dtype='{'bfloat16' if storage_type == 'float16' else 'float32'}' (--dtype)"
         )
-    scale = scale.astype(numpy_type(storage_type)).reshape(_scale_shape(qtensor.shape, scheme))
+    scale = stored.reshape(_scale_shape(qtensor.shape, scheme))
     codes = to_numpy(qtensor.codes)
     if not form.packed:
         kind = "int8" if isinstance(scheme.format, Int) else "float8_e4m3fn"
@@ -174,11 +176,12 @@ def _require_values(qtensor: QTensor) -> None:
     """Raise for scales, zero points and codes that stand for no number."""
     number_format = qtensor.scheme.format
     assert not isinstance(qtensor.scale, QTensor)
-    bad = int((~(np.isfinite(qtensor.scale) & (qtensor.scale >= 0))).sum())
+    # A negative scale mirrors the levels of integers; blocks of GGUF have such.
+    negative = (qtensor.scale < 0) & (not isinstance(number_format, Int))
+    bad = int((~np.isfinite(qtensor.scale) | negative).sum())
     if bad:
-        raise CheckpointError(
-            f"{bad} of {qtensor.scale.size} scales are NaN, infinite or negative; the file is damaged"
-        )
+        what = "NaN or infinite" if isinstance(number_format, Int) else "NaN, infinite or negative"
+        raise CheckpointError(f"{bad} of {qtensor.scale.size} scales are {what}; the file is damaged")
     if isinstance(number_format, Int):
         for what, values in {"zero points": qtensor.zero_point, "codes": qtensor.codes}.items():
             if values is not None:

@@ -146,6 +146,17 @@ def require_room(final: Path, nbytes: int) -> None:
         )
 
 
+def write_at(path: Path, start: int, content: memoryview) -> None:
+    """Write bytes into a file at `start`; an interruption between two of these lines leaves no file object open."""
+    descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+    try:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        while content:
+            content = content[os.write(descriptor, content) :]
+    finally:
+        os.close(descriptor)
+
+
 def to_disk(path: Path) -> None:
     """Wait until a file's bytes, or a folder's entries, are on the disk: after a power cut a name must not lie."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folder, and brings renames to the disk by itself

@@ -50,6 +50,8 @@ class GgufTensor:
     #: Bytes from the beginning of the data.
     offset: int
     nbytes: int
+    #: Which of several files it is in.
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class GgufHeader:
     tensors: tuple[GgufTensor, ...]
     #: Where the data begin in the file.
     data_start: int
+    #: The other files of a model in several, and where data begin in each.
+    others: tuple[tuple[Path, int], ...] = ()
 
 
 class ArrayLength(int):

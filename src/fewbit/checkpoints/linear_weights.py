@@ -9,6 +9,7 @@ from typing import ClassVar
 from fewbit.checkpoints.streamed import Streamed
 from fewbit.formats.integer import Int
 from fewbit.interfaces import Layer, QuantizedLayer, StoredTensor
+from fewbit.schemes.gguf import as_integers
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -57,7 +58,7 @@ class LinearWeights(Streamed):
 
     def held_as(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return the layer in integers and groups that hold the levels of its own, where there are such."""
-        scheme, width = quantized.scheme, quantized.layer.shape[1]
+        scheme, width = as_integers(quantized.scheme), quantized.layer.shape[1]
         if not isinstance(scheme.format, Int):
             return quantized
         number = Int(next((own for own in self.bits if own >= scheme.format.bits), scheme.format.bits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from fewbit.checkpoints.folder import Unfinished, require_free, to_disk, umask
@@ -33,14 +34,19 @@ class NewFile(Unfinished):
         self.path.unlink(missing_ok=True)
 
 
-def require_free_file(path: Path, *, overwrite: bool) -> None:
-    """Raise `CheckpointError` unless a file can be put at `path`."""
+def require_free_file(path: Path, *, overwrite: bool, parts: bool = False) -> None:
+    """Raise `CheckpointError` unless a file can be put at `path`, or with `parts` several, however many."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the name of a file")
     if path.exists() and not overwrite:
         raise CheckpointError(f"{path} exists; choose another name or pass overwrite (--overwrite)")
+    for part in path.parent.glob(f"{glob.escape(path.stem)}-00001-of-?????{path.suffix}") if parts else ():
+        require_free_file(part, overwrite=overwrite)
 
 
-def require_free_output(path: Path, *, overwrite: bool) -> None:
-    """Raise `CheckpointError` unless what `path` is the name of, a file or a folder, can be put there."""
-    (require_free_file if is_file_name(path) else require_free)(path, overwrite=overwrite)
+def require_free_output(path: Path, *, overwrite: bool, parts: bool = False) -> None:
+    """Raise `CheckpointError` unless what `path` is the name of, a file (with `parts` several) or a folder, can go there."""
+    if is_file_name(path):
+        require_free_file(path, overwrite=overwrite, parts=parts)
+    else:
+        require_free(path, overwrite=overwrite)

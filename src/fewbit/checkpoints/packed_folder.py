@@ -48,7 +48,7 @@ class PackedFolder:
         try:
             for tensor in stored:
                 require_plain(tensor.name)
-            self._weights = ShardedWriter(folder.path, stored)
+            self._weights = ShardedWriter(folder.path, stored, shard_bytes=manifest.shard_bytes)
         except CheckpointError:
             folder.remove()
             raise

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fewbit.checkpoints.safetensors_file import numpy_type
+from fewbit.checkpoints.whole_numbers import in_whole_numbers
 from fewbit.errors import CheckpointError
 from fewbit.formats.integer import Int
 from fewbit.numerics.groups import spread
@@ -35,6 +36,7 @@ def restated(qtensor: QTensor, scheme: Scheme) -> QTensor:
     """
     if qtensor.scheme == scheme:
         return qtensor
+    qtensor = qtensor if scheme.minimum else in_whole_numbers(qtensor)
     source, target = qtensor.scheme.format, scheme.format
     if not scheme.scaled or not qtensor.scheme.scaled:
         raise CheckpointError(f"{qtensor.scheme} and {scheme} have no levels in common but by rounding")

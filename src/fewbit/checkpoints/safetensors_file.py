@@ -1,13 +1,12 @@
-"""Safetensors files as NumPy arrays: sharded writing in manifest order, lazy reading.
+"""Safetensors files as NumPy arrays: files whose headers are written first, tensors in any order; lazy reading.
 
-The safetensors library writes the files; reading maps the bytes, because its NumPy reader knows no float8.
+The safetensors library checks every header that is read. Its own writer holds a file in memory; its NumPy reader knows
+no float8.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,15 +14,14 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
+from fewbit.checkpoints.folder import write_at
 from fewbit.checkpoints.safetensors_folder import INDEX, ONE_FILE
-from fewbit.checkpoints.safetensors_header import read_header
+from fewbit.checkpoints.safetensors_header import create_empty, read_header
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import StoredTensor
 
-#: A shard is held in memory until it is full.
+#: The most bytes of tensors in a file, where a manifest does not say.
 SHARD_BYTES = 1 << 30
 
 
@@ -33,20 +31,21 @@ def numpy_type(name: str) -> np.dtype[Any]:
 
 
 class ShardedWriter:
-    """Writes the tensors of a manifest, in its order, into one or more files of `folder`."""
+    """Writes the tensors of a manifest into one or more files of `folder`, each at its place as it comes."""
 
-    def __init__(self, folder: Path, stored: Sequence[StoredTensor], *, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, folder: Path, stored: Sequence[StoredTensor], *, shard_bytes: int | None = None) -> None:
         self._folder = folder
-        self._shards = _shards(stored, shard_bytes)
+        self._shards = _shards(stored, shard_bytes or SHARD_BYTES)
+        self._homes = {tensor.name: number for number, shard in enumerate(self._shards) for tensor in shard}
         self._expected = {tensor.name: tensor for tensor in stored}
         if len(self._expected) != len(stored):
             raise CheckpointError("the manifest names a tensor twice; this is a defect of fewbit")
-        self._pending: dict[str, np.ndarray[Any, Any]] = {}
-        self._finished = 0
+        #: Where the tensors of a file begin, once it is there.
+        self._starts: dict[int, dict[str, int]] = {}
 
     def put(self, name: str, array: np.ndarray[Any, Any]) -> None:
         """Take the next tensor; it must be in the manifest with this shape and type."""
-        expected = self._expected.pop(name, None)
+        expected = self._expected.get(name)
         if expected is None:
             raise CheckpointError(f"tensor {name} is not in the manifest, or came twice")
         if tuple(array.shape) != expected.shape or array.dtype != numpy_type(expected.dtype):
@@ -54,30 +53,26 @@ class ShardedWriter:
                 f"tensor {name} is {array.dtype}{list(array.shape)}, "
                 f"the manifest says {expected.dtype}{list(expected.shape)}"
             )
-        self._pending[name] = np.ascontiguousarray(array).reshape(array.shape)
-        while self._finished < len(self._shards) and self._pending.keys() >= self._shards[self._finished].keys():
-            self._flush()
+        number = self._homes[name]
+        path = self._folder / self._name(number)
+        try:
+            if number not in self._starts:
+                self._starts[number] = create_empty(path, self._shards[number])
+            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            write_at(path, self._starts[number][name], content.data)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path.name}: {error.strerror or error}") from error
+        del self._expected[name]
 
     def close(self) -> None:
         """Write the index, if there are several files; every tensor of the manifest must have come."""
         if self._expected:
             raise CheckpointError(f"tensors of the manifest never came: {', '.join(list(self._expected)[:5])}")
         if len(self._shards) > 1:
-            where = {name: self._name(i) for i, shard in enumerate(self._shards) for name in shard}
-            total = sum(size for shard in self._shards for size in shard.values())
+            where = {name: self._name(number) for name, number in self._homes.items()}
+            total = sum(tensor.nbytes for shard in self._shards for tensor in shard)
             index = {"metadata": {"total_size": total}, "weight_map": where}
             (self._folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-
-    def _flush(self) -> None:
-        shard = {name: self._pending.pop(name) for name in self._shards[self._finished]}
-        path = self._folder / self._name(self._finished)
-        try:
-            save_file(shard, path, metadata={"format": "pt"})  # "format" tells transformers how to read the file
-        except SafetensorError as error:
-            number = re.search(r"\(os error (\d+)\)", str(error))  # the library keeps it in the message only
-            why = os.strerror(int(number[1])) if number else error
-            raise CheckpointError(f"cannot write {path.name}: {why}") from error
-        self._finished += 1
 
     def _name(self, number: int) -> str:
         if len(self._shards) == 1:
@@ -85,12 +80,15 @@ class ShardedWriter:
         return f"model-{number + 1:05}-of-{len(self._shards):05}.safetensors"
 
 
-def _shards(stored: Sequence[StoredTensor], shard_bytes: int) -> list[dict[str, int]]:
-    shards: list[dict[str, int]] = [{}]
+def _shards(stored: Sequence[StoredTensor], shard_bytes: int) -> list[list[StoredTensor]]:
+    shards: list[list[StoredTensor]] = [[]]
+    size = 0
     for tensor in stored:
-        if shards[-1] and sum(shards[-1].values()) + tensor.nbytes > shard_bytes:
-            shards.append({})
-        shards[-1][tensor.name] = tensor.nbytes
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
     return shards
 
 

@@ -5,6 +5,9 @@ u64 length | JSON {name: {dtype, shape, data_offsets}} | data. Nothing is alloca
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -66,6 +69,22 @@ def read_header(path: Path) -> SafetensorsHeader:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (CheckpointError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def create_empty(path: Path, stored: Sequence[StoredTensor]) -> dict[str, int]:
+    """Make a file with room for tensors and return where each begins; larger types first, so that all are aligned."""
+    names = {own: word for word, own in _TYPES.items()}
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # "format" tells transformers how to read the file
+    begins, end = {}, 0
+    for own in sorted(stored, key=lambda own: (-BYTES[own.dtype], own.name)):
+        begins[own.name], end = end, end + own.nbytes
+        offsets = [begins[own.name], end]
+        table[own.name] = {"dtype": names[own.dtype], "shape": list(own.shape), "data_offsets": offsets}
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _PREFIX)
+    path.write_bytes(len(text).to_bytes(_PREFIX, "little") + text)
+    os.truncate(path, _PREFIX + len(text) + end)
+    return {name: _PREFIX + len(text) + begin for name, begin in begins.items()}
 
 
 def header_length(prefix: bytes, size: int) -> int:

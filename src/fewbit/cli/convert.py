@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from fewbit.cli.console import Terminal
-from fewbit.cli.words import AsJson, Overwrite, Quiet
+from fewbit.cli.words import AsJson, Overwrite, Quiet, ShardSize
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="A folder: compressed-tensors, GPTQ or AWQ.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="A folder (compressed-tensors, GPTQ, AWQ) or .gguf file.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder or .gguf file to write.", show_default=False)],
     to: Annotated[
         str | None,
@@ -26,6 +28,7 @@ def convert(
     dtype: Annotated[
         str, typer.Option(help="Type of scales where the layout leaves it open: auto, float32, float16, bfloat16.")
     ] = "auto",
+    shard_size: ShardSize = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -36,6 +39,8 @@ def convert(
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     to = to or ONE_FILE.get(output.suffix, "compressed-tensors")
-    done = fb.convert(model, output, to, lossy=lossy, dtype=dtype, overwrite=overwrite, progress=terminal)
+    done = fb.convert(
+        model, output, to, lossy=lossy, dtype=dtype, overwrite=overwrite, shard_size=shard_size, progress=terminal
+    )
     data = {"source": done.source, "output": str(done.path), "to": done.to}
     terminal.result(str(done), {**data, "layers": [asdict(layer) for layer in done.layers]})

@@ -33,7 +33,7 @@ def demo(
         model="smollm2", recipe=chosen, output=output, overwrite=overwrite, command=context.obj,
         calibration=Calibration(data="self", samples=8, length=128),  # an eighth of the default: a demo is to be short
     )  # fmt: skip
-    result = run.carry_out(terminal)
+    result, _ = run.carry_out(terminal)
     with terminal.phase("reload"):
         sentence = continuation(output, _PROMPT)
     lines = [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fewbit.byte_size import byte_size
 from fewbit.calibration import Calibration
 from fewbit.checkpoints.folder import require_room
 from fewbit.checkpoints.new_file import require_free_output
@@ -29,9 +30,11 @@ from fewbit.cli.words import (
     Quiet,
     SequenceLength,
     Sequences,
+    ShardSize,
     Text,
 )
 from fewbit.errors import FewbitWarning, NotYetError, RecipeError
+from fewbit.part_names import whole_of
 from fewbit.result import is_file_name, target_name
 from fewbit.samples.files import Samples
 
@@ -88,6 +91,7 @@ def quantize(  # a command's options are its arguments
     memory: Annotated[str | None, typer.Option(help=_LATER)] = None,
     executor: Annotated[str | None, typer.Option(help=_LATER)] = None,
     resume: Annotated[bool, typer.Option("--resume", help=_LATER)] = False,
+    shard_size: ShardSize = None,
 ) -> None:
     """Quantize MODEL, measure what it cost, and write a folder that other runtimes load."""
     refuse_later(
@@ -112,14 +116,14 @@ def quantize(  # a command's options are its arguments
             Calibration(data=calibration, samples=samples, length=calibration_length, sequential=sequential),
             batch_size, preprocess,
         ),
-        evaluation=measuring(data, text, batch_size, preprocess),
+        evaluation=measuring(data, text, batch_size, preprocess), shard_size=shard_size,
     )  # fmt: skip
     require_used(run.calibration, run.evaluation, {"--batch-size": batch_size, "--preprocess": preprocess})
-    result = run.carry_out(terminal)
+    result, written = run.carry_out(terminal)
     beside = f", with {output.stem}.report.html beside it" if is_file_name(output) else ""
     terminal.result(
-        f"{result.report}\nwritten                {output}{beside}",
-        {**result.report.to_dict(), "output": str(output)},
+        f"{result.report}\nwritten                {written}{beside}",
+        {**result.report.to_dict(), "output": str(written)},
     )
 
 
@@ -143,14 +147,23 @@ class Run:
     calibration: Calibration = field(default_factory=lambda: Calibration(data="self"))
     #: What to measure on instead of a text.
     evaluation: Samples | None = None
+    #: The most bytes in a file, as it was written.
+    shard_size: str | None = None
 
-    def carry_out(self, terminal: Terminal) -> Result:
-        """Plan, quantize, measure and write; what can be refused is refused before the model is loaded."""
+    def carry_out(self, terminal: Terminal) -> tuple[Result, Path]:
+        """Plan, quantize, measure and write; what can be refused is refused before the model is loaded.
+
+        Returns:
+            The result, and where it is: `output`, or the first of the files that it was divided into.
+
+        """
+        if self.shard_size is not None:
+            byte_size(self.shard_size)
         if is_onnx(self.model) and self.output.suffix != ".onnx":
             raise RecipeError(f"{self.model} becomes an ONNX file: end the output in .onnx, not {self.output}")
         if self.output.exists() and self.output.resolve() == Path(self.model).resolve():
             raise RecipeError(f"{self.output} is the model that is read; write to another folder")
-        require_free_output(self.output, overwrite=self.overwrite)
+        require_free_output(self.output, overwrite=self.overwrite, parts=self.shard_size is not None)
         with terminal.phase("plan"):
             import fewbit as fb
             from fewbit.overflow import needs_check
@@ -185,10 +198,10 @@ class Run:
         )
         with terminal.phase("write"), warnings.catch_warnings(record=True) as noticed:
             warnings.simplefilter("always", FewbitWarning)
-            result.save(self.output, self.to, overwrite=self.overwrite)
+            written = result.save(self.output, self.to, overwrite=self.overwrite, shard_size=self.shard_size)
         for text in dict.fromkeys(str(own.message) for own in noticed if issubclass(own.category, FewbitWarning)):
             sys.stderr.write(f"warning: {text}\n")
-        return result
+        return result, written if whole_of(written) != written else self.output
 
     def _evaluation(self, *, calibrates: bool) -> Any:
         import fewbit as fb

@@ -44,4 +44,12 @@ Preprocess = Annotated[
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Most bytes of tensors in a file, such as 2GB; what has more becomes several. Default: one .gguf file, or "
+        "1GiB in those of a folder.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")]

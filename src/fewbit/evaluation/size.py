@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewbit.part_names import beside
+
 
 def bytes_on_disk(path: Path) -> int:
-    """Return the bytes of a file, or of the weight files of a folder (what a runtime has to load)."""
+    """Return the bytes of a file and its other parts, or of the weight files of a folder: what a runtime loads."""
     if path.is_file():
-        return path.stat().st_size
+        return sum(part.stat().st_size for part in beside(path))
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 

@@ -46,6 +46,8 @@ class Checkpoint:
     scattered: Mapping[str, Scheme] = field(default_factory=dict)
     #: What the file holds, by name in the file.
     stored: tuple[StoredTensor, ...]
+    #: The float tensors by full name, where the file has other names for them.
+    floats: tuple[StoredTensor, ...] | None = None
     #: Reads the tensors: floats by full name, QTensors by layer name, each behind its static input.
     tensors: Callable[[], Iterable[tuple[str, Array | QTensor | Activation]]]
     #: Reads how keys and values are rounded on their way into the cache, by the name of the attention.

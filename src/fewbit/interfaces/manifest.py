@@ -59,3 +59,5 @@ class Manifest:
     shared: Mapping[str, str] = field(default_factory=dict)
     #: The GGUF file that the model comes from, if it does: what it says of its tokenizer can be carried over.
     origin: Path | None = None
+    #: The most bytes of tensors in one of several files; `None`: as many as the layout has usually.
+    shard_bytes: int | None = None

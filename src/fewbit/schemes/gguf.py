@@ -111,6 +111,28 @@ def as_blocks(scheme: Scheme) -> Scheme:
     return types.get((scheme.format.bits, scheme.symmetric), scheme)
 
 
+def as_integers(scheme: Scheme) -> Scheme:
+    """Return the scheme of integers under float scales that may have the levels of a block, or `scheme` itself.
+
+    A scale in units of another is their product, which float32 holds; in place of a minimum there is a zero point; the
+    16 levels of IQ4 are among the integers of 8 bits.
+
+    >>> [str(as_integers(own)) for own in (Q4_0, Q5_1, Q4_K, Q6_K, IQ4_NL)]
+    ['int4 g32', 'int5 g32 asym', 'int4 g32 asym', 'int6 g16', 'int8 g32']
+    """
+    inner, number = scheme.scale_scheme, scheme.format
+    if isinstance(number, Codebook) and number.entries == IQ4.entries:
+        number = Int(8)
+    if not isinstance(number, Int) or not isinstance(scheme.range_method, SpanSearch):
+        return scheme
+    return Scheme(
+        format=Int(number.bits),
+        granularity=scheme.granularity,
+        symmetric=not scheme.minimum,
+        scale_type=scheme.scale_type if inner is None else "float32",
+    )
+
+
 def _levels_of(scheme: Scheme) -> tuple[object, ...]:
     """Return what decides which numbers a scheme can stand for."""
     inner = scheme.scale_scheme

@@ -68,7 +68,8 @@ class CheckpointFolder:
         """The opened checkpoint."""
         opened: Checkpoint = checkpoint_format(_layout(self.path)).read(self.path)
         if not opened.schemes:
-            raise CheckpointError(f"{self.path} holds no quantized layer, though its config.json says so")
+            remedy = "use fewbit quantize" if self.path.is_file() else "though its config.json says so"
+            raise CheckpointError(f"{self.path} holds no quantized layer; {remedy}")
         return opened
 
     @property
@@ -158,9 +159,9 @@ class CheckpointFolder:
 
     def _file(self) -> Any:
         """Return the file as a source of float numbers, which knows its tokenizer."""
-        from fewbit.sources.gguf import gguf_file
+        from fewbit.sources.gguf import described_file
 
-        return gguf_file(self.path)
+        return described_file(self.path)
 
     def cache(self, model: Any) -> Any:
         """Return an empty key-value cache for `model` by the ranges that the folder holds; `None`: it holds none."""

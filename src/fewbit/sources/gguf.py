@@ -11,7 +11,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from fewbit.checkpoints.gguf_header import GgufHeader, read_gguf_header
+from fewbit.checkpoints.gguf_header import GgufHeader
+from fewbit.checkpoints.gguf_parts import read_gguf
 from fewbit.errors import CheckpointError, NotYetError, SourceError
 from fewbit.schemes.scheme import ScaleType
 from fewbit.sources import gguf_llama
@@ -75,7 +76,8 @@ class GgufModel(TransformersModel):
     def companions(self) -> Mapping[str, bytes]:
         """Return tokenizer files and generation settings."""
         with tempfile.TemporaryDirectory() as folder:
-            self.tokenizer().save_pretrained(folder)
+            if self._has_tokenizer:
+                self.tokenizer().save_pretrained(folder)
             files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
         tokens = {key: getattr(self._config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         return {**files, "generation_config.json": (json.dumps(tokens, indent=2) + "\n").encode()}
@@ -109,6 +111,11 @@ class GgufModel(TransformersModel):
         opened.model.tie_weights()
         return opened.model.eval()
 
+    @property
+    def _has_tokenizer(self) -> bool:
+        """Whether it comes with one: a file may say that it has none, `no_vocab`."""
+        return self.header.values.get("tokenizer.ggml.model", "no_vocab") != "no_vocab"
+
     @cached_property
     def _is_llama(self) -> bool:
         return gguf_llama.is_llama(self.header)
@@ -135,12 +142,28 @@ def gguf_file(path: Path) -> GgufModel:
         NotYetError: tensors of a type that is not read.
 
     """
+    found = described_file(path)
+    _require_readable(found.header, path)
+    if found.header.others and not gguf_llama.is_llama(found.header):
+        raise NotYetError(
+            f"{path} is the first of {len(found.header.others) + 1} parts, and transformers, which reads models other "
+            "than plain Llamas here, takes one file; join them with llama-gguf-split --merge"
+        )
+    return found
+
+
+def described_file(path: Path) -> GgufModel:
+    """Return the same where only what it says of the model and its tokenizer is wanted, whatever its tensors are.
+
+    Raises:
+        SourceError: not a GGUF file, one that does not hold what it says, or no model.
+
+    """
     try:
-        header = read_gguf_header(path)
+        header = read_gguf(path)
     except CheckpointError as error:
         raise SourceError(str(error)) from error
     _require_model(header, path)
-    _require_readable(header, path)
     require_plausible(header.values, weights_of_gguf(header), str(path))
     return GgufModel(path.absolute().parent, path.name, header)
 
@@ -148,11 +171,9 @@ def gguf_file(path: Path) -> GgufModel:
 def _require_model(header: GgufHeader, path: Path) -> None:
     """Raise `SourceError` unless the file holds a model, the whole of it and nothing beside it."""
     values = header.values
-    kind, parts = values.get("general.type", "model"), values.get("split.count", 1)
+    kind = values.get("general.type", "model")
     if kind != "model":
         raise SourceError(f"{path} holds no model: its general.type is {kind!r:.80}")
-    if isinstance(parts, int) and parts > 1:
-        raise SourceError(f"{path} is one of {parts} parts of a model; join them with llama-gguf-split --merge")
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str):
         raise SourceError(f"{path} names no architecture (general.architecture); it cannot be run")

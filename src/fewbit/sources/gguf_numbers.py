@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.checkpoints.gguf_header import GgufHeader, GgufTensor
+from fewbit.checkpoints.gguf_parts import place_of
 from fewbit.errors import SourceError
 
 #: A multiple of the numbers of every type's block.
@@ -27,9 +28,10 @@ def read_numbers(path: Path, header: GgufHeader, tensor: GgufTensor) -> Any:
 
     form: Any = GGMLQuantizationType[tensor.kind]
     block, block_bytes = GGML_QUANT_SIZES[form]
-    raw = np.fromfile(path, np.uint8, tensor.nbytes, offset=header.data_start + tensor.offset)
+    file, start = place_of(path, header, tensor)
+    raw = np.fromfile(file, np.uint8, tensor.nbytes, offset=start)
     if raw.size < tensor.nbytes:
-        raise SourceError(f"{path} ended while {tensor.name} was read; is it being written?")
+        raise SourceError(f"{file} ended while {tensor.name} was read; is it being written?")
     numbers = np.empty(tensor.nbytes // block_bytes * block, np.float32)
     step = _AT_ONCE // block
     # Scales of NaN and infinity are found, with the name of the layer, when it is quantized.

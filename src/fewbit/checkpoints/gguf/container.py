@@ -13,11 +13,14 @@ import numpy as np
 
 from fewbit.checkpoints.gguf.blocks import BLOCKS
 from fewbit.checkpoints.gguf_header import read_gguf_header
+from fewbit.checkpoints.gguf_parts import COUNT, NUMBER, TENSORS
 from fewbit.checkpoints.new_file import NewFile
 from fewbit.errors import CheckpointError
 
 #: Bytes of a number of the types without blocks.
 PLAIN = {"F32": 4, "F16": 2, "BF16": 2}
+#: Types of the keys for which llama.cpp wants others than usual.
+_TYPES = {NUMBER: "UINT16", COUNT: "UINT16", TENSORS: "INT32"}
 _Bytes = np.ndarray[Any, Any]
 
 
@@ -80,10 +83,14 @@ class Container:
         self._left.remove(name)
         return digest(content)
 
-    def close(self) -> Path:
-        """Move the file to its name and return it; every tensor must have come."""
+    def require_filled(self) -> None:
+        """Raise `CheckpointError` unless every tensor has come."""
         if self._left:
             raise CheckpointError(f"tensors of the manifest never came: {', '.join(sorted(self._left)[:5])}")
+
+    def close(self) -> Path:
+        """Move the file to its name and return it; every tensor must have come."""
+        self.require_filled()
         return self._file.commit()
 
     def abort(self) -> None:
@@ -114,6 +121,8 @@ def _types(key: str, value: Any) -> tuple[Any, Any]:
     """Return the type of a value, and that of its elements."""
     from gguf import GGUFValueType
 
+    if key in _TYPES:
+        return GGUFValueType[_TYPES[key]], None
     if isinstance(value, list):
         if not value:
             raise CheckpointError(f"{key} is an empty list, which GGUF does not have")

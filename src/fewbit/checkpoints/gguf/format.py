@@ -18,6 +18,7 @@ from fewbit.checkpoints.gguf.writer import GgufWriter
 from fewbit.checkpoints.streamed import Streamed
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import Checkpoint, Content, Layer, Manifest, QuantizedLayer, Source, StoredTensor
+from fewbit.part_names import whole_of
 from fewbit.schemes.gguf import as_blocks
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
@@ -101,7 +102,7 @@ class Gguf(Streamed):
         written = Streamed.write(self, content, path, overwrite=overwrite)
         if content.report is not None:
             for name, data in content.report.files().items():
-                write_whole(written.with_name(f"{written.stem}.{name}"), data)
+                write_whole(written.with_name(f"{whole_of(written).stem}.{name}"), data)
         return written
 
     def read(self, path: Path) -> Checkpoint:

@@ -16,7 +16,8 @@ from fewbit.checkpoints.gguf.container import PLAIN
 from fewbit.checkpoints.gguf.metadata import configuration_of
 from fewbit.checkpoints.gguf.stored_kind import FLOATS
 from fewbit.checkpoints.gguf.tensor_names import Place, origins, scale_name
-from fewbit.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from fewbit.checkpoints.gguf_header import GgufHeader, GgufTensor
+from fewbit.checkpoints.gguf_parts import place_of, read_gguf
 from fewbit.errors import CheckpointError, FewbitError, NotYetError
 from fewbit.interfaces import Checkpoint, StoredTensor
 from fewbit.numerics.namespace import Array
@@ -37,7 +38,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         NotYetError: an architecture or a type of tensors that is not read.
 
     """
-    header = read_gguf_header(path)
+    header = read_gguf(path)
     try:
         configuration = configuration_of(header)
         found = _Found.of(header, configuration, path)
@@ -52,6 +53,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         stored=tuple(
             StoredTensor(own.name, _DTYPES.get(own.kind, "uint8"), _stored_shape(own)) for own in header.tensors
         ),
+        floats=found.floats,
         tensors=found.tensors,
     )
 
@@ -100,20 +102,32 @@ class _Found:
         }
         return cls(path, header, found, schemes, architecture.name == "gpt2")
 
+    @property
+    def floats(self) -> tuple[StoredTensor, ...]:
+        """The float tensors as `tensors` gives them."""
+        return tuple(
+            StoredTensor(name, _DTYPES[own.kind], own.shape[::-1] if self._by_columns(own) else own.shape)
+            for name, (own, _) in self.tensors_of.items()
+            if own.kind in PLAIN and not _is_twin(name, own)
+        )
+
     def tensors(self) -> Iterator[tuple[str, Array | QTensor]]:
         """Yield floats by full name, QTensors by layer name."""
         for name, (own, place) in self.tensors_of.items():
+            if _is_twin(name, own):
+                continue
             raw = self._bytes(own)
             if own.kind in BLOCKS:
                 rows = place.restored(raw.reshape(own.shape[0], -1))
                 yield name.removesuffix(".weight"), self._unpacked(own, rows)
-            elif own.name == _TIED[0] and name.startswith("lm_head"):
-                continue  # the model ties it
             else:
                 numbers = place.restored(raw.view(FLOATS[own.kind]).reshape(own.shape))
                 numbers = numbers - np.float32(1.0) if place.adds_one else numbers
-                by_columns = self.turned and own.name.startswith("blk.") and len(own.shape) == 2
-                yield name, np.ascontiguousarray(numbers.T if by_columns else numbers)
+                yield name, np.ascontiguousarray(numbers.T if self._by_columns(own) else numbers)
+
+    def _by_columns(self, own: GgufTensor) -> bool:
+        """Whether a float matrix lies the other way in the model."""
+        return self.turned and own.name.startswith("blk.") and len(own.shape) == 2
 
     def _unpacked(self, own: GgufTensor, rows: np.ndarray[Any, Any]) -> QTensor:
         try:
@@ -132,10 +146,16 @@ class _Found:
         return 1.0
 
     def _bytes(self, own: GgufTensor) -> np.ndarray[Any, Any]:
-        raw = np.fromfile(self.path, np.uint8, own.nbytes, offset=self.header.data_start + own.offset)
+        file, start = place_of(self.path, self.header, own)
+        raw = np.fromfile(file, np.uint8, own.nbytes, offset=start)
         if raw.size != own.nbytes:
-            raise CheckpointError(f"{self.path} ended while {own.name} was read; is it being written?")
+            raise CheckpointError(f"{file} ended while {own.name} was read; is it being written?")
         return raw
+
+
+def _is_twin(name: str, own: GgufTensor) -> bool:
+    """Whether a float tensor is the embedding as a head, which the model ties."""
+    return own.kind in PLAIN and own.name == _TIED[0] and name.startswith("lm_head")
 
 
 def _stored_shape(own: GgufTensor) -> tuple[int, ...]:

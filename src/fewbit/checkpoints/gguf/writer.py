@@ -11,9 +11,10 @@ import numpy as np
 from fewbit.activation import Activation
 from fewbit.checkpoints.gguf.architecture import architecture_of
 from fewbit.checkpoints.gguf.blocks import pack, tensor_scale
-from fewbit.checkpoints.gguf.container import Container, Entry, digest
+from fewbit.checkpoints.gguf.container import Entry, digest
 from fewbit.checkpoints.gguf.file_type import file_type
 from fewbit.checkpoints.gguf.metadata import QUANTIZATION_VERSION, model_values
+from fewbit.checkpoints.gguf.parts import Parts, divided
 from fewbit.checkpoints.gguf.rope import factor_tensors
 from fewbit.checkpoints.gguf.stored_kind import FLOATS, float_kind, weight_kind
 from fewbit.checkpoints.gguf.tensor_names import places, scale_name
@@ -57,7 +58,8 @@ class GgufWriter:
         )
         if values.setdefault("tokenizer.ggml.model", "no_vocab") == "no_vocab":
             values[f"{architecture.name}.vocab_size"] = int(configuration["vocab_size"])
-        self._container = Container(path, architecture.name, values, entries, overwrite=overwrite)
+        parts = divided(entries, manifest.shard_bytes)
+        self._container = Parts(path, architecture.name, values, parts, overwrite=overwrite)
         self._left_out = {own.name for own in manifest.floats} - {own.name for own in floats}
         self._digests: dict[str, bytes] = {}
         self._twins = shared
