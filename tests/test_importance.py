@@ -64,7 +64,7 @@ def test_the_gathered_matrix_holds_sums_of_squares_by_the_names_of_gguf(model_of
     # Activations are those of another order of float32 sums.
     np.testing.assert_allclose(found.sums["blk.0.ffn_down.weight"][0], (rows**2).sum(0), rtol=1e-5)
     assert found.counts["blk.0.ffn_down.weight"].tolist() == [120.0]
-    assert (found.chunks, found.chunk_size, found.datasets) == (3, 40, ("the given batches: 3 batches",))
+    assert (found.chunks, found.chunk_size, found.datasets) == (3, 40, ("the given batches",))
     assert not hasattr(model.get_submodule(DOWN), "qtensor")
 
 
@@ -108,7 +108,7 @@ def test_gptq_gives_way_and_plan_and_report_say_so(model_of, path):
     assert {row.algorithm.name for row in made.rows} == {"nearest"}
     result = fb.quantize(model_of(), "q4_k_m", to="gguf", importance=path)
     assert said in result.report.adaptations
-    assert result.report.calibration == "importance matrix i.gguf of the given batches: 3 batches, 3 x 40 tokens"
+    assert result.report.calibration == "importance matrix i.gguf of the given batches, 3 x 40 tokens"
     assert {layer.algorithm for layer in result.report.layers} == {"nearest"}
     assert not [layer for layer in result.report.layers if layer.remarks]
 
@@ -264,7 +264,7 @@ def test_the_command_line_gathers_a_matrix_and_quantizes_by_it(folder, tmp_path,
     code, said, _ = run(capsys, *words)
     assert code == 0
     assert "i.gguf: searches are weighted by it" in said
-    assert "calibrated on          importance matrix i.gguf of text that the model wrote: 2 x 16 tokens" in said
+    assert "calibrated on          importance matrix i.gguf of text that the model wrote, 2 x 16 tokens" in said
     code, said, _ = run(capsys, *words, "--dry-run")
     assert code == 0
     assert "in the place of gptq" in said

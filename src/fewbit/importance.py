@@ -85,7 +85,7 @@ def _matrix(found: _Sums, given: Calibration, batches: Any) -> ImportanceMatrix:
     return ImportanceMatrix(
         sums={name: to_numpy(own.total)[None].astype(np.float32) for name, own in found.items()},
         counts={name: np.asarray([own.count], np.float32) for name, own in found.items()},
-        datasets=(given.described(batches),),
+        datasets=(given.described(batches).rpartition(": ")[0],),  # how much is said beside it
         chunks=len(batches),
         chunk_size=round(tokens / len(batches)),
     )

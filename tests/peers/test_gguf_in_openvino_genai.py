@@ -22,8 +22,8 @@ NEW = 16
 TEXT = "The quick brown fox jumps over the lazy dog. In 1905 a clerk in Bern wrote four papers that changed"
 #: Of the logits, as a share of their spread: float32 sums in another order; 6e-6 was seen.
 EXACT = 1e-4
-#: The same of Q4_K, of which scale and minimum are rounded in an order that is not known; 0.007 was seen.
-ROUNDED = 0.02
+#: The same of Q4_K, of which scale and minimum are rounded in an order that is not known; 0.006 was seen.
+ROUNDED = 0.012
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
