@@ -37,6 +37,7 @@ def test_the_public_names_are_these():
         "Samples",
         "Scheme",
         "convert",
+        "importance_matrix",
         "keep",
         "load",
         "parse_scheme",

@@ -17,6 +17,7 @@ from fewbit.errors import FewbitError
 from fewbit.formats.codebook import Codebook
 from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import Float
+from fewbit.importance import importance_matrix
 from fewbit.measurement import Evaluation
 from fewbit.pipeline import Options, load, plan, quantize
 from fewbit.qtensor import QTensor
@@ -58,6 +59,7 @@ __all__ = [
     "Samples",
     "Scheme",
     "convert",
+    "importance_matrix",
     "keep",
     "load",
     "parse_scheme",

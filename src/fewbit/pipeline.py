@@ -13,7 +13,7 @@ from typing import Any
 from fewbit.attention import installed, round_products
 from fewbit.calibration import Calibration, first_batch, parse_calibration
 from fewbit.clock import Clock
-from fewbit.errors import CheckpointError, PlanError
+from fewbit.errors import CalibrationError, CheckpointError, PlanError
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known, writes_text
 from fewbit.hints import hints_of
@@ -36,6 +36,7 @@ from fewbit.solved import Data
 from fewbit.solving import needs_data, solve
 from fewbit.sources import open_source
 from fewbit.transforming import transformed
+from fewbit.weighting import Weighting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,13 @@ class Options:
 
 
 def plan(
-    model: Any, recipe: str | Path | Recipe, *, to: str | None = None, dtype: str = "auto", batch: Any = None
+    model: Any,
+    recipe: str | Path | Recipe,
+    *,
+    to: str | None = None,
+    dtype: str = "auto",
+    batch: Any = None,
+    importance: str | Path | None = None,
 ) -> Plan:
     """Return what `quantize` would do, and every problem, without doing it.
 
@@ -63,21 +70,25 @@ def plan(
         dtype: `float32`, `float16` or `bfloat16` for what stays float and for scales; `auto` is the model's.
         batch: what to run the model on, for a recipe with rules for the products inside attention, or a model with
             experts in one parameter: they show in a run only. A language model of transformers needs none.
+        importance: an importance matrix in the place of calibration data, see `quantize`.
 
     >>> from torch import nn
     >>> print(plan(nn.Sequential(nn.Linear(64, 8), nn.ReLU()), "w8a16").rows[0].becomes)
     int8 channel
 
     """
-    source = _float_source(model)
+    source, parsed = float_source(model), parse_recipe(recipe)
+    weighting = Weighting.read(importance, source) if importance is not None else None
     skeleton = source.skeleton()
     frontend = frontend_of(source.framework)
     with frontend.experts_apart(skeleton, lambda: batch) as fused:
-        made = model_plan(source, skeleton, parse_recipe(recipe), to=to, dtype=dtype, batch=batch, fused=fused)
+        own = weighting.recipe(parsed) if weighting else parsed
+        made = model_plan(source, skeleton, own, to=to, dtype=dtype, batch=batch, fused=fused)
+        made = weighting.plan(made, parsed) if weighting else made
         return checked(made, frontend, skeleton, batch)
 
 
-def quantize(
+def quantize(  # noqa: PLR0913  # all that is said of a run
     model: Any,
     recipe: str | Path | Recipe,
     *,
@@ -85,6 +96,7 @@ def quantize(
     dtype: str = "auto",
     calibration: Any = None,
     evaluation: Any = None,
+    importance: str | Path | None = None,
     options: Options | None = None,
 ) -> Result:
     """Quantize `model`; a module is changed in place and is also `Result.model`.
@@ -99,11 +111,15 @@ def quantize(
         evaluation: what to measure quality on; without it only weights are measured. Batches, a reader with
             `get_next()`, an `Evaluation`, or files: `Samples`, or the path of an .npz or .npy file or of a folder.
             Casts are checked for overflow on both.
+        importance: the path of an importance matrix, as `llama-imatrix` and `fewbit imatrix` write it, in the place of
+            calibration data: it weighs searches of scales; GPTQ, which needs more, gives way to rounding to nearest.
         options: device, seed, progress.
 
     Raises:
         PlanError: the recipe cannot be carried out; every problem is in the message, the model is untouched.
-        CalibrationError: token ids that the model does not know, or sequences longer than its context.
+        CalibrationError: token ids that the model does not know, or sequences longer than its context; calibration
+            data together with an importance matrix.
+        CheckpointError: a damaged importance matrix.
         NonFiniteError: NaN or infinity in a weight or an activation; the layer is named, its model left float.
 
     >>> import torch
@@ -115,8 +131,12 @@ def quantize(
     """
     options = options or Options()
     given = parse_calibration(calibration)
+    if given is not None and importance is not None:
+        raise CalibrationError("an importance matrix stands in the place of calibration data; give one of the two")
     asked = parse_evaluation(evaluation)
-    source, parsed = _float_source(model), parse_recipe(recipe)
+    source, parsed = float_source(model), parse_recipe(recipe)
+    weighting = Weighting.read(importance, source) if importance is not None else None
+    wished = weighting.recipe(parsed) if weighting else parsed
     frontend = frontend_of(source.framework)
     clock = Clock()
     with clock.phase("load"), options.progress.phase("load"):
@@ -130,7 +150,8 @@ def quantize(
         sample = first_batch(live, given, evaluated) if shown_by_runs else None
 
         def planned() -> Plan:
-            made = model_plan(source, live, parsed, to=to, dtype=dtype, batch=sample, fused=fused)
+            made = model_plan(source, live, wished, to=to, dtype=dtype, batch=sample, fused=fused)
+            made = weighting.plan(made, parsed) if weighting else made
             made = checked(made, frontend, live, sample)
             made.require_sound()
             return made
@@ -138,15 +159,16 @@ def quantize(
         made = planned()
         frontend.require_finite(live, [own.layer for own in made.quantized], made.float_names, made.storage_type)
         require_known(evaluated, live, what="evaluation")
-        rescaling, data = Rescaling.of(made), Data()
+        rescaling, data = Rescaling.of(made), Data(known=weighting.statistics(made) if weighting else {})
         if needs_data(made) or rescaling or (given and (parsed.transforms or needs_check(made))):
-            given = given or _default_calibration(live)
+            given = given or default_calibration(live)
             with clock.phase("calibration data"):
                 batches = given.batches(live, source, seed=options.seed, progress=options.progress)
             data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
         idle = given is not None and not data.batches and not (given.holds_batches and shown_by_runs)
         made, report = _Work(live, frontend, data, evaluated, clock, options).done(planned, made, rescaling, idle=idle)
         described = given.described(data.batches) if given and data.batches else None
+        described = weighting.described if weighting else described
         report = replace(report, text=name, calibration=described)
         example = data.batches[0] if data.batches else first_batch(live, given, evaluated)
         return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=example)
@@ -234,7 +256,7 @@ def load(
     if recipe is not None:
         if into is not None:
             raise PlanError("a model that is quantized while loading is built from its files; leave out into")
-        return quantized_while_loading(_float_source(path), parse_recipe(recipe), dtype)
+        return quantized_while_loading(float_source(path), parse_recipe(recipe), dtype)
     path = Path(path)
     if not path.is_dir() and not (path.is_file() and path.suffix in ONE_FILE):
         raise CheckpointError(f"no checkpoint {str(path)!r}: no such folder or .gguf file")
@@ -253,7 +275,8 @@ def load(
     return Result(model=loaded, plan=made, report=None, source=source, cache=source.cache(loaded))
 
 
-def _default_calibration(model: Any) -> Calibration:
+def default_calibration(model: Any) -> Calibration:
+    """Return what a model is calibrated with where nothing is given: text that it writes, or a `PlanError`."""
     if not writes_text(model):
         raise PlanError(
             "this recipe needs calibration data (for gptq, static ranges, transforms) and the model writes no text; "
@@ -262,7 +285,8 @@ def _default_calibration(model: Any) -> Calibration:
     return Calibration(data="self")
 
 
-def _float_source(model: Any) -> Source:
+def float_source(model: Any) -> Source:
+    """Return the source of a float model; raises `PlanError` for one that is quantized already."""
     from fewbit.sources.checkpoint import CheckpointFolder
 
     source = open_source(model)

@@ -54,6 +54,8 @@ class Plan:
     hints: tuple[str, ...] = ()
     #: What keeps the recipe from being carried out.
     problems: tuple[str, ...] = ()
+    #: The importance matrix in the place of calibration data; `None`: there is none.
+    importance: str | None = None
 
     @property
     def rest_bytes(self) -> int:

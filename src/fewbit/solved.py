@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fewbit.evaluation.level_histogram import LevelHistogram
@@ -46,3 +46,5 @@ class Data:
     sequential: bool = True
     #: For the order in which samples are trained on.
     seed: int = 0
+    #: Statistics that need no gathering, by layer.
+    known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

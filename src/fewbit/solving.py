@@ -56,7 +56,7 @@ def solve(
             frontend.calibrate, model, [row.layer for row in made.rows],
             batches=data.batches, sequential=data.sequential, prepare=rescaling or None,
         )  # fmt: skip
-        with closing(_tracked(rows, calibrated, progress, rescaling)) as tracked:
+        with closing(_tracked(rows, calibrated, progress, rescaling, data.known)) as tracked:
             for part in tracked:
                 if part.again:
                     _train(part, rows, solved, run)
@@ -94,15 +94,15 @@ def _float_outputs(
     found: dict[str, dict[str, Any]] = {}
     for statistic in sorted({own.statistic for row in rows.values() for own in row.corrections}):
         named = [name for name, row in rows.items() if statistic in {own.statistic for own in row.corrections}]
-        seen = frontend.output_statistics(model, dict.fromkeys(named, statistic), data.batches)
-        for name, own in seen.items():
+        for name, own in frontend.output_statistics(model, dict.fromkeys(named, statistic), data.batches).items():
             found.setdefault(name, {})[statistic] = own
     return found
 
 
 def needs_data(made: Plan) -> bool:
-    """Whether an algorithm, or a range that is to be fixed, asks for statistics."""
-    return any(statistics_of(row) or _output_statistic(row) or _trains(row) for row in made.rows)
+    """Whether an algorithm, or a range that is to be fixed, asks for statistics, and no importance matrix is given."""
+    rows = made.rows if made.importance is None else ()
+    return any(statistics_of(row) or _output_statistic(row) or _trains(row) for row in rows)
 
 
 def _trains(row: PlanRow) -> bool:
@@ -143,15 +143,16 @@ def _tracked(
     calibrated: Callable[..., CalibrationRun],
     progress: Progress,
     rescaling: Rescaling | None,
+    known: Mapping[str, Mapping[str, Any]],
 ) -> Generator[CalibratedPart]:
     """Yield every layer with its statistics, parts of a block together; install them before asking for the next."""
-    wanted = {name: statistics_of(row) for name, row in rows.items()}
+    wanted = {name: () if name in known else statistics_of(row) for name, row in rows.items()}
     trained = {name for name, row in rows.items() if _trains(row)}
     # What is to be rescaled, or trained with others, has to wait for its turn in the walk.
     waiting = {name: names for name, names in wanted.items() if names or rescaling or name in trained}
     free = [row for name, row in rows.items() if name not in waiting]
     for row in progress.track(free, "quantize") if free else ():
-        yield CalibratedPart((row.layer,), {})
+        yield CalibratedPart((row.layer,), {row.layer.name: known.get(row.layer.name, {})})
     if not waiting:
         return
     # As good as a sequence: it has a length and is gone through once.
@@ -257,8 +258,7 @@ def _bias(
     """Return what the bias of a layer becomes, and the solution with what that takes."""
     if not needs_bias(row):
         return solution, None
-    own = run.frontend.bias(run.model, row.layer)
-    wanted = run.outputs.get(row.layer.name, {})
+    own, wanted = run.frontend.bias(run.model, row.layer), run.outputs.get(row.layer.name, {})
     wanted = run.rescaling.outputs(row.layer.name, wanted) if run.rescaling else wanted
     bias, remarks = corrected(row, solution, statistics, wanted)
     solution = replace(solution, remarks=(*solution.remarks, *remarks))

@@ -168,7 +168,7 @@ def test_what_is_not_finite_or_overflows_is_refused(bad, place):
 def test_the_catalogue_knows_all():
     assert set(STATISTICS) == {
         "second_moment", "relative_second_moment", "guided_second_moment", "input_drift", "relative_input_drift",
-        "mean", "extremes", "histogram", "moving_average", "channel_magnitude", "row_sample",
+        "mean", "mean_square", "extremes", "histogram", "moving_average", "channel_magnitude", "row_sample",
     }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:
     """Return the algorithm for a name, a table with `name` and options, or an algorithm.
 
     >>> parse_algorithm("nearest")
-    Nearest(weighted=False)
+    Nearest(weighted=False, relative=True)
     """
     if isinstance(value, str):
         value = {"name": value}

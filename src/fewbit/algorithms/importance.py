@@ -1,4 +1,7 @@
-"""What the rounding errors of columns count: the diagonal of the second moment of the inputs, and a little for each."""
+"""What the rounding errors of columns count: the mean squares of the inputs, and a little for each.
+
+They are the diagonal of the second moment, or known by themselves.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,14 @@ def importance_of(moment: Array, weight: Array) -> Array:
 
     `moment` is (in, in); of a convolution in groups (groups, in, in), and the result (out, in).
     """
-    xp, own = array_namespace(weight), to_numpy(moment)
-    diagonal = own.diagonal(axis1=-2, axis2=-1).astype("float64")
-    mean = diagonal.mean(axis=-1, keepdims=True)
-    shares = diagonal / (mean + (mean == 0)) + _LEAST
-    if own.ndim == 3:
+    return importance_of_squares(to_numpy(moment).diagonal(axis1=-2, axis2=-1), weight)
+
+
+def importance_of_squares(squares: Array, weight: Array) -> Array:
+    """Return the same for the mean squares of the columns (in,); of a convolution in groups (groups, in)."""
+    xp, own = array_namespace(weight), to_numpy(squares).astype("float64")
+    mean = own.mean(axis=-1, keepdims=True)
+    shares = own / (mean + (mean == 0)) + _LEAST
+    if own.ndim == 2:
         shares = shares.repeat(weight.shape[0] // own.shape[0], axis=0)
     return xp.asarray(shares.astype("float32"), device=device(weight))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fewbit.algorithms.importance import importance_of
+from fewbit.algorithms.importance import importance_of, importance_of_squares
 from fewbit.algorithms.output_moment import output_moment
 from fewbit.algorithms.solution import Solution
 from fewbit.errors import RecipeError
@@ -27,10 +27,15 @@ class Nearest:
 
     #: Search scales, weighted by what goes into the layer; a range method that the scheme names stays.
     weighted: bool = False
+    #: Let every token count alike, however large its activations; otherwise as an importance matrix has it.
+    relative: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weighted, bool):
-            raise RecipeError(f"nearest: weighted = {self.weighted!r:.80} is not true or false")
+        for flag in ("weighted", "relative"):
+            if not isinstance(getattr(self, flag), bool):
+                raise RecipeError(f"nearest: {flag} = {getattr(self, flag)!r:.80} is not true or false")
+        if not (self.weighted or self.relative):
+            raise RecipeError("nearest: relative = false says how to weigh; add weighted = true, or leave it out")
 
     @property
     def name(self) -> str:
@@ -39,8 +44,9 @@ class Nearest:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """None, or second moments, each token counting alike."""
-        return ("relative_second_moment",) if self.weighted else ()
+        """None, or second moments, each token counting alike, or mean squares as they are."""
+        own = "relative_second_moment" if self.relative else "mean_square"
+        return (own,) if self.weighted else ()
 
     def problem(self, scheme: Scheme) -> str | None:
         """Return why weights would change nothing, with the remedy, or `None`."""
@@ -57,8 +63,10 @@ class Nearest:
         if not self.weighted:
             block, remarks = output_moment(statistics, scheme)
             return Solution(quantize(weight, scheme, moment=block), remarks=remarks)
-        moment = (statistics or {}).get(self.statistics[0])
-        if moment is None or not moment.count:
-            return Solution(quantize(weight, scheme), remarks=("no calibration input reached it: not weighted",))
-        found = quantize(weight, scheme.searched(), importance_of(moment.result(), weight))
+        seen = (statistics or {}).get(self.statistics[0])
+        if seen is None or not seen.count:
+            unknown = "nothing is known of its input" if seen is None else "no calibration input reached it"
+            return Solution(quantize(weight, scheme), remarks=(f"{unknown}: not weighted",))
+        importance = importance_of if self.relative else importance_of_squares
+        found = quantize(weight, scheme.searched(), importance(seen.result(), weight))
         return Solution(replace(found, scheme=scheme))

@@ -45,7 +45,7 @@ def require_free_file(path: Path, *, overwrite: bool, parts: bool = False) -> No
 
 
 def require_free_output(path: Path, *, overwrite: bool, parts: bool = False) -> None:
-    """Raise `CheckpointError` unless what `path` is the name of, a file (with `parts` several) or a folder, can go there."""
+    """Raise `CheckpointError` unless a file (with `parts` several) or a folder, as `path` says, can be put there."""
     if is_file_name(path):
         require_free_file(path, overwrite=overwrite, parts=parts)
     else:

@@ -13,6 +13,7 @@ import typer
 from fewbit.cli.convert import convert
 from fewbit.cli.demo import demo
 from fewbit.cli.evaluate import evaluate
+from fewbit.cli.imatrix import imatrix
 from fewbit.cli.inspect import inspect
 from fewbit.cli.interruption import Interruptible
 from fewbit.cli.quantize import quantize
@@ -48,7 +49,7 @@ def options(
         raise typer.Exit
 
 
-for command in (quantize, evaluate, inspect, convert, support, demo):
+for command in (quantize, evaluate, inspect, convert, imatrix, support, demo):
     application.command(no_args_is_help=command not in (support, demo))(command)
 
 

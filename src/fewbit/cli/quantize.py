@@ -77,6 +77,13 @@ def quantize(  # a command's options are its arguments
     calibration_length: Annotated[
         int | None, typer.Option(help="Tokens of each; default: 256 of its own text, 512 of a file.", min=2)
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            help="An importance matrix instead of calibration: a .gguf file of `fewbit imatrix` or llama-imatrix.",
+            show_default=False,
+        ),
+    ] = None,
     sequential: Annotated[
         bool,
         typer.Option(
@@ -104,8 +111,10 @@ def quantize(  # a command's options are its arguments
     chosen = choose_recipe(recipe, Schemes(weight, input_scheme, algorithm), keep or [])
     usual = Path("out.onnx" if is_onnx(model) or runtime else "out")
     target = target_name(output or usual, to, runtime)
+    if imatrix is not None and calibration != "self":
+        raise RecipeError("--imatrix and --calibration exclude each other: an importance matrix is gathered already")
     if dry_run:
-        show_plan(terminal, model, chosen, to=target, dtype=dtype)
+        show_plan(terminal, model, chosen, to=target, dtype=dtype, importance=imatrix)
         return
     if output is None:
         raise RecipeError("nowhere to write: give -o OUT, or --dry-run to see the plan only")
@@ -116,7 +125,7 @@ def quantize(  # a command's options are its arguments
             Calibration(data=calibration, samples=samples, length=calibration_length, sequential=sequential),
             batch_size, preprocess,
         ),
-        evaluation=measuring(data, text, batch_size, preprocess), shard_size=shard_size,
+        evaluation=measuring(data, text, batch_size, preprocess), shard_size=shard_size, importance=imatrix,
     )  # fmt: skip
     require_used(run.calibration, run.evaluation, {"--batch-size": batch_size, "--preprocess": preprocess})
     result, written = run.carry_out(terminal)
@@ -149,6 +158,8 @@ class Run:
     evaluation: Samples | None = None
     #: The most bytes in a file, as it was written.
     shard_size: str | None = None
+    #: An importance matrix instead of calibration.
+    importance: Path | None = None
 
     def carry_out(self, terminal: Terminal) -> tuple[Result, Path]:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded.
@@ -169,7 +180,7 @@ class Run:
             from fewbit.overflow import needs_check
             from fewbit.solving import needs_data
 
-            made = fb.plan(self.model, self.recipe, to=self.to, dtype=self.dtype)
+            made = fb.plan(self.model, self.recipe, to=self.to, dtype=self.dtype, importance=self.importance)
         made.require_sound()
         require_room(self.output, made.bytes_after)
         terminal.say(plan_table(made))
@@ -181,12 +192,7 @@ class Run:
         calibrates = needs_data(made)
         evaluation = self._evaluation(calibrates=calibrates)
         own_data = self.calibration.data != "self"
-        options = fb.Options(
-            device=self.device,
-            seed=self.seed,
-            progress=terminal,
-            command=self.command,
-        )
+        options = fb.Options(device=self.device, seed=self.seed, progress=terminal, command=self.command)
         result = fb.quantize(
             self.model,
             self.recipe,
@@ -194,6 +200,7 @@ class Run:
             dtype=self.dtype,
             calibration=self.calibration if calibrates or (own_data and needs_check(made)) else None,
             evaluation=evaluation,
+            importance=self.importance,
             options=options,
         )
         with terminal.phase("write"), warnings.catch_warnings(record=True) as noticed:
@@ -260,12 +267,14 @@ def choose_recipe(recipe: str | None, schemes: Schemes, keep: list[str]) -> Reci
     )
 
 
-def show_plan(terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype: str) -> None:
+def show_plan(
+    terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype: str, importance: Path | None = None
+) -> None:
     """Print the plan; raise its problems, so that the exit code tells."""
     with terminal.phase("plan"):
         import fewbit as fb
 
-        made = fb.plan(model, recipe, to=to, dtype=dtype)
+        made = fb.plan(model, recipe, to=to, dtype=dtype, importance=importance)
     data = {
         "model": made.model,
         "recipe": made.recipe.name,

@@ -18,6 +18,7 @@ STATISTICS = {
     "input_drift": "fewbit.statistics.input_drift:InputDrift",
     "relative_input_drift": "fewbit.statistics.input_drift:RelativeInputDrift",
     "mean": "fewbit.statistics.mean:Mean",
+    "mean_square": "fewbit.statistics.mean_square:MeanSquare",
     "moving_average": "fewbit.statistics.moving_average:MovingAverage",
     "channel_magnitude": "fewbit.statistics.channel_magnitude:ChannelMagnitude",
     "row_sample": "fewbit.statistics.row_sample:RowSample",

@@ -129,3 +129,33 @@ def test_sums_that_are_no_numbers_are_not_written(tmp_path):
     with pytest.raises(CheckpointError, match="are not finite"):
         write_importance_matrix(bad, tmp_path / "i.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_older_form_comes_back_but_for_counts(tmp_path):
+    own = ImportanceMatrix(
+        sums={NAMES[0]: matrix().sums[NAMES[0]]}, counts={NAMES[0]: np.asarray([5], np.float32)},
+        datasets=("text.txt",), chunks=4, chunk_size=512,
+    )  # fmt: skip
+    found = read_importance_matrix(own.save(tmp_path / "i.dat"))
+    # Times the number of chunks and divided by it, each rounded to float32.
+    np.testing.assert_allclose(found.mean_squares(NAMES[0]), own.mean_squares(NAMES[0]), rtol=2.4e-7)
+    assert (found.datasets, found.chunks) == (("text.txt",), 4)
+    with pytest.raises(CheckpointError, match="exists"):
+        own.save(tmp_path / "i.dat")
+
+
+def test_the_older_form_has_no_place_for_experts(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has 3 matrices, which a \.dat file has no place for"):
+        matrix().save(tmp_path / "i.dat")
+    assert not (tmp_path / "i.dat").exists()
+
+
+@pytest.mark.parametrize("name", ["i.gguf", "i.dat"])
+def test_libgguf_reads_both_forms_alike(tmp_path, name):
+    libgguf = pytest.importorskip("libgguf.imatrix")
+    own = ImportanceMatrix(
+        sums={NAMES[0]: matrix().sums[NAMES[0]]}, counts={NAMES[0]: np.asarray([5], np.float32)}, chunks=1
+    )
+    found = libgguf.load_imatrix(own.save(tmp_path / name))
+    assert set(found) == {NAMES[0]}
+    np.testing.assert_array_equal(found[NAMES[0]], own.mean_squares(NAMES[0])[0])

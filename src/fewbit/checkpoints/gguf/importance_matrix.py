@@ -1,7 +1,7 @@
 """Importance matrices: how large the inputs of each weight are, as llama.cpp's tools write and read them.
 
 GGUF: NAME.in_sum2 (matrices, in), sums of squares of inputs, and NAME.counts (matrices, 1), how many. Legacy: a count
-of entries, each with a name, calls, and float32 values. Source: llama.cpp, tools/imatrix and src/llama-quant.cpp.
+of entries, each a name, calls, and float32 mean squares x calls. Source: llama.cpp, tools/imatrix and llama-quant.cpp.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy as np
 from fewbit.checkpoints.gguf.arrays import read_array
 from fewbit.checkpoints.gguf.container import Container, Entry
 from fewbit.checkpoints.gguf_header import MAGIC, ArrayLength, GgufHeader, GgufTensor, read_gguf_header
+from fewbit.checkpoints.new_file import require_free_file
 from fewbit.checkpoints.tensor_name import require_plain
 from fewbit.errors import CheckpointError
+from fewbit.whole_file import write_whole
 
 _Floats = np.ndarray[Any, Any]
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -39,6 +41,10 @@ class ImportanceMatrix:
     chunks: int = 0
     chunk_size: int = 0
 
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the matrix in GGUF form, or to a `.dat` in the older form; see `write_importance_matrix`."""
+        return write_importance_matrix(self, Path(path), overwrite=overwrite)
+
     def mean_squares(self, name: str) -> _Floats:
         """Return the mean squares of the inputs of a weight, float32 (matrices, in); 1 where nothing was counted."""
         counts = self.counts[name][:, None]
@@ -46,16 +52,20 @@ class ImportanceMatrix:
 
 
 def write_importance_matrix(matrix: ImportanceMatrix, path: Path, *, overwrite: bool = False) -> Path:
-    """Write `matrix` in GGUF form, as llama-quantize reads it, and return the path.
+    """Write `matrix` and return the path: in GGUF form, as llama-quantize reads it, or in the older form to a `.dat`.
 
     Raises:
-        CheckpointError: the path exists or cannot be written, or sums that are no finite numbers.
+        CheckpointError: the path exists or cannot be written, sums that are no finite numbers, or several matrices of a
+            weight, for which the older form has no place.
 
     """
-    entries = []
     for name, sums in matrix.sums.items():
         if not np.isfinite(sums).all() or (sums < 0).any():
             raise CheckpointError(f"sums of squares of the inputs of {name} are not finite, or below 0")
+    if path.suffix == ".dat":
+        return _write_legacy(matrix, path, overwrite=overwrite)
+    entries = []
+    for name, sums in matrix.sums.items():
         entries += [Entry(name + _SUMS, "F32", sums.shape), Entry(name + _COUNTS, "F32", (len(sums), 1))]
     values = {
         "general.type": "imatrix",
@@ -71,6 +81,24 @@ def write_importance_matrix(matrix: ImportanceMatrix, path: Path, *, overwrite: 
         return made.close()
     finally:
         made.abort()
+
+
+def _write_legacy(matrix: ImportanceMatrix, path: Path, *, overwrite: bool) -> Path:
+    """Write the older form: a chunk counts as a call."""
+    calls, content = max(matrix.chunks, 1), [struct.pack("<i", len(matrix.sums))]
+    for name, sums in matrix.sums.items():
+        if len(sums) != 1:
+            raise CheckpointError(f"{name} has {len(sums)} matrices, which a .dat file has no place for; write a .gguf")
+        values = (matrix.mean_squares(name)[0] * np.float32(calls)).astype("<f4")
+        key = name.encode()
+        content += [struct.pack("<i", len(key)), key, struct.pack("<ii", calls, len(values)), values.tobytes()]
+    data = ", ".join(matrix.datasets).encode()[:_LONGEST]
+    require_free_file(path, overwrite=overwrite)
+    try:
+        write_whole(path, b"".join([*content, struct.pack("<ii", calls, len(data)), data]))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    return path
 
 
 def read_importance_matrix(path: Path) -> ImportanceMatrix:

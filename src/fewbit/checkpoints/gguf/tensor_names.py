@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.checkpoints.gguf.architecture import Architecture
+from fewbit.checkpoints.gguf.architecture import Architecture, architecture_of
 from fewbit.errors import CheckpointError
 
 _Rows = np.ndarray[Any, Any]
@@ -62,6 +62,16 @@ def places(architecture: Architecture, configuration: Mapping[str, Any], names: 
 def origins(architecture: Architecture, configuration: Mapping[str, Any]) -> dict[str, tuple[str, Place]]:
     """Return the full names in the model of what a file may hold, with their places, by their names in the file."""
     return {place.name: (name, place) for name, place in _places(architecture, configuration).items()}
+
+
+def file_names(configuration: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a file calls the tensors of a model, by their full names in the model.
+
+    Raises:
+        CheckpointError: a family that GGUF files are not written for.
+
+    """
+    return {name: place.name for name, place in _places(architecture_of(configuration), configuration).items()}
 
 
 def scale_name(weight: str) -> str:
