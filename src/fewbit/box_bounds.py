@@ -15,11 +15,11 @@ from fewbit.ranges.squared_error import SquaredError
 from fewbit.schemes.scheme import Scheme
 
 
-def row_slices(weight: Array, box: tuple[int, ...], *, cut_boxes: bool = False) -> Iterator[slice]:
-    """Yield runs of rows that hold whole boxes, or parts of the only box, and what fits a cache."""
+def row_slices(weight: Array, box: tuple[int, ...], *, cut_boxes: bool = False, times: int = 1) -> Iterator[slice]:
+    """Yield runs of rows that hold whole boxes, or parts of the only box, and what fits a cache, or `times` that."""
     rows, *others = weight.shape
     step = 1 if cut_boxes and box[0] >= rows else box[0]
-    at_once = max(1, numbers_at_once(weight) // max(1, prod(others) * step)) * step
+    at_once = max(1, times * numbers_at_once(weight) // max(1, prod(others) * step)) * step
     for start in range(0, rows, at_once):
         yield slice(start, min(start + at_once, rows))
 

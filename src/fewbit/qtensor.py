@@ -16,6 +16,7 @@ from fewbit.box_bounds import bounds_of, group_scales, row_slices, searched_leve
 from fewbit.codebooks import entries, learned
 from fewbit.errors import SchemeError
 from fewbit.formats.learned import Learned
+from fewbit.formats.minifloat import Float
 from fewbit.formats.scale_type import round_scale
 from fewbit.numerics.groups import beside_boxes, box_axes, counts, merge, split, spread
 from fewbit.numerics.namespace import (
@@ -29,8 +30,12 @@ from fewbit.numerics.namespace import (
 from fewbit.numerics.noise import uniform
 from fewbit.numerics.rounding import straight_through
 from fewbit.ranges.absmax import AbsMax
+from fewbit.ranges.compiled_floats import are_compiled, encode
 from fewbit.ranges.scale_levels import ScaleLevels
 from fewbit.schemes.scheme import Scheme
+
+#: What most often is a compiled loop holds little beside its numbers, so that it may take more of them at a time.
+_COMPILED_TIMES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +251,7 @@ def _at_best_levels(
     unit = beside_boxes(spread(stored.scale_values(), stored.shape, inner))
     uneven = any(size % step for size, step in zip(weight.shape, box, strict=True))
     codes = []
-    for rows in row_slices(weight, box):
+    for rows in row_slices(weight, box, times=_COMPILED_TIMES):
         own = slice(rows.start // box[0], -(-rows.stop // box[0]))
         boxes = split(to_float32(weight[rows, ...]), box)
         # What fills an uneven last box counts nothing.
@@ -287,4 +292,9 @@ def _codes(
     scale, zero = (None if part is None else part[own, ...] for part in parameters)
     piece = (min(box[0], shape[0]), *box[1:])
     noise = None if seed is None else split(uniform(shape, seed, weight, rows.start * prod(shape[1:])), piece)
+    if noise is None and isinstance(scheme.format, Float):
+        xp = array_namespace(weight)
+        boxes = split(xp.astype(weight, xp.float32, copy=False), piece)
+        if are_compiled(boxes, scheme.format):
+            return merge(encode(boxes, scale, scheme.format), shape)
     return merge(scheme.grid.codes(split(to_float32(weight), piece), scale, zero, noise), shape)

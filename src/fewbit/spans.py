@@ -14,7 +14,7 @@ import numpy as np
 from fewbit.errors import MissingExtraError, SchemeError
 from fewbit.formats.codebook import Codebook
 from fewbit.formats.integer import Int
-from fewbit.numerics.namespace import Array, array_namespace, device, to_float32, to_numpy
+from fewbit.numerics.namespace import Array, array_namespace, device, to_numpy
 from fewbit.numerics.threads import threads_for
 from fewbit.ranges.span_search import SpanSearch
 from fewbit.schemes.scheme import Scheme
@@ -52,7 +52,10 @@ def searched(weight: Array, scheme: Scheme, importance: Array | None) -> Spans:
     """
     width = weight.shape[-1]
     require_spans(width, scheme)
-    values = np.ascontiguousarray(to_numpy(to_float32(weight))).reshape(-1, width)
+    # What float32 holds as a subnormal only counts nothing beside the rest of its group, and groups of such are zeros.
+    xp = array_namespace(weight)
+    # Loops are compiled again for arrays that cannot be written to.
+    values = np.require(to_numpy(xp.astype(weight, xp.float32, copy=False)), requirements=["C", "W"]).reshape(-1, width)
     shares = _shares(importance, width)
     rows = max(1, _AT_ONCE // width)
     parts = [
@@ -61,7 +64,7 @@ def searched(weight: Array, scheme: Scheme, importance: Array | None) -> Spans:
     ]
     found = [None if own[0] is None else np.concatenate(own) for own in zip(*parts, strict=True)]
     _require_reach(values, found, scheme)
-    xp, place, ahead = array_namespace(weight), device(weight), tuple(weight.shape[:-1])
+    place, ahead = device(weight), tuple(weight.shape[:-1])
     return Spans(*(None if own is None else xp.asarray(own.reshape(*ahead, -1), device=place) for own in found))
 
 
@@ -92,73 +95,108 @@ def _require_reach(values: Any, found: list[Any], scheme: Scheme) -> None:
 def _found(values: Any, shares: Any, scheme: Scheme) -> tuple[Any, ...]:
     """Return codes, scales, their unit, minima and their unit of rows that are worked on at a time."""
     try:
-        from fewbit.numerics import span_minima, span_scales
+        from fewbit.numerics import group_minima, group_scales, span_minima, span_scales
     except ImportError as error:
         raise MissingExtraError(f"{scheme} needs {error.name} to search scales; pip install 'fewbit[torch]'") from error
     with threads_for(values.size):
-        return _search(values, shares, scheme, span_minima if scheme.minimum else span_scales)
+        if scheme.scale_scheme is None:
+            return _searched_groups(values, shares, scheme, group_minima if scheme.minimum else group_scales)
+        if scheme.minimum:
+            return _searched_minima(values, shares, scheme, span_minima)
+        return _searched_scales(values, shares, scheme, span_scales)
 
 
-def _search(values: Any, shares: Any, scheme: Scheme, module: Any) -> tuple[Any, ...]:
-    rows, width = values.shape
-    assert isinstance(scheme.ranging, SpanSearch)
+def _searched_groups(values: Any, shares: Any, scheme: Scheme, module: Any) -> tuple[Any, ...]:
+    """Return the same where scales, and minima if there are any, are floats."""
+    rows, size = len(values), _size(scheme, values)
+    units = np.empty(values.shape, np.uint8 if scheme.minimum else np.int8)
+    scales, minima = (np.empty((rows, values.shape[1] // size), np.float32) for _ in range(2))
+    found = units.reshape(-1, size), scales.reshape(-1), minima.reshape(-1)
+    weights = _in_groups(shares, size)
+    module.search_scales(
+        values.reshape(-1, size),
+        weights,
+        _grid(scheme),
+        _starts(scheme, weighted=weights is not None),
+        found if scheme.minimum else found[:2],
+    )
+    return _codes(scheme, units), scales, None, minima if scheme.minimum else None, None
+
+
+def _searched_scales(values: Any, shares: Any, scheme: Scheme, module: Any) -> tuple[Any, ...]:
+    """Return the same where scales are quantized."""
+    inner, method = scheme.scale_scheme, scheme.ranging
+    assert inner is not None
+    assert isinstance(inner.format, Int)
+    assert isinstance(method, SpanSearch)
     assert scheme.span is not None
-    kinds, inner = (2,) if scheme.minimum else (), scheme.scale_scheme
-    size = scheme.granularity.box((1, width))[1]
-    units = np.empty_like(values)
-    groups = np.empty((*kinds, rows, width // size), np.float32)
-    spans = np.empty((*kinds, rows, width // scheme.span), np.float32)
-    grid, starts = _grid(scheme), _starts(scheme, weighted=bool((shares != shares[0, 0]).any()))
-    if inner is None:
-        parts = tuple(groups) if scheme.minimum else (groups,)
-        module.search_scales(values, shares, grid, starts, (units, *parts))
-    else:
-        module.search_spans(values, shares, _nested(scheme, grid), starts, (units, groups, spans))
-    return _stored(scheme, units, groups, spans)
+    rows, size = len(values), _size(scheme, values)
+    units, codes = np.empty(values.shape, np.int8), np.empty((rows, values.shape[1] // size), np.float32)
+    scales = np.empty((rows, values.shape[1] // scheme.span), np.float32)
+    low, high = np.float32(inner.format.qmin), np.float32(inner.format.qmax)
+    tops = np.asarray([low, high, low + 1, high - 1, low + 2, high - 2], np.float32)
+    weights = _in_groups(shares, size)
+    module.search_spans(
+        values.reshape(-1, size),
+        weights,
+        (*_grid(scheme), low, high, tops, method.sweeps),
+        _starts(scheme, weighted=weights is not None),
+        (units.reshape(-1, size), codes.reshape(-1), scales.reshape(-1)),
+    )
+    return _codes(scheme, units), codes.astype(np.int8), scales, None, None
 
 
-def _stored(scheme: Scheme, units: Any, groups: Any, spans: Any) -> tuple[Any, ...]:
-    """Return units and parameters as they are stored."""
-    form, inner = scheme.format, scheme.scale_scheme
-    if isinstance(form, Codebook):
-        codes = np.searchsorted(np.asarray(form.levels, np.float32), units).astype(np.uint8)
-    else:
-        codes = units.astype(np.int8 if form.signed else np.uint8)  # type: ignore[attr-defined]
-    if inner is None:
-        scale, minimum = groups if scheme.minimum else (groups, None)
-        return codes, scale, None, minimum, None
-    kept = groups.astype(np.int8 if inner.format.signed else np.uint8)  # type: ignore[attr-defined]
-    if scheme.minimum:
-        return codes, kept[0], spans[0], kept[1], -spans[1]
-    return codes, kept, spans, None, None
+def _searched_minima(values: Any, shares: Any, scheme: Scheme, module: Any) -> tuple[Any, ...]:
+    """Return the same where scales and minima are quantized."""
+    inner, method = scheme.scale_scheme, scheme.ranging
+    assert inner is not None
+    assert isinstance(inner.format, Int)
+    assert isinstance(method, SpanSearch)
+    assert scheme.span is not None
+    rows, width = values.shape
+    units = np.empty(values.shape, np.uint8)
+    codes = np.empty((2, rows, width // _size(scheme, values)), np.float32)
+    scales = np.empty((2, rows, width // scheme.span), np.float32)
+    high = np.float32(inner.format.qmax)
+    tops = [(float(high - a), float(high - b)) for a in range(4) for b in range(4) if high - max(a, b) > 0]
+    limits = _grid(scheme), high, np.asarray(tops, np.float32), method.sweeps
+    starts = _starts(scheme, weighted=_in_groups(shares, 1) is not None)
+    module.search_spans(values, shares, limits, starts, (units, codes, scales))
+    kept = codes.astype(np.uint8)
+    return units, kept[0], scales[0], kept[1], -scales[1]
+
+
+def _size(scheme: Scheme, values: Any) -> int:
+    return scheme.granularity.box((1, values.shape[1]))[1]
+
+
+def _in_groups(shares: Any, size: int) -> Any:
+    """Return what errors count (n, size), or `None` where they count alike."""
+    return shares.reshape(-1, size) if (shares != shares[0, 0]).any() else None
+
+
+def _codes(scheme: Scheme, units: Any) -> Any:
+    """Return the codes of int8 or uint8 `units`."""
+    if not isinstance(scheme.format, Codebook):
+        return units
+    levels = np.asarray(scheme.format.levels, np.int8)
+    table = np.searchsorted(levels, np.arange(256, dtype=np.uint8).view(np.int8))
+    return table.astype(np.uint8)[units.view(np.uint8)]
 
 
 @lru_cache
 def _grid(scheme: Scheme) -> Any:
-    """Return the highest code beside minima; else the lowest and the highest level, and a table of nearest ones."""
+    """Return the highest code beside minima; else the lowest and highest level, and a table of nearest ones if any."""
     form = scheme.format
     if scheme.minimum:
         return np.float32(form.levels[-1])
-    table = np.zeros(0, np.float32)
+    table = None
     if isinstance(form, Codebook):
         # Where levels are whole and within 128, so are twice the middles between them: thresholds of this table.
         levels = np.asarray(form.levels, np.float32)
         places = (np.arange(512, dtype=np.float32) - 256.0) / 2.0 + 0.25
         table = levels[np.abs(places[:, None] - levels).argmin(1)]
     return np.float32(form.levels[0]), np.float32(form.levels[-1]), table
-
-
-def _nested(scheme: Scheme, grid: Any) -> tuple[Any, ...]:
-    """Return what a search of quantized scales takes: the grid, limits and first codes of the largest, sweeps."""
-    inner, method = scheme.scale_scheme, scheme.ranging
-    assert inner is not None
-    assert isinstance(inner.format, Int)
-    assert isinstance(method, SpanSearch)
-    low, high = np.float32(inner.format.qmin), np.float32(inner.format.qmax)
-    if scheme.minimum:
-        tops = [(float(high - a), float(high - b)) for a in range(4) for b in range(4) if high - max(a, b) > 0]
-        return grid, high, np.asarray(tops, np.float32), method.sweeps
-    return *grid, low, high, np.asarray([low, high, low + 1, high - 1, low + 2, high - 2], np.float32), method.sweeps
 
 
 @lru_cache
@@ -175,5 +213,7 @@ def _starts(scheme: Scheme, *, weighted: bool) -> Any:
         return np.asarray([(low, high) for low in steps for high in steps], np.float32)
     few_levels = bits <= 3 or isinstance(scheme.format, Codebook)
     farthest = min(max(0.8, 0.24 * levels[-1]), 2.8)
-    shifts = np.linspace(-0.5, farthest, 3 if few_levels else {4: 5, 5: 7, 6: 10}.get(bits, 5))
+    # Not 0.5: halfway between two levels rounding errors would decide.
+    nearest = 0.4999 if few_levels else 0.5001
+    shifts = np.linspace(-nearest, farthest, 3 if few_levels else {5: 8, 6: 10}.get(bits, 6))
     return np.concatenate([levels[0] - shifts, levels[-1] + shifts]).astype(np.float32)

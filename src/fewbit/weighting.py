@@ -18,7 +18,8 @@ from fewbit.checkpoints.gguf.importance_matrix import ImportanceMatrix, read_imp
 from fewbit.checkpoints.gguf.tensor_names import file_names
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import Source
-from fewbit.planning import Plan, PlanRow
+from fewbit.plan_row import PlanRow
+from fewbit.planning import Plan
 from fewbit.problems import several
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule

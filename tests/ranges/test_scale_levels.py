@@ -78,6 +78,22 @@ def test_the_search_gives_the_same_bits_in_every_framework(text, xp):
     np.testing.assert_array_equal(xp.to_numpy(found.codes), expected.codes)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("text", LEVELLED)
+def test_compiled_loops_give_the_bits_of_whole_arrays(text, weighted, monkeypatch):
+    weight = weights(37, 160)
+    weight[3], weight[6, :20] = 0.0, 1e-39  # zeros, and numbers that float32 holds as subnormals only
+    weight[7] *= 1e-38
+    weight[8] = np.round(weight[8] * 64) / 64  # ties
+    scheme, counts = parse_scheme(f"{text} mse"), powers(160) if weighted else None
+    found = quantize(weight, scheme, counts)
+    for module in ("fewbit.qtensor", "fewbit.ranges.scale_levels"):
+        monkeypatch.setattr(f"{module}.are_compiled", lambda *_: False)
+    expected = quantize(weight, scheme, counts)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_array_equal(found.scale.codes, expected.scale.codes)
+
+
 def test_groups_of_zeros_keep_their_scale_and_erase_nothing():
     weight = weights()
     weight[2] = 0.0

@@ -7,6 +7,7 @@ A value 2^k * f with 1 <= f < 2 becomes 2^k, or 2^(k+1) when f >= `up_from`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fewbit.errors import SchemeError
 from fewbit.numerics.lookup import look_up, rank, rank_between
@@ -15,6 +16,7 @@ from fewbit.numerics.rounding import straight_through
 
 _BIAS = 127
 _LARGEST = 254
+_LEVELS = tuple(2.0 ** (code - _BIAS) for code in range(1, _LARGEST + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class PowerOfTwo:
     @property
     def levels(self) -> tuple[float, ...]:
         """Every value that is made, sorted."""
-        return tuple(2.0 ** (code - _BIAS) for code in range(1, _LARGEST + 1))
+        return _LEVELS
 
     @property
     def reach(self) -> float:
@@ -62,8 +64,7 @@ class PowerOfTwo:
         xp = array_namespace(values)
         if noise is not None:
             return xp.astype(rank_between(self.levels, values, noise) + 1, xp.uint8)
-        starts = [self.up_from * 2.0 ** (code - 1 - _BIAS) for code in range(2, _LARGEST + 1)]
-        return xp.astype(rank(starts, values) + 1, xp.uint8)
+        return xp.astype(rank(_starts(self.up_from), values) + 1, xp.uint8)
 
     def decode(self, codes: Array) -> Array:
         """Return `2^(codes - 127)` as float32; the codes 0 and 255 give NaN."""
@@ -81,3 +82,9 @@ class PowerOfTwo:
     def from_unsigned(self, patterns: Array) -> Array:
         """Codes are bit patterns already."""
         return patterns
+
+
+@lru_cache
+def _starts(up_from: float) -> tuple[float, ...]:
+    """Return for each power but the first the least value that becomes it."""
+    return tuple(up_from * level for level in _LEVELS[:-1])

@@ -13,11 +13,13 @@ import numba
 import numpy as np
 
 from fewbit.numerics.float16 import half
-from fewbit.numerics.span_scales import FAST, LEAST
+from fewbit.numerics.lanes import FAST
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 #: Alternations between codes and parameters.
 _ROUNDS = 4
+#: A group of no greater range is constant.
+_LEAST = np.float32(1e-30)
 
 
 @numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
@@ -70,7 +72,7 @@ def _fitted(values: Any, weights: Any, starts: Any, most: Any, negative: Any) ->
     if negative:
         low, high = min(low, _ZERO), max(high, low)
     reach = high - low
-    if reach <= LEAST:
+    if reach <= _LEAST:
         return _ZERO, low
     best, scale, minimum = np.float32(np.inf), _ZERO, low
     for start in range(starts.shape[0]):
@@ -96,39 +98,6 @@ def _write(values: Any, scale: Any, minimum: Any, most: Any, units: Any) -> None
     inverse = _ONE / scale if scale != _ZERO else _ZERO
     for k in range(values.shape[0]):
         units[k] = min(max(np.rint((values[k] - minimum) * inverse), _ZERO), most)
-
-
-@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _in_float16(values: Any, weights: Any, starts: Any, most: Any) -> Any:
-    """Return float16 scale and minimum of least error for one group."""
-    wanted, lowest = _fitted(values, weights, starts, most, False)
-    scale, minimum = half(wanted), half(lowest)
-    best = _trial(values, weights, scale, minimum, most)
-    for _ in range(2):
-        _, wanted, lowest = _refit(best, scale, minimum, False)
-        trying = half(wanted)
-        # The minimum makes up for the rounding of the scale.
-        lowest = half(lowest + (wanted - trying) * best[4] / best[3]) if best[3] > _ZERO else half(lowest)
-        found = _trial(values, weights, trying, lowest, most)
-        if not found[0] < best[0]:
-            break
-        best, scale, minimum = found, trying, lowest
-    return scale, minimum
-
-
-@numba.njit(parallel=True, fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def search_scales(values: Any, weights: Any, most: Any, starts: Any, found: Any) -> None:
-    """Set codes (rows, in), float16 scales and minima (rows, groups), `found`; `weights` are (rows or 1, in)."""
-    units, scales, minima = found
-    rows, groups = scales.shape
-    size = values.shape[1] // groups
-    for row in numba.prange(rows):
-        counted = weights[np.intp(row) if weights.shape[0] > 1 else np.intp(0)]
-        for group in range(groups):
-            own = slice(group * size, (group + 1) * size)
-            scale, minimum = _in_float16(values[row, own], counted[own], starts, most)
-            scales[row, group], minima[row, group] = scale, minimum
-            _write(values[row, own], scale, minimum, most, units[row, own])
 
 
 @numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
@@ -224,7 +193,7 @@ def _settle(values: Any, weights: Any, limits: Any, found: Any, sweeps: int) -> 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
 def search_spans(values: Any, weights: Any, limits: Any, starts: Any, found: Any) -> None:
-    """Set codes (rows, in), codes of scales and minima (2, rows, groups) and their units (2, rows, spans), `found`.
+    """Set uint8 codes (rows, in), those of scales and minima (2, rows, groups) and units (2, rows, spans), `found`.
 
     `limits`: the highest code, that of scales and minima, what those of the largest may be (n, 2), and sweeps.
     """

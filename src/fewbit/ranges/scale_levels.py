@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from fewbit.formats.minifloat import Float
 from fewbit.formats.number_format import NumberFormat
 from fewbit.numerics.lookup import rank
 from fewbit.numerics.loop import repeat, whole
 from fewbit.numerics.namespace import Array, array_namespace, constants_like
+from fewbit.ranges.compiled_floats import are_compiled, best_places, encode
 from fewbit.ranges.grid import Grid
 
 #: The widest scale that is tried, as a share of the one that the extremes ask for: 6 of e2m1 has a neighbour 4.
@@ -31,10 +33,15 @@ class ScaleLevels:
 
     @property
     def _levels(self) -> tuple[float, ...]:
-        return tuple(level for level in self.format.levels if level > 0.0)
+        form: Any = self.format  # every format can be hashed
+        return _positive(form)
 
     def nearest(self, wanted: Array, unit: Array) -> Array:
         """Return the codes of the levels nearest to the scales `wanted`, counted in `unit`; none stands for 0."""
+        if isinstance(self.format, Float) and are_compiled(wanted, self.format):
+            xp = array_namespace(wanted)
+            unit = xp.broadcast_to(unit, wanted.shape)
+            return self.positive(encode(wanted[..., None], unit[..., None], self.format)[..., 0])
         return self.positive(self.format.encode(wanted * (1.0 / unit)))
 
     def positive(self, codes: Array) -> Array:
@@ -60,6 +67,15 @@ class ScaleLevels:
         xp = array_namespace(boxes)
         levels = constants_like(list(self._levels), "float32", boxes)
         last = rank(self._levels, wanted * (1.0 / unit) * _WIDEST) - 1
+        steps = _within(self._levels, self.smallest / _WIDEST)
+        one_row = boxes.ndim == 4 and boxes.shape[1] == 1
+        if one_row and isinstance(grid.format, Float) and are_compiled(boxes, grid.format):
+            codes = self.nearest(wanted, unit)
+            scales = self.format.decode(codes) * unit, last, xp.broadcast_to(unit, wanted.shape)
+            place = best_places(boxes, weights, grid.format, scales, (self._levels, steps))
+            known = xp.take(self.format.encode(levels), xp.reshape(xp.clip(place, 0, None), (-1,)), axis=0)
+            codes = xp.where(place < 0, codes, xp.reshape(known, wanted.shape))
+            return self.format.decode(codes) * unit, codes
 
         def trial(codes: Array) -> tuple[Array, Array, Array]:
             scale = self.format.decode(codes) * unit
@@ -72,9 +88,13 @@ class ScaleLevels:
             improved = found[2] < best[2]
             return tuple(xp.where(improved, new, old) for new, old in zip(found, best, strict=True))
 
-        steps = _within(self._levels, self.smallest / _WIDEST)
         best = repeat(steps, better, trial(self.nearest(wanted, unit)))
         return best[0], best[1]
+
+
+@lru_cache
+def _positive(form: Any) -> tuple[float, ...]:
+    return tuple(level for level in form.levels if level > 0.0)
 
 
 @lru_cache
