@@ -53,7 +53,11 @@ def finish(model: nn.Module, evaluation: Any) -> Result:
         seconds=clock.seconds,
         peak_memory=clock.peak_memory,
     )
-    return Result(model=model, plan=made, report=report, source=work.asked.source, example=next(iter(evaluated), None))
+    batches = evaluated if work.batch is None else [work.batch]
+    example = next(iter(batches), None)
+    return Result(
+        model=model, plan=made, report=report, source=work.asked.source, batches=tuple(batches), example=example
+    )
 
 
 @torch.no_grad()

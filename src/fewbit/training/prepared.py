@@ -18,6 +18,7 @@ from fewbit.frontends.torch.mode_forward import guards
 from fewbit.frontends.torch.norm_folding import NormPair
 from fewbit.frontends.torch.rounded_product import hold, let_go
 from fewbit.planning import Plan, PlanRow
+from fewbit.schemes.scheme import Scheme
 from fewbit.training.activation_quantizer import ActivationQuantizer
 from fewbit.training.finite import require_finite_output
 from fewbit.training.schedule import STEP, Schedule
@@ -38,6 +39,8 @@ class Prepared:
     asked: TrainingPlan
     plan: Plan
     schedule: Schedule
+    #: What showed which BatchNorm follows which layer, and began ranges.
+    batch: Any = None
     #: Layers with the BatchNorms that they are folded with at the end.
     pairs: Sequence[NormPair] = ()
     #: What the report is to say.
@@ -55,14 +58,13 @@ class Prepared:
 
     def install(self) -> None:
         """Put the quantizers in."""
-        norms = {pair.layer: pair.norm for pair in self.pairs}
+        shared: dict[tuple[int, Scheme], WeightQuantizer] = {}
         for row in self.rows:
             assert row.scheme is not None
             module = self.module(row)
-            weight = WeightQuantizer(module, row.scheme, self.asked.training, self.schedule)
-            weight.norm = (norms[module],) if module in norms else ()
-            weight.begin(module.weight)  # type: ignore[arg-type]
-            weight.train(module.training)
+            own = id(module.weight), row.scheme
+            # A weight that layers share has one range.
+            weight = shared[own] = shared.get(own) or self._weight(module, row.scheme)
             parametrize.register_parametrization(module, "weight", weight, unsafe=True)
             self._put(module, row, weight.convolution)
         rounding = [self.module(row) for row in self.rows if row.input or row.output]
@@ -73,6 +75,13 @@ class Prepared:
         self.model.__dict__[SCHEDULE] = self.schedule
         self.model.register_forward_pre_hook(self.schedule.count)
         self.model.register_forward_hook(require_finite_output, with_kwargs=True)
+
+    def _weight(self, module: Any, scheme: Scheme) -> WeightQuantizer:
+        """Return what rounds the weight of a module from now on."""
+        weight = WeightQuantizer(module, scheme, self.asked.training, self.schedule)
+        weight.norm = tuple(pair.norm for pair in self.pairs if pair.layer is module)
+        weight.begin(module.weight)
+        return weight.train(module.training)
 
     def _put(self, module: Any, row: PlanRow, convolution: Convolution | None) -> None:
         channels = {INPUT: row.layer.shape[1], OUTPUT: row.layer.shape[0]}

@@ -44,6 +44,7 @@ def prepare(
         asked=asked,
         plan=made,
         schedule=schedule,
+        batch=batch,
         pairs=[fold.pair for fold in folds],
         sentences=_sentences(made, folds),
     )
