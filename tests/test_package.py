@@ -36,12 +36,16 @@ def test_the_public_names_are_these():
         "Rule",
         "Samples",
         "Scheme",
+        "Training",
         "convert",
+        "finish_qat",
         "importance_matrix",
         "keep",
+        "level_distance",
         "load",
         "parse_scheme",
         "plan",
+        "prepare_qat",
         "quantize",
     ]
     assert all(hasattr(fb, name) for name in fb.__all__)

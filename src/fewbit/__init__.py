@@ -30,6 +30,9 @@ from fewbit.samples.preprocessing import Preprocessing
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.notation import parse_scheme
 from fewbit.schemes.scheme import Scheme
+from fewbit.training.level_distance import level_distance
+from fewbit.training.options import Training
+from fewbit.training.qat import finish_qat, prepare_qat
 
 __version__ = "0.1.0"
 
@@ -58,11 +61,15 @@ __all__ = [
     "Rule",
     "Samples",
     "Scheme",
+    "Training",
     "convert",
+    "finish_qat",
     "importance_matrix",
     "keep",
+    "level_distance",
     "load",
     "parse_scheme",
     "plan",
+    "prepare_qat",
     "quantize",
 ]

@@ -37,7 +37,8 @@ class Grid:
         """Return the scale for bounds `low <= 0 <= high`, not yet rounded to its type."""
         if self.symmetric:
             scale = affine.symmetric_scale(larger(-low, high), self.format.reach)
-            if 0.0 in self.format.levels:
+            # Of integers the table of levels is a cache, which torch's compiler warns of.
+            if isinstance(self.format, Int) or 0.0 in self.format.levels:
                 return scale
             # Signs have no 0: a group of zeros gets the least scale, not 1.
             xp = array_namespace(scale)

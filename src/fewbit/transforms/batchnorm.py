@@ -54,6 +54,17 @@ class FoldBatchNorm:
         return applied
 
 
+def folded_sentence(count: int) -> str:
+    """Return what the report says of so many folds.
+
+    >>> folded_sentence(1)
+    '1 BatchNorm was folded into the layer before it'
+    """
+    if count == 1:
+        return "1 BatchNorm was folded into the layer before it"
+    return f"{count} BatchNorms were folded into the layers before them"
+
+
 def folded(weight: Array, bias: Array | None, norm: BatchNorm) -> tuple[Array, Array]:
     """Return weight (out, in) and bias (out,) of the layer that is both; computed in float64, of the weight's type.
 

@@ -20,7 +20,7 @@ from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.problems import several
 from fewbit.transforms import Applied
-from fewbit.transforms.batchnorm import BatchNorm
+from fewbit.transforms.batchnorm import BatchNorm, folded_sentence
 
 _Folded = Callable[[Numbers, Numbers | None, BatchNorm], tuple[Numbers, Numbers]]
 #: Operators that a norm is folded into.
@@ -58,8 +58,7 @@ def fold_norms(model: OnnxModel, run: TrialRun, folded: _Folded) -> Applied:
     if kept:
         _fold(model, kept, folded)
     left = [name for name in names if name not in {pair.norm for pair in kept}]
-    many = f"{len(kept)} BatchNorms were folded into the layers before them"
-    sentences = [many if len(kept) > 1 else "1 BatchNorm was folded into the layer before it"] if kept else []
+    sentences = [folded_sentence(len(kept))] if kept else []
     if left:
         sentences.append(f"{several(left)}: BatchNorm stays, no layer before it is read by it alone")
 

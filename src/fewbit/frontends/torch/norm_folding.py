@@ -18,7 +18,7 @@ from fewbit.frontends.torch.calls import copied, run_batch, same
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.problems import several
 from fewbit.transforms import Applied
-from fewbit.transforms.batchnorm import BatchNorm
+from fewbit.transforms.batchnorm import BatchNorm, folded_sentence
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 #: Roundings by which outputs may differ: those of the folded weights go through the whole model.
@@ -27,19 +27,20 @@ _Folded = Callable[[Tensor, Tensor | None, BatchNorm], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
-    """A layer and the norm behind it."""
+class NormPair:
+    """A layer and the norm behind it, by the name of the norm."""
 
     layer: nn.Module
     norm: nn.Module
     name: str
 
 
-class _Fold:
+class NormFold:
     """A pair in its two forms."""
 
-    def __init__(self, model: nn.Module, pair: _Pair, folded: _Folded) -> None:
+    def __init__(self, model: nn.Module, pair: NormPair, folded: _Folded) -> None:
         self.name = pair.name
+        self.pair = pair
         self._layer: Any = pair.layer
         self._before = pair.layer.weight, pair.layer.bias
         self._after = _folded_parameters(pair, folded)
@@ -52,9 +53,11 @@ class _Fold:
         ]
 
     def apply(self) -> None:
+        """Put the folded numbers in, and nothing in the place of the norm."""
         self._set(self._after, nn.Identity())
 
     def restore(self) -> None:
+        """Undo `apply`."""
         self._set(self._before, self._norm)
 
     def _set(self, parameters: tuple[Any, Any], norm: nn.Module) -> None:
@@ -70,16 +73,11 @@ def fold_norms(model: nn.Module, batch: Any, folded: _Folded) -> Applied:
         return Applied(sentences=())
     if batch is None:
         return Applied(sentences=(f"{several(norms)}: BatchNorm stays, for no data shows what it follows; give some",))
-    pairs = _candidates(model, batch, norms)
-    folds = [_Fold(model, pair, folded) for pair in pairs]
-    run = partial(run_batch, model, batch, every_score=True)
-    expected = copied(run())
-    kept = folds if _equal(folds, run, expected) else [fold for fold in folds if _equal([fold], run, expected)]
+    kept = found_folds(model, batch, folded)
     for fold in kept:
         fold.apply()
     left = [name for name in norms if name not in {fold.name for fold in kept}]
-    many = f"{len(kept)} BatchNorms were folded into the layers before them"
-    sentences = [many if len(kept) > 1 else "1 BatchNorm was folded into the layer before it"] if kept else []
+    sentences = [folded_sentence(len(kept))] if kept else []
     if left:
         sentences.append(f"{several(left)}: BatchNorm stays, no layer before it is read by it alone")
 
@@ -90,7 +88,16 @@ def fold_norms(model: nn.Module, batch: Any, folded: _Folded) -> Applied:
     return Applied(sentences=tuple(sentences), restore=restore)
 
 
-def _equal(folds: list[_Fold], run: Callable[[], Any], expected: Any) -> bool:
+def found_folds(model: nn.Module, batch: Any, folded: _Folded) -> list[NormFold]:
+    """Return the folds that leave the model's output on `batch` as it is; none is applied yet."""
+    norms: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
+    folds = [NormFold(model, pair, folded) for pair in _candidates(model, batch, norms)]
+    run = partial(run_batch, model, batch, every_score=True)
+    expected = copied(run())
+    return folds if _equal(folds, run, expected) else [fold for fold in folds if _equal([fold], run, expected)]
+
+
+def _equal(folds: list[NormFold], run: Callable[[], Any], expected: Any) -> bool:
     """Whether the output stays as it was with these folds, which are taken back."""
     for fold in folds:
         fold.apply()
@@ -103,11 +110,11 @@ def _equal(folds: list[_Fold], run: Callable[[], Any], expected: Any) -> bool:
             fold.restore()
 
 
-def _candidates(model: nn.Module, batch: Any, norms: dict[str, nn.Module]) -> list[_Pair]:
+def _candidates(model: nn.Module, batch: Any, norms: dict[str, nn.Module]) -> list[NormPair]:
     """Return the pairs by the data flow of one run."""
     made: dict[int, tuple[nn.Module, Tensor, int | None]] = {}
     calls: Counter[nn.Module] = Counter()
-    pairs: list[_Pair] = []
+    pairs: list[NormPair] = []
 
     def put_out(module: nn.Module, _: Any, output: Any) -> None:
         calls[module] += 1
@@ -121,7 +128,7 @@ def _candidates(model: nn.Module, batch: Any, norms: dict[str, nn.Module]) -> li
         if layer is None or output is None or output is not own or _version(own) != version:
             return
         if _outputs(layer) == module.num_features:
-            pairs.append(_Pair(layer, module, name))
+            pairs.append(NormPair(layer, module, name))
 
     owners = Counter(id(module.weight) for module in model.modules() if _is_linear(module))
     layers = [module for module in model.modules() if _is_linear(module) and owners[id(module.weight)] == 1]
@@ -161,7 +168,7 @@ def _foldable(norm: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _folded_parameters(pair: _Pair, folded: _Folded) -> tuple[nn.Parameter, nn.Parameter]:
+def _folded_parameters(pair: NormPair, folded: _Folded) -> tuple[nn.Parameter, nn.Parameter]:
     layer: Any = pair.layer
     norm: Any = pair.norm
     numbers = BatchNorm(
