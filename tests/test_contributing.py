@@ -45,7 +45,7 @@ def example(section: str) -> Example:
 def copied(folder: Path) -> Path:
     """Copy what a contributor works on, and return where."""
     for name in ("src", "tests"):
-        # With what numba has compiled, which counts as long as the times of the files are those that it was compiled at.
+        # With what numba has compiled, which counts as long as the files have the times that it was compiled at.
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc", "*.egg-info"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder

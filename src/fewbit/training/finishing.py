@@ -20,7 +20,7 @@ from fewbit.frontends.torch.norm_folding import NormFold
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.interfaces import Activations, Silent, frontend_of
 from fewbit.measurement import parse_evaluation
-from fewbit.planning import PlanRow
+from fewbit.plan_row import PlanRow
 from fewbit.qtensor import QTensor
 from fewbit.reporting import remarks_of, report_of
 from fewbit.result import Result

@@ -17,7 +17,8 @@ from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.mode_forward import guards
 from fewbit.frontends.torch.norm_folding import NormPair
 from fewbit.frontends.torch.rounded_product import hold, let_go
-from fewbit.planning import Plan, PlanRow
+from fewbit.plan_row import PlanRow
+from fewbit.planning import Plan
 from fewbit.schemes.scheme import Scheme
 from fewbit.training.activation_quantizer import ActivationQuantizer
 from fewbit.training.finite import require_finite_output

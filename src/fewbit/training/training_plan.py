@@ -7,7 +7,8 @@ from typing import Any
 
 from fewbit.interfaces import Source, frontend_of
 from fewbit.model_plan import checked, model_plan
-from fewbit.planning import Plan, PlanRow
+from fewbit.plan_row import PlanRow
+from fewbit.planning import Plan
 from fewbit.problems import several
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule
