@@ -25,7 +25,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Quantize smollm2, measure it, write report and checkpoint, and let transformers write a sentence from it."""
-    from fewbit.cli.quantize import Run, Schemes, choose_recipe
+    from fewbit.cli.quantize import Schemes, choose_recipe
+    from fewbit.cli.run import Run
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     chosen = choose_recipe(recipe, Schemes(), [])
