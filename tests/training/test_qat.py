@@ -352,3 +352,25 @@ def test_calls_in_the_wrong_order_are_refused():
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(RecipeError, match=message):
         fb.Training(**options)
+
+
+@pytest.mark.parametrize("scheme", ["int3 g32", "int3 g32 asym", "nf4 channel", "mxfp4"])
+def test_training_begins_where_the_algorithms_of_the_recipe_end(scheme):
+    recipe = fb.Recipe([fb.Rule(kind="linear", weight=scheme, algorithm="gptq")])
+    calibration = [images(256)]
+    solved = fb.quantize(perceptron(), recipe, calibration=calibration)
+    model = fb.prepare_qat(perceptron(), recipe, calibration=calibration)
+    for place in (1, 3):
+        assert torch.equal(model[place].weight, solved.model[place].weight)
+    nearest = fb.prepare_qat(perceptron(), recipe)
+    assert not torch.equal(nearest[1].weight, solved.model[1].weight)
+
+
+def test_a_solved_start_is_that_of_the_folded_layer():
+    recipe = fb.Recipe([fb.Rule(kind="conv", weight="int4 channel"), fb.keep(kind="linear")], transforms=["batchnorm"])
+    trained = train(convolutional(), 3)
+    solved = fb.quantize(copy.deepcopy(trained), recipe, calibration=[images()])
+    model = fb.prepare_qat(trained, recipe, batch=images(), calibration=[images()])
+    result = fb.finish_qat(model)
+    for place in (0, 3):
+        assert torch.equal(result.model[place].qtensor.codes, solved.model[place].qtensor.codes)

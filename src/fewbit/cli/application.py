@@ -13,6 +13,7 @@ import typer
 from fewbit.cli.convert import convert
 from fewbit.cli.demo import demo
 from fewbit.cli.evaluate import evaluate
+from fewbit.cli.finetune import finetune
 from fewbit.cli.imatrix import imatrix
 from fewbit.cli.inspect import inspect
 from fewbit.cli.interruption import Interruptible
@@ -49,7 +50,7 @@ def options(
         raise typer.Exit
 
 
-for command in (quantize, evaluate, inspect, convert, imatrix, support, demo):
+for command in (quantize, finetune, evaluate, inspect, convert, imatrix, support, demo):
     application.command(no_args_is_help=command not in (support, demo))(command)
 
 
@@ -61,7 +62,6 @@ def _later(name: str, what: str) -> None:
 
 _later("compare", "reports side by side")
 _later("verify", "file hashes")
-_later("finetune", "quantization-aware training")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -10,8 +11,9 @@ from torch import nn
 from fewbit.errors import PlanError, RecipeError
 from fewbit.frontends.torch.norm_folding import NormFold, found_folds
 from fewbit.interfaces import frontend_of
+from fewbit.pipeline import quantize
 from fewbit.planning import Plan
-from fewbit.presets import parse_recipe
+from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
 from fewbit.sources import open_source
 from fewbit.training.options import Training
@@ -22,17 +24,25 @@ from fewbit.training.training_plan import BATCHNORM, TrainingPlan
 from fewbit.transforms.batchnorm import folded, folded_sentence
 
 
-def prepare(
-    model: Any, recipe: str | Path | Recipe, training: Training | None, batch: Any, target: tuple[str | None, str]
-) -> Any:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """What a training may begin with; neither is needed."""
+
+    #: Shows which BatchNorm follows which layer, and begins static ranges.
+    batch: Any = None
+    #: What the algorithms of the recipe solve on first.
+    calibration: Any = None
+
+
+def prepare(model: Any, recipe: Recipe, training: Training, data: TrainingData, target: tuple[str | None, str]) -> Any:
     """Do what `fewbit.prepare_qat` says; the target is a checkpoint format and a type of floats."""
-    training = training or Training()
+    batch = data.batch
     if not isinstance(model, nn.Module):
         raise RecipeError(f"prepare_qat takes a torch module in memory, not a {type(model).__name__}; load it first")
     if SCHEDULE in model.__dict__:
         raise PlanError(f"{type(model).__name__} is prepared already; fewbit.finish_qat takes the quantizers out")
     source, frontend = open_source(model), frontend_of("torch")
-    asked = TrainingPlan(source, parse_recipe(recipe), training, *target)
+    asked = TrainingPlan(source, recipe, training, *target)
     made = asked(model, batch)
     frontend.require_finite(model, [own.layer for own in made.quantized], made.float_names, made.storage_type)
     folds = _folds(model, made, batch)
@@ -49,12 +59,22 @@ def prepare(
         sentences=_sentences(made, folds),
     )
     schedule.owner = work
+    found = {} if data.calibration is None else _solved(model, recipe, data.calibration, target)
     work.install()
+    for row in work.rows if found else ():
+        work.quantizer(row).adopt(work.trained(row), found[row.layer.name])
     if batch is not None:
         schedule.starting = True
         frontend.run(model, batch)
         schedule.starting = False
     return model
+
+
+def _solved(model: nn.Module, recipe: Recipe, calibration: Any, target: tuple[str | None, str]) -> dict[str, QTensor]:
+    """Return what the algorithms of the recipe make of the weights of a copy of the model."""
+    result = quantize(copy.deepcopy(model), recipe, to=target[0], dtype=target[1], calibration=calibration)
+    names = [row.layer.name for row in result.plan.rows if row.scheme]
+    return {name: result.model.get_submodule(name).qtensor for name in names}
 
 
 def _folds(model: nn.Module, made: Plan, batch: Any) -> list[NormFold]:

@@ -8,17 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe
 from fewbit.result import Result
 from fewbit.training.options import Training
 
 
-def prepare_qat(
+def prepare_qat(  # each is a choice of its own
     model: Any,
     recipe: str | Path | Recipe,
     *,
     training: Training | None = None,
     batch: Any = None,
+    calibration: Any = None,
     to: str | None = None,
     dtype: str = "auto",
 ) -> Any:
@@ -29,11 +31,14 @@ def prepare_qat(
 
     Args:
         model: a float module in memory.
-        recipe: as for `quantize`; its algorithms give way to training. Of transforms `batchnorm` is understood: weights
-            are rounded as folded with the averages of the BatchNorm behind, which is folded in at the end.
+        recipe: as for `quantize`; its algorithms give way to training, or begin it (`calibration`). Of transforms
+            `batchnorm` is understood: weights are rounded as folded with the averages of the BatchNorm behind, which is
+            folded in at the end.
         training: gradients, ranges, schedule.
         batch: shows which BatchNorm follows which layer, and begins static ranges; without it those begin with the
             first batch of the training.
+        calibration: data as for `quantize`: the algorithms of the recipe then solve a copy of the model first, and
+            training begins with their levels and scales; without it, with the float weights.
         to: the checkpoint format that it is meant for.
         dtype: type of floats and scales in files, as for `plan`.
 
@@ -47,9 +52,10 @@ def prepare_qat(
     False
 
     """
-    from fewbit.training.preparing import prepare
+    from fewbit.training.preparing import TrainingData, prepare
 
-    return prepare(model, recipe, training, batch, (to, dtype))
+    data = TrainingData(batch=batch, calibration=calibration)
+    return prepare(model, parse_recipe(recipe), training or Training(), data, (to, dtype))
 
 
 def finish_qat(model: Any, *, evaluation: Any = None) -> Result:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.box_bounds import bounds_of
+from fewbit.formats.integer import Int
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import module_class
-from fewbit.numerics.groups import counts, merge, split, spread
+from fewbit.numerics.groups import beside_boxes, counts, merge, split, spread
 from fewbit.numerics.namespace import to_float32
 from fewbit.qtensor import QTensor, fake_quantize, quantize
 from fewbit.schemes.scheme import Scheme
@@ -24,6 +25,8 @@ from fewbit.training.trained_range import TrainedRange
 
 #: A gain smaller than this is left out of the folding: what it multiplies is 0 whatever the weight.
 _LEAST_GAIN = 2.0**-60
+#: How far from its level, in steps, a weight may begin; at a half any other scale would take it to the next.
+_INSIDE = 0.4
 
 
 class WeightQuantizer(nn.Module):
@@ -51,6 +54,28 @@ class WeightQuantizer(nn.Module):
         """Take the range from the weight as it is now."""
         if self.range is not None:
             self.range.start(*self._bounds(self.folded(self.matrix(weight.detach()).float())))
+
+    @torch.no_grad()
+    def adopt(self, weight: Tensor, qtensor: QTensor) -> None:
+        """Begin with what a solver has found: its scales as the range, and weights that round to its levels.
+
+        Under integers these are the points nearest to the float weights, so that a small step may still change a code.
+        """
+        levels, scale = qtensor.dequantize(), beside_boxes(qtensor.scale_values())
+        if self.range is not None:
+            self.range.start(*self._ends(scale, qtensor.zero_point))
+        if self.range is not None and isinstance(self.scheme.format, Int):
+            reach = merge(scale.expand_as(split(levels, self.box)), self.shape) * _INSIDE
+            levels = torch.clamp(self.folded(self.matrix(weight).float()), levels - reach, levels + reach)
+        weight.copy_(self.arranged(self._unfolded(levels)))
+
+    def _ends(self, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the bounds that a scale and a zero point stand for."""
+        grid = self.scheme.grid
+        if zero is None:
+            return -scale * grid.format.reach, scale * grid.format.reach
+        zero = beside_boxes(zero).float()
+        return (grid.integer.qmin - zero) * scale, (grid.integer.qmax - zero) * scale
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight as (out, in)."""
