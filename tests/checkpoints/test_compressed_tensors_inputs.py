@@ -16,7 +16,7 @@ from fewbit.presets import PRESETS
 from fewbit.schemes.notation import parse_input_scheme
 
 DYNAMIC = ("int8", "int8 sym", "int8 tensor", "int8 g16", "int4", "int2 sym", "e4m3", "e4m3 tensor", "e4m3 g32",
-           "mxfp4", "mxfp6")  # fmt: skip
+           "mxfp4", "mxfp6", "mxfp8")  # fmt: skip
 STATIC = ("int8 static", "int8 static sym", "int5 static", "e4m3 static", "int8 static percentile", "e4m3 static mse")
 LINEAR = Layer("0", "linear", (8, 64), "Linear")
 
@@ -53,12 +53,12 @@ def test_what_is_loaded_computes_to_the_bit_what_was_saved(tmp_path, weight, giv
 
 
 #: Presets whose inputs runtimes round in another way: problems of the plan.
-ELSEWISE = {"mxfp8", "nvfp4"}
+ELSEWISE = {"nvfp4"}
 
 
 @pytest.mark.parametrize("preset", sorted(ELSEWISE))
 def test_presets_whose_inputs_a_runtime_rounds_in_another_way_are_refused(preset):
-    with pytest.raises(PlanError, match=f"a runtime finds the scales of inputs in another way than '{preset}' does"):
+    with pytest.raises(PlanError, match=f"one fixed scale for those of all inputs, and '{preset}' finds one in each"):
         fb.quantize(module(), preset, to="compressed-tensors", calibration=batches())
 
 
@@ -98,6 +98,8 @@ FORMS = {
     ("e4m3", "int8"): "float-quantized",
     ("mxfp4", "mxfp4"): "mxfp4-pack-quantized",
     ("int4 g16", "mxfp6"): "pack-quantized",
+    ("mxfp8", "mxfp8"): "mxfp8-quantized",
+    ("e4m3", "mxfp8"): "float-quantized",
 }
 
 
@@ -130,12 +132,10 @@ def test_the_plan_counts_the_bytes_of_ranges(tmp_path, given):
 
 
 REFUSED = {
-    "uint8 static": "no layout for the input 'uint8 tensor asym static'; use int2 to int8, e4m3, mxfp4 or mxfp6",
-    "int16": "no layout for the input 'int16 token asym'; use int2 to int8, e4m3, mxfp4 or mxfp6",
-    "e5m2": "no layout for the input 'e5m2 token'; use int2 to int8, e4m3, mxfp4 or mxfp6",
-    "mxfp8": "in another way than 'mxfp8' does (that of nvfp4's scales is fixed, the power of mxfp8 the next one from "
-    "7/8 of it); use mxfp4, mxfp6, int2 to int8 or e4m3",
-    "mxfp8e5m2": "no layout for the input 'mxfp8e5m2'; use int2 to int8, e4m3, mxfp4 or mxfp6",
+    "uint8 static": "no layout for the input 'uint8 tensor asym static'; use int2 to int8, e4m3, mxfp4, mxfp6 or mxfp8",
+    "int16": "no layout for the input 'int16 token asym'; use int2 to int8, e4m3, mxfp4, mxfp6 or mxfp8",
+    "e5m2": "no layout for the input 'e5m2 token'; use int2 to int8, e4m3, mxfp4, mxfp6 or mxfp8",
+    "mxfp8e5m2": "no layout for the input 'mxfp8e5m2'; use int2 to int8, e4m3, mxfp4, mxfp6 or mxfp8",
     "mxfp4 mse": "'mxfp4 mse' says 'mse'; leave that word out, or add 'static'",
     "int8 narrow sym": "and 'int8 narrow token sym' is narrow; leave out 'narrow'",
     "int8 static channel": "by tensor, token or group, not as 'int8 channel asym static' says; use one of them",

@@ -1,9 +1,12 @@
 """compressed-tensors rounds inputs as fewbit does, by ranges found anew or fixed; where it does not, by how much."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fewbit.activation import Activation
+from fewbit.formats.power_of_two import PowerOfTwo
 from fewbit.schemes.notation import parse_input_scheme
 
 
@@ -15,7 +18,7 @@ def rounded_by_both(scheme, values, scale=None, zero_point=None):
 
     from fewbit.checkpoints.compressed_tensors_inputs import input_entry
 
-    scheme = parse_input_scheme(scheme)
+    scheme = parse_input_scheme(scheme) if isinstance(scheme, str) else scheme
     args = QuantizationArgs(**input_entry(scheme))
     ours = Activation(scheme=scheme, scale=scale, zero_point=zero_point).rounded(values)
     if scale is None:
@@ -36,10 +39,42 @@ def test_dynamic_ranges_of_the_runtime_are_fewbits(scheme):
     assert off.double().mean() < 1e-4
 
 
-@pytest.mark.parametrize("scheme", ["mxfp4", "mxfp6"])
+@pytest.mark.parametrize("scheme", ["mxfp4", "mxfp6", "mxfp8"])
 def test_inputs_under_powers_of_two_are_rounded_alike_to_the_bit(scheme):
     ours, theirs = rounded_by_both(scheme, some_inputs())
     assert torch.equal(ours, theirs)
+
+
+def groups_under(largest):
+    """A group of 32 numbers for each magnitude, which is its largest; the others lie in 24 binades below."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(len(largest), 1, 32, generator=generator) * 2.0 - 1.0
+    values *= 2.0 ** -torch.randint(0, 24, values.shape, generator=generator)
+    values[:, 0, 0] = 1.0
+    return values * largest[:, None, None]
+
+
+#: The largest magnitudes that a group of bfloat16 numbers can have, of one binade.
+MAGNITUDES = torch.arange(256.0, 512.0, 2.0)
+
+
+@pytest.mark.parametrize("exponent", [-20, 0, 9])
+def test_of_the_largest_magnitudes_of_16_bits_one_gives_another_power_under_mxfp8(exponent):
+    """448, the largest element, fits a power, and theirs is the next: what is subnormal is coarser there."""
+    unit = 2.0**exponent
+    ours, theirs = rounded_by_both("mxfp8", groups_under(MAGNITUDES * unit))
+    off = (ours - theirs).abs().amax(-1)[:, 0]
+    assert MAGNITUDES[off > 0.0].tolist() == [448.0]
+    assert off.max() <= 2.0**-9 * unit  # the step of such numbers
+
+
+def test_the_comparison_of_powers_notices_the_rule_of_other_elements():
+    """The negative control: the next power where a magnitude lies nearer to the next binade, 480 and beyond."""
+    scheme = parse_input_scheme("mxfp8")
+    elsewhere = replace(scheme.scale_scheme, format=PowerOfTwo(480.0 / 448.0))
+    ours, theirs = rounded_by_both(replace(scheme, scale_scheme=elsewhere), groups_under(MAGNITUDES))
+    off = (ours - theirs).abs().amax(-1)[:, 0]
+    assert MAGNITUDES[off > 2.0**-9].tolist() == [*range(466, 480, 2)]  # clipped to 448, not rounded to 480
 
 
 @pytest.mark.parametrize("scheme", ["int8 sym", "int4 sym"])

@@ -29,7 +29,7 @@ from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 
 #: Layouts whose scales a runtime finds in an input as fewbit does, to the bit.
-_ALIKE = ("mxfp4-pack-quantized", "mxfp6-pack-quantized")
+_ALIKE = ("mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized")
 INPUT_SUFFIXES = ("input_scale", "input_zero_point")
 #: Keys of an entry that change what a runtime computes, with the values under which they do not.
 _IDLE: dict[str, tuple[Any, ...]] = {
@@ -47,12 +47,12 @@ def input_problem(scheme: Scheme) -> str | None:
         return _ranging_problem(scheme, text)
     if block_layout(scheme):
         return (
-            f"a runtime finds the scales of inputs in another way than '{text}' does (that of nvfp4's scales is fixed, "
-            "the power of mxfp8 the next one from 7/8 of it); use mxfp4, mxfp6, int2 to int8 or e4m3"
+            f"a runtime has one fixed scale for those of all inputs, and '{text}' finds one in each; "
+            "use mxfp4, mxfp6, mxfp8, int2 to int8 or e4m3"
         )
     whole = isinstance(number_format, Int) and number_format.signed and number_format.bits <= 8
     if not (whole or number_format == E4M3) or scheme.scale_scheme is not None or scheme.float_zero:
-        return f"compressed-tensors has no layout for the input '{text}'; use int2 to int8, e4m3, mxfp4 or mxfp6"
+        return f"compressed-tensors has no layout for the input '{text}'; use int2 to int8, e4m3, mxfp4, mxfp6 or mxfp8"
     if isinstance(number_format, Int) and number_format.narrow:
         return f"compressed-tensors rounds inputs to the full range, and '{text}' is narrow; leave out 'narrow'"
     if not (isinstance(scheme.granularity, PerTensor | PerGroup) or scheme.granularity == PerToken()):
