@@ -35,7 +35,7 @@ COMPRESSED = st.one_of(
     integers(st.integers(1, 8), st.one_of(st.just("tensor"), PLACES)),
     st.sampled_from(["e4m3 tensor", "e4m3", "e4m3 g32", *BLOCKS]),
 )
-INPUTS = st.sampled_from([None, None, "int8", "e4m3", "int8 static", "int4 asym static"])
+INPUTS = st.sampled_from([None, None, "int8", "e4m3", "int8 static", "int4 asym static", "mxfp8", "nvfp4 static"])
 GPTQ = integers(st.sampled_from([2, 3, 4, 8]), PLACES)
 AWQ = integers(st.just(4), GROUPS)
 

@@ -1,7 +1,7 @@
 """How the input or output of a layer is rounded: each time by its own range, or by one that calibration has fixed.
 
 Dynamic: x' = quantize(x).dequantize(); a cast needs no range at all. Static: x' = (clip(round(x / s) + z) - z) s with
-s, z from a statistic.
+s, z from a statistic; where scales are quantized, from it comes their unit alone (`fewbit.scale_unit`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from fewbit.errors import CalibrationError
 from fewbit.numerics.namespace import Array, array_namespace, device, to_float32, to_numpy
 from fewbit.qtensor import fake_quantize, quantize
+from fewbit.scale_unit import rounded_in_unit, unit_of
 from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.scheme import Scheme
 
@@ -22,7 +23,7 @@ class Activation:
     """The rounding of arrays (..., channels)."""
 
     scheme: Scheme
-    #: float32, () or (channels,); `None` of a dynamic scheme.
+    #: float32, () or (channels,), or the unit () of the scales of each input; `None` of a dynamic scheme.
     scale: Array | None = None
     #: float32 whole numbers in the shape of the scale; `None` when symmetric or dynamic.
     zero_point: Array | None = None
@@ -40,9 +41,11 @@ class Activation:
                 "no calibration input reached it, so it has no range; give other batches, or keep it"
             )
         low, high = scheme.ranging.calibrated(seen, scheme.grid)
-        if scheme.granularity == PerTensor() and low.ndim:
+        if low.ndim and (scheme.granularity == PerTensor() or scheme.fixes_unit):
             xp = array_namespace(low)
             low, high = xp.min(low), xp.max(high)
+        if scheme.fixes_unit:
+            return cls(scheme=scheme, scale=unit_of(low, high, scheme))
         scale, zero = scheme.grid.parameters(low, high)
         return cls(scheme=scheme, scale=scale, zero_point=zero)
 
@@ -59,6 +62,8 @@ class Activation:
             if getattr(values, "requires_grad", False):
                 return fake_quantize(values, self.scheme)
             return quantize(values, self.scheme).dequantize()
+        if self.scheme.fixes_unit:
+            return rounded_in_unit(values, self.scheme, self.scale) if prod(values.shape) else to_float32(values)
         return self.scheme.grid.rounded(to_float32(values), self.scale, self.zero_point)
 
     def like(self, values: Array) -> Activation:

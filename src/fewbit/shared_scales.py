@@ -20,7 +20,6 @@ from fewbit.planning import Plan
 from fewbit.qtensor import QTensor
 from fewbit.ranges.fixed import Fixed
 from fewbit.recipe import Recipe
-from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.scheme import Scheme
 
 #: Of a layer whose partners are unknown.
@@ -29,12 +28,12 @@ ALONE = "its global scale is its own: a run would show which layers share its in
 
 def names_global_scales(recipe: Recipe) -> bool:
     """Whether a rule asks for weights with a scale above their scales."""
-    return any(rule.weight is not None and _is_global(rule.weight) for rule in recipe.rules)
+    return any(rule.weight is not None and rule.weight.has_unit for rule in recipe.rules)
 
 
 def with_shared_scales(made: Plan, frontend: Frontend, model: Any, batch: Any | None) -> Plan:
     """Return the plan with the partners of each layer whose global scale is shared, and a note that says so."""
-    concerned = [row for row in made.rows if row.scheme and row.layer.kind == "linear" and _is_global(row.scheme)]
+    concerned = [row for row in made.rows if row.scheme and row.layer.kind == "linear" and row.scheme.has_unit]
     if not concerned:
         return made
     groups = frontend.shared_inputs(model, [row.layer for row in concerned], batch)
@@ -78,11 +77,6 @@ def under(solution: Solution, scheme: Scheme) -> Solution:
     if isinstance(inner, QTensor) and scheme.scale_scheme is not None:
         inner = replace(inner, scheme=scheme.scale_scheme)
     return replace(solution, qtensor=replace(found, scale=inner, scheme=scheme))
-
-
-def _is_global(scheme: Scheme) -> bool:
-    inner = scheme.scale_scheme
-    return inner is not None and inner.granularity == PerTensor() and not isinstance(inner.ranging, Fixed)
 
 
 def _alike(name: str, group: Sequence[str], rows: dict[str, PlanRow]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import fewbit as fb
@@ -16,8 +16,9 @@ from fewbit.presets import PRESETS
 from fewbit.schemes.notation import parse_input_scheme
 
 DYNAMIC = ("int8", "int8 sym", "int8 tensor", "int8 g16", "int4", "int2 sym", "e4m3", "e4m3 tensor", "e4m3 g32",
-           "mxfp4", "mxfp6")  # fmt: skip
-STATIC = ("int8 static", "int8 static sym", "int5 static", "e4m3 static", "int8 static percentile", "e4m3 static mse")
+           "mxfp4", "mxfp6", "mxfp8")  # fmt: skip
+STATIC = ("int8 static", "int8 static sym", "int5 static", "e4m3 static", "int8 static percentile", "e4m3 static mse",
+          "nvfp4 static")  # fmt: skip
 LINEAR = Layer("0", "linear", (8, 64), "Linear")
 
 
@@ -52,17 +53,7 @@ def test_what_is_loaded_computes_to_the_bit_what_was_saved(tmp_path, weight, giv
     assert not same_outputs(without, result)
 
 
-#: Presets whose inputs runtimes round in another way: problems of the plan.
-ELSEWISE = {"mxfp8", "nvfp4"}
-
-
-@pytest.mark.parametrize("preset", sorted(ELSEWISE))
-def test_presets_whose_inputs_a_runtime_rounds_in_another_way_are_refused(preset):
-    with pytest.raises(PlanError, match=f"a runtime finds the scales of inputs in another way than '{preset}' does"):
-        fb.quantize(module(), preset, to="compressed-tensors", calibration=batches())
-
-
-@pytest.mark.parametrize("preset", sorted({name for name, (_, given) in PRESETS.items() if given} - ELSEWISE))
+@pytest.mark.parametrize("preset", sorted({name for name, (_, given) in PRESETS.items() if given}))
 def test_presets_that_round_inputs_come_back_with_their_plan(tmp_path, preset):
     result = fb.quantize(module(), preset, to="compressed-tensors", calibration=batches())
     result.save(tmp_path / "out")
@@ -82,7 +73,7 @@ def test_a_static_scale_is_used_as_it_is_stored(tmp_path, dtype):
     assert stored.zero_point == rounding.zero_point
 
 
-@pytest.mark.parametrize("given", ["int8", "int8 static", "e4m3 static"])
+@pytest.mark.parametrize("given", ["int8", "int8 static", "e4m3 static", "nvfp4 static"])
 def test_what_was_loaded_is_saved_again_as_the_same_bytes(tmp_path, given):
     quantized("int8", given, to="compressed-tensors").save(tmp_path / "first")
     fb.load(tmp_path / "first", into=module()).save(tmp_path / "second")
@@ -98,6 +89,10 @@ FORMS = {
     ("e4m3", "int8"): "float-quantized",
     ("mxfp4", "mxfp4"): "mxfp4-pack-quantized",
     ("int4 g16", "mxfp6"): "pack-quantized",
+    ("mxfp8", "mxfp8"): "mxfp8-quantized",
+    ("e4m3", "mxfp8"): "float-quantized",
+    ("nvfp4", "nvfp4 static"): "nvfp4-pack-quantized",
+    ("int4 g16", "nvfp4 static"): "pack-quantized",
 }
 
 
@@ -119,23 +114,25 @@ def test_layers_with_and_without_rounded_inputs_stand_in_groups_of_their_own(tmp
     assert same_outputs(fb.load(tmp_path / "out", into=module()), result)
 
 
-@pytest.mark.parametrize("given", ["int8", "int8 static", "e4m3 static"])
+@pytest.mark.parametrize("given", ["int8", "int8 static", "e4m3 static", "nvfp4 static"])
 def test_the_plan_counts_the_bytes_of_ranges(tmp_path, given):
     result = quantized("int8", given, to="compressed-tensors")
     result.save(tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert sum(array.nbytes for array in stored.values()) == result.plan.bytes_after
-    assert ("0.input_scale" in stored) == ("static" in given)
+    assert ("0.input_scale" in stored) == (given in ("int8 static", "e4m3 static"))
+    assert ("0.input_global_scale" in stored) == (given == "nvfp4 static")
     assert ("0.input_zero_point" in stored) == (given == "int8 static")
 
 
+KNOWN = "use int2 to int8, e4m3, mxfp4, mxfp6, mxfp8 or 'nvfp4 static'"
 REFUSED = {
-    "uint8 static": "no layout for the input 'uint8 tensor asym static'; use int2 to int8, e4m3, mxfp4 or mxfp6",
-    "int16": "no layout for the input 'int16 token asym'; use int2 to int8, e4m3, mxfp4 or mxfp6",
-    "e5m2": "no layout for the input 'e5m2 token'; use int2 to int8, e4m3, mxfp4 or mxfp6",
-    "mxfp8": "in another way than 'mxfp8' does (that of nvfp4's scales is fixed, the power of mxfp8 the next one from "
-    "7/8 of it); use mxfp4, mxfp6, int2 to int8 or e4m3",
-    "mxfp8e5m2": "no layout for the input 'mxfp8e5m2'; use int2 to int8, e4m3, mxfp4 or mxfp6",
+    "uint8 static": f"no layout for the input 'uint8 tensor asym static'; {KNOWN}",
+    "int16": f"no layout for the input 'int16 token asym'; {KNOWN}",
+    "e5m2": f"no layout for the input 'e5m2 token'; {KNOWN}",
+    "mxfp8e5m2": f"no layout for the input 'mxfp8e5m2'; {KNOWN}",
+    "nvfp4": "a runtime has one fixed scale for those of all inputs, and 'nvfp4' finds one in each; "
+    "use 'nvfp4 static', mxfp4, mxfp6, mxfp8, int2 to int8 or e4m3",
     "mxfp4 mse": "'mxfp4 mse' says 'mse'; leave that word out, or add 'static'",
     "int8 narrow sym": "and 'int8 narrow token sym' is narrow; leave out 'narrow'",
     "int8 static channel": "by tensor, token or group, not as 'int8 channel asym static' says; use one of them",
@@ -197,3 +194,52 @@ def test_a_folder_says_its_range_in_numbers_that_anyone_can_use(tmp_path):
     x = torch.randn(50, 64).numpy()
     by_hand = (np.clip(np.round(x * (1 / scale)) + zero, -128, 127) - zero) * scale
     assert np.array_equal(result.model[0].input(torch.from_numpy(x)).numpy(), by_hand)
+
+
+def test_the_nvfp4_preset_gets_the_fixed_scale_of_scales_that_the_layout_has_and_says_so():
+    made = fb.plan(module(), "nvfp4", to="compressed-tensors")
+    assert made.problems == ()
+    assert [str(row.input) for row in made.rows] == ["nvfp4 static"] * 2
+    assert any(
+        "input 'nvfp4' -> 'nvfp4 static', the nearest that compressed-tensors has" in text for text in made.adaptations
+    )
+    assert [str(row.input) for row in fb.plan(module(), "nvfp4").rows] == ["nvfp4"] * 2
+
+
+def test_the_fixed_scale_of_scales_stands_in_the_folder_as_its_reciprocal(tmp_path):
+    result = quantized("int8", "nvfp4 static", to="compressed-tensors")
+    result.save(tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    largest = max(float(batch.abs().max()) for batch in batches())
+    unit = result.model[0].input.activation.scale
+    assert 1.0 / stored["0.input_global_scale"] == [unit]
+    # The least power of two under which the largest scale, that of the largest number seen, is an e4m3 number.
+    assert unit / 2 < largest / 6.0 / 448.0 <= unit
+
+
+@pytest.mark.parametrize("number", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_of_scales_that_is_none_is_refused(tmp_path, number):
+    quantized("int8", "nvfp4 static", to="compressed-tensors").save(tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    stored["0.input_global_scale"] = np.asarray([number], np.float32)
+    save_file(stored, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"0: its input_global_scale is .* has no reciprocal as a float32"):
+        fb.load(tmp_path / "out", into=module())
+
+
+def test_what_other_writers_say_of_such_inputs_is_read(tmp_path):
+    """compressed-tensors names an observer and a type of zero points; its unit is no power of two."""
+    quantized("int8", "nvfp4 static", to="compressed-tensors").save(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    given = config["quantization_config"]["config_groups"]["group_0"]["input_activations"]
+    given |= {"observer": "static_minmax", "zp_dtype": "torch.float8_e4m3fn", "observer_kwargs": {}}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    stored["0.input_global_scale"] = np.asarray([2688.0 / 3.7], np.float32)
+    save_file(stored, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    loaded = fb.load(tmp_path / "out", into=module())
+    assert str(loaded.plan.rows[0].input) == "nvfp4 static"
+    loaded.save(tmp_path / "again")
+    assert np.array_equal(
+        load_file(tmp_path / "again" / "model.safetensors")["0.input_global_scale"], stored["0.input_global_scale"]
+    )

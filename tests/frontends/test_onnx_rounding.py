@@ -133,4 +133,5 @@ def test_what_a_graph_cannot_do_has_a_reason_and_all_else_has_none():
     assert "does not search for its range" in rounding_problem(parse_input_scheme("int8 mse"))
     assert "cannot be rounded to nf4" in rounding_problem(parse_input_scheme("nf4 token"))
     assert "cannot be rounded to mxfp4" in rounding_problem(parse_input_scheme("mxfp4"))
+    assert "cannot be rounded to nvfp4 static" in rounding_problem(parse_input_scheme("nvfp4 static"))
     assert "are float32, not float16" in rounding_problem(parse_input_scheme("int8").stored_as("float16"))

@@ -20,9 +20,12 @@ Lie = Callable[[random.Random, Files], Files]
 #: What quantized weights are made of, and the types of NumPy by those of the file.
 PARTS = (
     "qweight", "qzeros", "scales", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape",
-    "weight_global_scale", "input_scale", "input_zero_point", "k_scale", "v_scale", "k_zero_point", "v_zero_point",
+    "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale", "k_scale", "v_scale",
+    "k_zero_point", "v_zero_point",
 )  # fmt: skip
-SCALES = ("scales", "weight_scale", "weight_global_scale", "input_scale", "k_scale", "v_scale")
+SCALES = (
+    "scales", "weight_scale", "weight_global_scale", "input_scale", "input_global_scale", "k_scale", "v_scale",
+)  # fmt: skip
 _TYPES = {"F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn}
 _OTHER = {"F32": "I32", "F16": "I16", "BF16": "F16", "I32": "F32", "I64": "F64", "I8": "U8", "U8": "I8",
           "F8_E4M3": "F8_E5M2"}  # fmt: skip

@@ -24,7 +24,7 @@ ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPRESSED = (
     ("int4 g32", None), ("int4 g32 asym", None), ("int3 tensor asym", None), ("int8 channel", None), ("e4m3", None),
     ("nvfp4", None), ("mxfp4", None), ("mxfp6", None), ("mxfp8", None), ("fp16", None), ("int8", "int8 static"),
-    ("int8 asym", "int8"), ("e4m3", "e4m3 static"), ("mxfp4", "mxfp4"),
+    ("int8 asym", "int8"), ("e4m3", "e4m3 static"), ("mxfp4", "mxfp4"), ("int8", "nvfp4 static"),
 )  # fmt: skip
 GGUF_KINDS = (
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",

@@ -19,7 +19,7 @@ DEFAULT_MODE_FAILS = ("w4a16-asym", "mxfp4a16", "nvfp4a16")
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
 # The layout has no codebooks.
 WEIGHT_ONLY = [name for name, (_, given) in PRESETS.items() if given is None and name != "nf4"]
-# Casts are plain tensors: test_casts_load.py. Inputs in blocks: test_compressed_tensors_versions.py, or refused.
+# Casts are plain tensors: test_casts_load.py. Weights in blocks: test_compressed_tensors_versions.py.
 WITH_INPUTS = [
     name for name, (_, given) in PRESETS.items() if given and not given.startswith(("fp16", "bf16", "mx", "nv"))
 ]
@@ -115,6 +115,7 @@ def agreement(result, path):
 OTHER_INPUTS = (
     ("int8", "int8 tensor"), ("int8", "int8 g32"), ("int8 asym", "int4"), ("e4m3", "e4m3 g32"), ("e4m3", "int8"),
     ("int8 channel asym", "int8 static percentile"), ("int8", "int8 static sym"), ("int4 g32", "e4m3"),
+    ("int8", "mxfp4"), ("e4m3", "mxfp8"), ("int8", "nvfp4 static"),
 )  # fmt: skip
 
 
@@ -138,19 +139,43 @@ def test_the_comparison_of_outputs_notices_inputs_that_are_not_rounded(tmp_path,
     assert agreement(result, path) == 0.0
 
 
-@pytest.mark.parametrize("preset", ["w8a8-static", "fp8-static"])
-def test_the_comparison_of_outputs_notices_one_wrong_range(tmp_path, preset, saved):
+NVFP4_INPUTS = fb.Recipe([fb.keep(kind="head"), fb.Rule(kind="linear", weight="int8", input="nvfp4 static")])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tensor"),
+    [("w8a8-static", "input_scale"), ("fp8-static", "input_scale"), (NVFP4_INPUTS, "input_global_scale")],
+    ids=["w8a8-static", "fp8-static", "nvfp4 static"],
+)
+def test_the_comparison_of_outputs_notices_one_wrong_range(tmp_path, recipe, tensor, saved):
     """The other negative control: the range of a single layer is half as large again."""
-    result, path = saved(tmp_path, preset)
+    result, path = saved(tmp_path, recipe)
     file = path / "model.safetensors"
     content = bytearray(file.read_bytes())
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    begin, end = header["model.layers.1.mlp.up_proj.input_scale"]["data_offsets"]
+    begin, end = header[f"model.layers.1.mlp.up_proj.{tensor}"]["data_offsets"]
     scale = np.frombuffer(content, np.float32, 1, 8 + length + begin) * np.float32(1.5)
     content[8 + length + begin : 8 + length + end] = scale.tobytes()
     file.write_bytes(content)
     assert agreement(result, path) < NEARER
+
+
+def test_transformers_has_the_fixed_scale_of_scales_and_layers_with_one_input_share_it(tmp_path, saved):
+    result, path = saved(tmp_path, NVFP4_INPUTS)
+    model = loaded(path, torch.float32, dequantize=False)
+    units = {}
+    for quantized in result.plan.quantized:
+        theirs = model.get_submodule(quantized.layer.name)
+        given = theirs.quantization_scheme.input_activations
+        assert (given.strategy, given.dynamic, given.group_size) == ("tensor_group", "local", 16)
+        ours = result.model.get_submodule(quantized.layer.name).input.activation
+        assert theirs.input_global_scale * ours.scale == 1.0
+        units[quantized.layer.name] = float(ours.scale)
+    for layer in (0, 1):
+        attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
+        assert len({units[f"{attention}.{name}_proj"] for name in "qkv"}) == 1
+        assert units[f"{mlp}.gate_proj"] == units[f"{mlp}.up_proj"]
 
 
 OTHER_SCHEMES = (

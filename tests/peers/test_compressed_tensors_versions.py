@@ -29,6 +29,8 @@ FORMS = {
     "fp8 group": ("e4m3 g32", "e4m3 g32"), "fp8 tensor": ("e4m3 tensor", "e4m3 tensor"),
     "nvfp4": ("nvfp4", None), "mxfp4": ("mxfp4", None), "mxfp6": ("mxfp6", None), "mxfp8": ("mxfp8", None),
     "mxfp4 input": ("mxfp4", "mxfp4"), "nvfp4 fp8": ("nvfp4", "e4m3"), "mxfp8 int8": ("mxfp8", "int8"),
+    "nvfp4 input": ("nvfp4", "nvfp4 static"), "mxfp8 input": ("mxfp8", "mxfp8"),
+    "int4 nvfp4": ("int4 g32", "nvfp4 static"),
 }  # fmt: skip
 MIXED = [
     fb.keep(r".*layers\.0\.self_attn\.o_proj"),

@@ -118,7 +118,7 @@ BAD = {
     "int1 narrow asym": "int1 narrow has a single level; use int1 asym or int2 narrow",
     "uint4 narrow": "uint4 has no narrow range: it has no negative code to leave out",
     "mxfp4 g64 asym": "mxfp4 is a whole scheme and takes one further word, mse or lsq; drop 'g64 asym'",
-    "nvfp4 entropy": "nvfp4 is a whole scheme and takes one further word, mse or lsq; drop 'entropy'",
+    "nvfp4 entropy": "nvfp4 is a whole scheme and takes one further word, mse, lsq or static; drop 'entropy'",
     "fp16 mse": "fp16 is a whole scheme and takes no further word; drop 'mse'",
 }
 

@@ -316,6 +316,7 @@ def test_a_trained_model_is_saved_and_loaded(tmp_path):
         (fb.Recipe([fb.Rule(kind="linear", weight="int4 g32")], transforms=["smoothquant"]), "transform smoothquant"),
         (fb.Recipe([fb.Rule(kind="linear", weight="int4 g32")], corrections=["bias"]), "correction bias"),
         (fb.Recipe([fb.Rule(kind="linear", weight="kmeans4")]), "learns its levels once"),
+        (fb.Recipe([fb.Rule(kind="linear", weight="int8", input="nvfp4 static")]), "training fixes no scale of scales"),
         (fb.Recipe([fb.Rule("other", weight="int4 g32")]), "other"),
     ],
 )

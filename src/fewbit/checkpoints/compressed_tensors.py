@@ -38,6 +38,7 @@ from fewbit.checkpoints.compressed_tensors_inputs import (
     INPUT_SUFFIXES,
     decoded_input,
     encoded_input,
+    fitted_input,
     input_problem,
     require_fitting,
     stored_input,
@@ -94,6 +95,10 @@ class CompressedTensors(Streamed):
         if quantized.bias != "float":
             return "compressed-tensors stores a bias as floats; leave out `bias`, or save the module's state_dict"
         return input_problem(quantized.input) if quantized.input else None
+
+    def fitted(self, quantized: QuantizedLayer) -> QuantizedLayer:
+        """Return what a preset gives a layer here instead: inputs by a range that the layout has."""
+        return replace(quantized, input=fitted_input(quantized.input))
 
     def held_as(self, quantized: QuantizedLayer) -> QuantizedLayer:
         """Return the layer in the integers that hold the levels of its own, where it is of a block of GGUF."""

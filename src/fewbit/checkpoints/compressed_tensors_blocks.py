@@ -67,7 +67,7 @@ def encoded_blocks(name: str, qtensor: QTensor) -> dict[str, np.ndarray[Any, Any
         arrays = {"weight_packed": pack(codes, scheme.format.bits)}
     arrays["weight_scale"] = scales.view(numpy_type("float8_e4m3fn")) if _is_global(scheme) else scales
     if _is_global(scheme):
-        arrays[GLOBAL_SCALE] = _reciprocal(name, np.float32(to_numpy(inner.scale_values()).reshape(())))
+        arrays[GLOBAL_SCALE] = stored_reciprocal(name, np.float32(to_numpy(inner.scale_values()).reshape(())))
     return arrays
 
 
@@ -82,7 +82,11 @@ def decoded_blocks(arrays: Mapping[str, np.ndarray[Any, Any]], scheme: Scheme) -
     _require_values(codes, scales, scheme)
     inner = scheme.scale_scheme
     assert inner is not None
-    scale = _global_scale(arrays[GLOBAL_SCALE]) if _is_global(scheme) else np.ones((1, 1), np.float32)
+    scale = (
+        read_reciprocal(arrays[GLOBAL_SCALE], f"its {GLOBAL_SCALE}")
+        if _is_global(scheme)
+        else np.ones((1, 1), np.float32)
+    )
     return QTensor(
         codes=codes,
         scale=QTensor(codes=scales, scale=scale, zero_point=None, scheme=inner),
@@ -108,8 +112,8 @@ def _group(scheme: Scheme) -> int:
     return scheme.granularity.size
 
 
-def _reciprocal(name: str, scale: np.float32) -> np.ndarray[Any, Any]:
-    """Return the float32 whose reciprocal is `scale`, (1,)."""
+def stored_reciprocal(name: str, scale: np.float32) -> np.ndarray[Any, Any]:
+    """Return the float32 whose reciprocal is `scale`, (1,); raise `CheckpointError` where there is none."""
     nearest = np.float32(1.0) / scale
     for candidate in (nearest, np.nextafter(nearest, np.float32(0.0)), np.nextafter(nearest, np.float32(_LARGEST))):
         if np.isfinite(candidate) and candidate > 0.0 and np.float32(1.0) / candidate == scale:
@@ -120,13 +124,13 @@ def _reciprocal(name: str, scale: np.float32) -> np.ndarray[Any, Any]:
     )
 
 
-def _global_scale(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the scale of scales, (1, 1), for its reciprocal as it is stored."""
+def read_reciprocal(stored: np.ndarray[Any, Any], what: str) -> np.ndarray[Any, Any]:
+    """Return the scale of scales, (1, 1), for its reciprocal as it is stored; `what` names that in errors."""
     number = stored.astype(np.float32).reshape(1, 1)
     usable = np.isfinite(number) & (number >= SMALLEST_NORMAL)
     scale = np.float32(1.0) / np.where(usable, number, np.float32(1.0))
     if not usable.all() or scale[0, 0] < SMALLEST_NORMAL:
-        raise CheckpointError(f"its {GLOBAL_SCALE} is {float(number[0, 0]):.3g}, which has no reciprocal as a float32")
+        raise CheckpointError(f"{what} is {float(number[0, 0]):.3g}, which has no reciprocal as a float32")
     return scale
 
 

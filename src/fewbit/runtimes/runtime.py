@@ -210,7 +210,8 @@ class Runtime:
         """Yield why an input or output cannot be rounded by fixed ranges so."""
         text = input_scheme_to_text(scheme)
         if scheme.granularity != PerTensor():
-            yield f"ONNX runtimes take one range a tensor, and here is '{text}'; use '{scheme.format.name} static'"
+            own = scheme.format if scheme.format in self.inputs else self.inputs[0]
+            yield f"ONNX runtimes take one range a tensor, and here is '{text}'; use '{own.name} static'"
         if scheme.format not in self.inputs:
             known = ", ".join(own.name for own in self.inputs)
             yield f"{self.name} rounds to {known}, and here is '{text}'; use '{self.inputs[0].name} static'"

@@ -16,16 +16,16 @@ from fewbit.schemes.granularity import PerGroup, PerTensor, PerTile
 from fewbit.schemes.scheme import Scheme
 
 
-def microscaling(element: Float) -> Scheme:
+def microscaling(element: Float, up_from: float | None = None) -> Scheme:
     """Return groups of 32 of `element` under a power of two.
 
-    A group whose largest magnitude lies nearer to the next binade than to the largest element value takes the next
-    power; the specification's example truncates, which clips more.
+    A group takes the next power from `up_from` times the largest element value on. Left out: where its largest
+    magnitude lies nearer to the next binade; the specification's example truncates, which clips more.
     """
     next_binade = 2.0
     while next_binade <= element.maximum:
         next_binade *= 2.0
-    up_from = (1.0 + next_binade / element.maximum) / 2.0
+    up_from = up_from or (1.0 + next_binade / element.maximum) / 2.0
     scales = Scheme(format=PowerOfTwo(up_from), granularity=PerTensor(), range_method=Fixed(1.0))
     return Scheme(format=element, granularity=PerGroup(32), scale_scheme=scales)
 
@@ -33,7 +33,9 @@ def microscaling(element: Float) -> Scheme:
 MXFP4 = microscaling(E2M1)
 MXFP6 = microscaling(E2M3)
 MXFP6E3M2 = microscaling(E3M2)
-MXFP8 = microscaling(E4M3)
+#: Nothing is clipped: 1 + 2^-23 follows 1. Beyond 448, where the next code is NaN, the next power has the level 480. It
+#: costs next to nothing, since all but the smallest numbers keep their mantissa.
+MXFP8 = microscaling(E4M3, 1.0 + 2.0**-23)
 MXFP8E5M2 = microscaling(E5M2)
 NVFP4 = Scheme(
     format=E2M1,

@@ -1,9 +1,10 @@
 """The text notation of schemes, parsed and printed here and nowhere else.
 
 text = FORMAT [GRANULARITY] [narrow] [sym | asym | float-zero] [static] [RANGE], words in any order after the format,
-or the name of a whole scheme: mxfp4, nvfp4, ..., which takes RANGE mse or lsq, and fp16, bf16. GRANULARITY is tensor,
-channel, channel:1, channel:0x4, g64, tile128x128 or token. What is left out is the usual: of weights `g128` for 4
-bits and fewer, else `channel`, symmetric; of inputs `token`, or `tensor` when static, and asymmetric for integers.
+or the name of a whole scheme: mxfp4, nvfp4, ..., which takes RANGE mse or lsq (nvfp4 of inputs static), and fp16,
+bf16. GRANULARITY is tensor, channel, channel:1, channel:0x4, g64, tile128x128 or token. What is left out is the usual:
+of weights `g128` for 4 bits and fewer, else `channel`, symmetric; of inputs `token`, or `tensor` when static, and
+asymmetric for integers.
 """
 
 from __future__ import annotations
@@ -93,13 +94,16 @@ def _parsed(text: str, usual: Callable[[NumberFormat, bool], tuple[Granularity, 
 
 
 def _whole(name: str, further: list[str]) -> Scheme:
-    """Return a whole scheme, its scales searched if a word says so."""
+    """Return a whole scheme, its scales searched or their unit fixed if a word says so."""
     scheme: Scheme = lookup(WHOLE, name, what="scheme", error=SchemeError)
     if not further:
         return scheme
+    if further == ["static"] and scheme.has_unit:
+        return replace(scheme, static=True)
     searched = scheme.scaled and scheme.span is None
     if not searched or len(further) > 1 or further[0] not in _SEARCHES:
-        takes = f"one further word, {' or '.join(_SEARCHES)}" if searched else "no further word"
+        *words, last = (*_SEARCHES, "static") if scheme.has_unit else _SEARCHES
+        takes = f"one further word, {', '.join(words)} or {last}" if searched else "no further word"
         raise SchemeError(f"{name} is a whole scheme and takes {takes}; drop {' '.join(further)!r}")
     return replace(scheme, range_method=lookup(RANGES, further[0], what="range method")())
 
@@ -130,6 +134,8 @@ def scheme_to_text(scheme: Scheme) -> str:
         whole = lookup(WHOLE, name, what="scheme")
         if scheme == whole:
             return name
+        if scheme.fixes_unit and scheme == replace(whole, static=whole.has_unit):
+            return f"{name} static"
         if scheme.scaled and scheme.span is None and scheme == replace(whole, range_method=scheme.range_method):
             return f"{name} {scheme.ranging.name}"
     words = [scheme.format.name]

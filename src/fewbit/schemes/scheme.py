@@ -49,7 +49,8 @@ class Scheme:
     scale_type: ScaleType | None = None
     #: How the tensor of scales is itself quantized: MX, NVFP4, double-quantized NF4; `None`: it is not.
     scale_scheme: Scheme | None = None
-    #: For inputs and outputs: ranges are fixed by calibration; otherwise they are those of each input.
+    #: For inputs and outputs: ranges are fixed by calibration; otherwise they are those of each input. Where scales are
+    #: quantized too, the scale of the scales alone is fixed, as that of NVFP4.
     static: bool = False
 
     def __post_init__(self) -> None:
@@ -120,13 +121,25 @@ class Scheme:
             raise SchemeError(f"SpanSearch takes full-range integers and codebooks, not {self.format.name}")
 
     def _check_static(self) -> None:
+        if self.scale_scheme is not None:
+            self._check_fixed_unit(self.scale_scheme)
+            return
         if self.granularity not in (PerTensor(), PerChannel()):
             raise SchemeError(f"static ranges are per tensor or channel, not {self.granularity.name!r}; drop static")
-        if self.scale_scheme is not None:
-            raise SchemeError("a static scale is a float; leave out the scheme of the scale")
         method = self.range_method
         if self.granularity == PerChannel() and method is not None and method.statistic not in ("extremes", None):
             raise SchemeError(f"a static range per channel comes from extremes: absmax or minmax, not {method.name}")
+
+    def _check_fixed_unit(self, own: Scheme) -> None:
+        """Raise unless one float stands above all scales, and these are those of the largest magnitudes."""
+        if not self.has_unit:
+            raise SchemeError(f"static fixes one float above all scales, as nvfp4 has; there is none above '{own}'")
+        if (
+            self.range_method not in (None, AbsMax())
+            or not self.symmetric
+            or not isinstance(self.granularity, PerGroup)
+        ):
+            raise SchemeError("under a fixed scale of scales these are of groups, symmetric and absmax; drop static")
 
     def _usual_range(self) -> RangeMethod:
         if self.learned:
@@ -147,6 +160,17 @@ class Scheme:
     def learned(self) -> bool:
         """Whether each output has levels of its own, learned from its weights."""
         return isinstance(self.format, Learned)
+
+    @property
+    def has_unit(self) -> bool:
+        """Whether its scales are quantized under one scale of their own for the whole tensor, found by a range."""
+        inner = self.scale_scheme
+        return inner is not None and inner.granularity == PerTensor() and not isinstance(inner.ranging, Fixed)
+
+    @property
+    def fixes_unit(self) -> bool:
+        """Whether calibration fixes the scale of its scales alone: these are quantized, and those of each input."""
+        return self.static and self.scale_scheme is not None
 
     @property
     def span(self) -> int | None:

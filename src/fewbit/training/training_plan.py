@@ -84,4 +84,17 @@ def _problems(made: Plan) -> list[str]:
     if made.rounded_products:
         names = [row.layer.name for row in made.rounded_products]
         found.append(f"{several(names)}: products inside attention are not rounded in training; keep them")
-    return found
+    return [*found, *_fixed_units(made)]
+
+
+def _fixed_units(made: Plan) -> list[str]:
+    """Return which layers have inputs or outputs whose scales are counted in a unit that only calibration fixes."""
+    alike: dict[str, list[str]] = {}
+    for row in made.rows:
+        for name, scheme in {"input": row.input, "output": row.output}.items():
+            if scheme is not None and scheme.fixes_unit:
+                text = (
+                    f"{name} '{scheme}': training fixes no scale of scales; leave out 'static', and `to` with a preset"
+                )
+                alike.setdefault(text, []).append(row.layer.name)
+    return [f"{several(names)}: {text}" for text, names in alike.items()]
