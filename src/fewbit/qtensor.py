@@ -28,7 +28,7 @@ from fewbit.numerics.namespace import (
     to_float32,
 )
 from fewbit.numerics.noise import uniform
-from fewbit.numerics.rounding import straight_through
+from fewbit.numerics.rounding import flushed, passed
 from fewbit.ranges.absmax import AbsMax
 from fewbit.ranges.compiled_floats import are_compiled, encode
 from fewbit.ranges.scale_levels import ScaleLevels
@@ -154,16 +154,14 @@ def fake_quantize(weight: Array, scheme: Scheme, importance: Array | None = None
     box = scheme.granularity.box(shape)
     if scheme.span is not None:
         fixed = quantize(stop_gradient(weight), scheme, importance, seed).dequantize()
-        return straight_through(weight, fixed, -float("inf"), float("inf"))
+        return passed(weight, fixed)
     if scheme.learned:
         raise SchemeError(
             f"{scheme.format.name} is not for training: its levels are learned once, by fewbit.qtensor.quantize"
         )
     scale, _, zero = _parameters(stop_gradient(weight), scheme, importance)
     noise = None if seed is None else split(uniform(shape, seed, weight), box)
-    # The flush of subnormals to 0 must not stop the gradient of a weight that is 0.
-    values = straight_through(weight, to_float32(stop_gradient(weight)), -float("inf"), float("inf"))
-    return merge(scheme.grid.rounded(split(values, box), scale, zero, noise), shape)
+    return merge(scheme.grid.rounded(split(flushed(weight), box), scale, zero, noise), shape)
 
 
 def _require_learnable(shape: tuple[int, ...], scheme: Scheme, seed: int | None) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from fewbit.box_bounds import bounds_of, group_scales
 from fewbit.numerics.groups import merge, split
-from fewbit.numerics.namespace import Array, array_namespace, stop_gradient, to_float32
-from fewbit.numerics.rounding import straight_through
+from fewbit.numerics.namespace import Array, array_namespace, stop_gradient
+from fewbit.numerics.rounding import flushed
 from fewbit.ranges.scale_levels import ScaleLevels
 from fewbit.schemes.scheme import Scheme
 
@@ -32,6 +32,4 @@ def rounded_in_unit(values: Array, scheme: Scheme, unit: Array) -> Array:
     box = scheme.granularity.box(shape)
     wanted = group_scales(*bounds_of(stop_gradient(values), box, scheme, None, None), scheme)
     scale = inner.format.decode(ScaleLevels(inner.format).nearest(wanted, unit)) * unit
-    # The flush of subnormals to 0 must not stop the gradient of a number that is 0.
-    numbers = straight_through(values, to_float32(stop_gradient(values)), -float("inf"), float("inf"))
-    return merge(scheme.grid.rounded(split(numbers, box), scale, None), shape)
+    return merge(scheme.grid.rounded(split(flushed(values), box), scale, None), shape)

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fewbit.evaluation.level_histogram import LevelHistogram
+from fewbit.algorithms.solution import Solution
+from fewbit.evaluation.fidelity import fidelity
+from fewbit.evaluation.level_histogram import LevelHistogram, level_histogram
 from fewbit.interfaces import Activations, Replacement
+from fewbit.numerics.namespace import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,30 @@ class Solved:
     seconds: float = 0.0
     #: What fell back.
     remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        weight: Array,
+        solution: Solution,
+        replacement: Replacement,
+        activations: Activations,
+        statistics: Mapping[str, Any] | None = None,
+    ) -> Solved:
+        """Return a layer with what its codes leave of the float `weight` (out, in)."""
+        qtensor = solution.qtensor
+        left = fidelity(weight, qtensor.dequantize())
+        shown = qtensor.scheme.format.levels and qtensor.scheme.scaled
+        return cls(
+            replacement=replacement,
+            activations=activations,
+            statistics=statistics or {},
+            weight_sqnr=left.sqnr,
+            row_sqnr=left.rows,
+            histogram=level_histogram(weight, qtensor) if shown else None,
+            damping=solution.damping,
+            remarks=solution.remarks,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

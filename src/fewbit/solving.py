@@ -18,8 +18,7 @@ from fewbit.algorithms.block import Block, BlockAlgorithm
 from fewbit.algorithms.solution import Solution
 from fewbit.biases import corrected, needs_bias, with_integer_bias
 from fewbit.errors import CalibrationError, FewbitError
-from fewbit.evaluation.fidelity import decibels, fidelity, output_power
-from fewbit.evaluation.level_histogram import level_histogram
+from fewbit.evaluation.fidelity import decibels, output_power
 from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, CalibratedPart, CalibrationRun, Frontend, Progress
@@ -194,18 +193,10 @@ def _settled(row: PlanRow, solution: Solution, given: tuple[Activations, Mapping
         solution, bias = _bias(row, solution, activations, statistics, run)
     except FewbitError as error:
         raise type(error)(f"{row.layer.name}: {error}") from error
-    left = fidelity(weight, solution.qtensor.dequantize())
     read = {correction.statistic for correction in row.corrections}
-    return Solved(
-        replacement=run.frontend.replacement(run.model, row.layer, solution.qtensor, activations, bias),
-        activations=activations,
-        statistics={name: own for name, own in statistics.items() if name in read},
-        weight_sqnr=left.sqnr,
-        row_sqnr=left.rows,
-        histogram=level_histogram(weight, solution.qtensor) if row.scheme.format.levels and row.scheme.scaled else None,
-        damping=solution.damping,
-        remarks=solution.remarks,
-    )
+    kept = {name: own for name, own in statistics.items() if name in read}
+    replacement = run.frontend.replacement(run.model, row.layer, solution.qtensor, activations, bias)
+    return Solved.of(weight, solution, replacement, activations, kept)
 
 
 def _train(part: CalibratedPart, rows: Mapping[str, PlanRow], solved: dict[str, Solved], run: _Run) -> None:

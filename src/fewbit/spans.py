@@ -125,21 +125,17 @@ def _searched_groups(values: Any, shares: Any, scheme: Scheme, module: Any) -> t
 
 def _searched_scales(values: Any, shares: Any, scheme: Scheme, module: Any) -> tuple[Any, ...]:
     """Return the same where scales are quantized."""
-    inner, method = scheme.scale_scheme, scheme.ranging
-    assert inner is not None
-    assert isinstance(inner.format, Int)
-    assert isinstance(method, SpanSearch)
-    assert scheme.span is not None
+    number, span, sweeps = _nested(scheme)
     rows, size = len(values), _size(scheme, values)
     units, codes = np.empty(values.shape, np.int8), np.empty((rows, values.shape[1] // size), np.float32)
-    scales = np.empty((rows, values.shape[1] // scheme.span), np.float32)
-    low, high = np.float32(inner.format.qmin), np.float32(inner.format.qmax)
+    scales = np.empty((rows, values.shape[1] // span), np.float32)
+    low, high = np.float32(number.qmin), np.float32(number.qmax)
     tops = np.asarray([low, high, low + 1, high - 1, low + 2, high - 2], np.float32)
     weights = _in_groups(shares, size)
     module.search_spans(
         values.reshape(-1, size),
         weights,
-        (*_grid(scheme), low, high, tops, method.sweeps),
+        (*_grid(scheme), low, high, tops, sweeps),
         _starts(scheme, weighted=weights is not None),
         (units.reshape(-1, size), codes.reshape(-1), scales.reshape(-1)),
     )
@@ -148,22 +144,28 @@ def _searched_scales(values: Any, shares: Any, scheme: Scheme, module: Any) -> t
 
 def _searched_minima(values: Any, shares: Any, scheme: Scheme, module: Any) -> tuple[Any, ...]:
     """Return the same where scales and minima are quantized."""
+    number, span, sweeps = _nested(scheme)
+    rows, width = values.shape
+    units = np.empty(values.shape, np.uint8)
+    codes = np.empty((2, rows, width // _size(scheme, values)), np.float32)
+    scales = np.empty((2, rows, width // span), np.float32)
+    high = np.float32(number.qmax)
+    tops = [(float(high - a), float(high - b)) for a in range(4) for b in range(4) if high - max(a, b) > 0]
+    limits = _grid(scheme), high, np.asarray(tops, np.float32), sweeps
+    starts = _starts(scheme, weighted=_in_groups(shares, 1) is not None)
+    module.search_spans(values, shares, limits, starts, (units, codes, scales))
+    kept = codes.astype(np.uint8)
+    return units, kept[0], scales[0], kept[1], -scales[1]
+
+
+def _nested(scheme: Scheme) -> tuple[Int, int, int]:
+    """Return the integers that scales are, the columns of a span and the sweeps of its search."""
     inner, method = scheme.scale_scheme, scheme.ranging
     assert inner is not None
     assert isinstance(inner.format, Int)
     assert isinstance(method, SpanSearch)
     assert scheme.span is not None
-    rows, width = values.shape
-    units = np.empty(values.shape, np.uint8)
-    codes = np.empty((2, rows, width // _size(scheme, values)), np.float32)
-    scales = np.empty((2, rows, width // scheme.span), np.float32)
-    high = np.float32(inner.format.qmax)
-    tops = [(float(high - a), float(high - b)) for a in range(4) for b in range(4) if high - max(a, b) > 0]
-    limits = _grid(scheme), high, np.asarray(tops, np.float32), method.sweeps
-    starts = _starts(scheme, weighted=_in_groups(shares, 1) is not None)
-    module.search_spans(values, shares, limits, starts, (units, codes, scales))
-    kept = codes.astype(np.uint8)
-    return units, kept[0], scales[0], kept[1], -scales[1]
+    return inner.format, scheme.span, method.sweeps
 
 
 def _size(scheme: Scheme, values: Any) -> int:

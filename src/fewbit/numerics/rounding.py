@@ -6,7 +6,7 @@ arXiv 1308.3432); its value is that of `rounded` to the bit.
 
 from __future__ import annotations
 
-from fewbit.numerics.namespace import Array, array_namespace, is_jax, is_torch, stop_gradient
+from fewbit.numerics.namespace import Array, array_namespace, is_jax, is_torch, stop_gradient, to_float32
 
 
 def to_whole(values: Array, noise: Array | None = None) -> Array:
@@ -27,3 +27,13 @@ def straight_through(values: Array, rounded: Array, low: Array | float, high: Ar
     inside = xp.where((values >= low) & (values <= high), values, xp.zeros_like(values))
     # x - x is 0 in value and 1 in gradient; adding it before the rounded value would lose bits of that.
     return stop_gradient(rounded) + (inside - stop_gradient(inside))
+
+
+def passed(values: Array, rounded: Array) -> Array:
+    """Return `rounded` with the gradient of all `values`."""
+    return straight_through(values, rounded, -float("inf"), float("inf"))
+
+
+def flushed(values: Array) -> Array:
+    """Return `values` as float32, subnormals as 0, with the gradient of all of them, those that are 0 too."""
+    return passed(values, to_float32(stop_gradient(values)))

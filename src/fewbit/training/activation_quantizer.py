@@ -12,6 +12,7 @@ from fewbit.activation import Activation
 from fewbit.errors import CalibrationError
 from fewbit.frontends.torch.rounding import Rounding
 from fewbit.numerics.namespace import to_float32
+from fewbit.numerics.rounding import flushed
 from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import Scheme
@@ -88,10 +89,9 @@ class ActivationQuantizer(nn.Module):
             parameters = {name: self._beside(value) for name, value in own.parameters_by_name.items()}
         except CalibrationError as error:
             raise CalibrationError(f"{self.layer}: {error}") from error
-        settled = to_float32(values.detach()) + (values - values.detach())
         # LSQ counts the numbers of one sample, so that the size of a batch does not matter.
         sharing = max(1, values.numel() // (values.shape[0] * prod(self._shape)))
-        found: Tensor = own.gradient(settled, parameters, own.grid, sharing)
+        found: Tensor = own.gradient(flushed(values), parameters, own.grid, sharing)
         return found
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -53,8 +53,8 @@ class Distillation:
             RecipeError: numbers out of range, or a part that a model does not have.
 
         """
-        for name, given, least in (("alpha", alpha, 0), ("beta", beta, 0), ("gamma", gamma, 0)):
-            if not isinstance(given, int | float) or not least <= given < float("inf"):
+        for name, given in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+            if not isinstance(given, int | float) or not 0 <= given < float("inf"):
                 raise RecipeError(f"{name} {given!r:.80} is no weight of a loss; 1 is usual")
         if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
             raise RecipeError(f"temperature {temperature!r:.80} is not above 0; 1 to 4 are usual")

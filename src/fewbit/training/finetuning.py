@@ -100,12 +100,13 @@ def finetune(
     if not writes_text(student):
         raise PlanError(f"{source.name} is no causal language model; train it in a loop of your own, by prepare_qat")
     teacher = copy.deepcopy(student).eval()
+    distillation = Distillation(teacher, alpha=options.alpha, temperature=options.temperature)
     with progress.phase("calibration data"):
         batches = list(texts.training.batches(student, source, seed=options.seed, progress=progress))
     with progress.phase("solve"):
         data = TrainingData(batch=batches[0], calibration=batches)
         prepare(student, parse_recipe(recipe), Training(), data, (to, "auto"))
-    _train(student, teacher, batches, options, progress)
+    _train(student, distillation, batches, options, progress)
     result = finish(student, None)
     if not texts.evaluation:
         return replace(result, source=source)
@@ -117,13 +118,12 @@ def finetune(
 
 
 def _train(
-    student: nn.Module, teacher: nn.Module, batches: Sequence[Any], options: Finetuning, progress: Progress
+    student: nn.Module, distillation: Distillation, batches: Sequence[Any], options: Finetuning, progress: Progress
 ) -> None:
-    """Train the student in place; evaluation mode, since rounding is to be learned without dropout."""
+    """Train the student in place, without dropout: what it is to follow is what it puts out in evaluation."""
     groups = list(_groups(student, options))
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    distillation = Distillation(teacher, alpha=options.alpha, temperature=options.temperature)
     generator = torch.Generator().manual_seed(options.seed)
     student.train()
     for part in student.modules():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +12,8 @@ from fewbit.algorithms.solution import Solution
 from fewbit.biases import with_integer_bias
 from fewbit.clock import Clock
 from fewbit.errors import FewbitError
-from fewbit.evaluation.fidelity import fidelity
-from fewbit.evaluation.level_histogram import level_histogram
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.frontends.torch.norm_folding import NormFold
-from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.interfaces import Activations, Silent, frontend_of
 from fewbit.measurement import parse_evaluation
 from fewbit.plan_row import PlanRow
@@ -71,9 +67,8 @@ def _codes(work: Prepared, row: PlanRow) -> tuple[QTensor, Activations]:
 
 def _fold(work: Prepared) -> None:
     """Fold each BatchNorm into the layer before it."""
-    folds: Sequence[NormFold] = [NormFold(work.model, pair, folded) for pair in work.pairs]
-    for fold in folds:
-        fold.apply()
+    for pair in work.pairs:
+        NormFold(work.model, pair, folded).apply()
 
 
 def _solved(model: nn.Module, row: PlanRow, qtensor: QTensor, activations: Activations) -> Solved:
@@ -85,14 +80,5 @@ def _solved(model: nn.Module, row: PlanRow, qtensor: QTensor, activations: Activ
             solution, bias = with_integer_bias(solution, weight, frontend.bias(model, row.layer), activations)
         except FewbitError as error:
             raise type(error)(f"{row.layer.name}: {error}") from error
-    left = fidelity(weight, solution.qtensor.dequantize())
-    shown = solution.qtensor.scheme.format.levels and solution.qtensor.scheme.scaled
-    return Solved(
-        replacement=TorchReplacement(model, row.layer, solution.qtensor, activations, bias),
-        activations=activations,
-        statistics={},
-        weight_sqnr=left.sqnr,
-        row_sqnr=left.rows,
-        histogram=level_histogram(weight, solution.qtensor) if shown else None,
-        remarks=solution.remarks,
-    )
+    replacement = frontend.replacement(model, row.layer, solution.qtensor, activations, bias)
+    return Solved.of(weight, solution, replacement, activations)

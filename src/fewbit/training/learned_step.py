@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import round_scale
+from fewbit.numerics.rounding import passed
 from fewbit.ranges.grid import Grid
 from fewbit.training.gradients import Parameters
 
@@ -46,11 +47,11 @@ def initial(low: Tensor, high: Tensor, grid: Grid) -> dict[str, Tensor]:
 def settled(parameters: Parameters, grid: Grid) -> tuple[Tensor, Tensor | None]:
     """Return scale and zero point as they are stored; gradients pass straight through the rounding of both."""
     scale = parameters["scale"].abs().clamp(min=_LEAST)
-    scale = _passed(scale, round_scale(scale.detach(), grid.scale_type))
+    scale = passed(scale, round_scale(scale.detach(), grid.scale_type))
     if "zero_point" not in parameters:
         return scale, None
     zero = parameters["zero_point"].clamp(grid.integer.qmin, grid.integer.qmax)
-    return scale, _passed(zero, zero.detach().round())
+    return scale, passed(zero, zero.detach().round())
 
 
 def rounded(boxes: Tensor, parameters: Parameters, grid: Grid, sharing: int) -> Tensor:
@@ -69,8 +70,3 @@ def rounded(boxes: Tensor, parameters: Parameters, grid: Grid, sharing: int) -> 
     # What is clipped is the end of the range less the zero point; fixed - zero is 0 in value.
     moved: Tensor = units + torch.where(clipped, fixed - zero, torch.zeros_like(units))
     return moved * scale
-
-
-def _passed(values: Tensor, rounded_values: Tensor) -> Tensor:
-    """Return rounded values with the gradient of the others."""
-    return rounded_values + (values - values.detach())

@@ -1,4 +1,4 @@
-"""A module with quantizers in it, and how they are put in and taken out; the plan and the schedule hang at the module.
+"""A module with quantizers in it, and how they are put in and taken out; what was done hangs at the module.
 
 A weight is a parametrization of torch, so that forwards, optimizers, state_dicts and compilers see what they know.
 """
@@ -26,8 +26,8 @@ from fewbit.training.schedule import STEP, Schedule
 from fewbit.training.training_plan import TrainingPlan
 from fewbit.training.weight_quantizer import WeightQuantizer
 
-#: Where the quantizers of a layer, and at the model the schedule, hang.
-INPUT, OUTPUT, SCHEDULE = "input_quantizer", "output_quantizer", "fewbit_schedule"
+#: Where the quantizers of a layer hang, and at the model what was done to it.
+INPUT, OUTPUT, PREPARED = "input_quantizer", "output_quantizer", "fewbit_prepared"
 _USER = "training"
 
 
@@ -73,7 +73,7 @@ class Prepared:
         self._guards = guards(self.model, rounding)
         hold(self._guards, _USER)
         # No submodule: a model may be a list of layers that runs them all.
-        self.model.__dict__[SCHEDULE] = self.schedule
+        self.model.__dict__[PREPARED] = self
         self.model.register_forward_pre_hook(self.schedule.count)
         self.model.register_forward_hook(require_finite_output, with_kwargs=True)
 
@@ -132,7 +132,7 @@ class Prepared:
         for key in [key for key, hook in self.model._forward_hooks.items() if hook is require_finite_output]:
             del self.model._forward_hooks[key]
             self.model._forward_hooks_with_kwargs.pop(key, None)
-        del self.model.__dict__[SCHEDULE], self.model._buffers[STEP]
+        del self.model.__dict__[PREPARED], self.model._buffers[STEP]
 
 
 def prepared(model: nn.Module) -> Prepared:
@@ -142,11 +142,9 @@ def prepared(model: nn.Module) -> Prepared:
         PlanError: nothing was.
 
     """
-    schedule = model.__dict__.get(SCHEDULE)
-    if not isinstance(schedule, Schedule):
+    found = model.__dict__.get(PREPARED)
+    if not isinstance(found, Prepared):
         raise PlanError(f"{type(model).__name__} is not prepared for training; call fewbit.prepare_qat first")
-    found = schedule.owner
-    assert isinstance(found, Prepared)
     return found
 
 

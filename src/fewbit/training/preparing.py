@@ -13,11 +13,12 @@ from fewbit.frontends.torch.norm_folding import NormFold, found_folds
 from fewbit.interfaces import frontend_of
 from fewbit.pipeline import quantize
 from fewbit.planning import Plan
+from fewbit.problems import several
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
 from fewbit.sources import open_source
 from fewbit.training.options import Training
-from fewbit.training.prepared import SCHEDULE, Prepared
+from fewbit.training.prepared import PREPARED, Prepared
 from fewbit.training.schedule import Schedule
 from fewbit.training.trained import Trained
 from fewbit.training.training_plan import BATCHNORM, TrainingPlan
@@ -39,13 +40,14 @@ def prepare(model: Any, recipe: Recipe, training: Training, data: TrainingData, 
     batch = data.batch
     if not isinstance(model, nn.Module):
         raise RecipeError(f"prepare_qat takes a torch module in memory, not a {type(model).__name__}; load it first")
-    if SCHEDULE in model.__dict__:
+    if PREPARED in model.__dict__:
         raise PlanError(f"{type(model).__name__} is prepared already; fewbit.finish_qat takes the quantizers out")
     source, frontend = open_source(model), frontend_of("torch")
     asked = TrainingPlan(source, recipe, training, *target)
     made = asked(model, batch)
     frontend.require_finite(model, [own.layer for own in made.quantized], made.float_names, made.storage_type)
     folds = _folds(model, made, batch)
+    found = {} if data.calibration is None else _solved(model, recipe, data.calibration, target)
     schedule = Schedule(
         model, delay=training.delay, freeze_ranges=training.freeze_ranges, freeze_norms=training.freeze_norms
     )
@@ -58,8 +60,6 @@ def prepare(model: Any, recipe: Recipe, training: Training, data: TrainingData, 
         pairs=[fold.pair for fold in folds],
         sentences=_sentences(made, folds),
     )
-    schedule.owner = work
-    found = {} if data.calibration is None else _solved(model, recipe, data.calibration, target)
     work.install()
     for row in work.rows if found else ():
         work.quantizer(row).adopt(work.trained(row), found[row.layer.name])
@@ -89,5 +89,6 @@ def _sentences(made: Plan, folds: list[NormFold]) -> tuple[str, ...]:
     straight = [row for row in made.rows if row.algorithm == Trained("straight-through")]
     if straight and len({row.algorithm for row in made.rows if row.scheme}) > 1:
         schemes = ", ".join(sorted({str(row.scheme) for row in straight}))
-        found.append(f"{len(straight)} layers of {schemes} have no range to learn: gradients went straight through")
+        names = [row.layer.name for row in straight]
+        found.append(f"{several(names)}: no range to learn in {schemes}, so that gradients went straight through")
     return tuple(found)

@@ -26,8 +26,6 @@ class Schedule:
         self.freeze_norms = freeze_norms
         #: Whether ranges may begin with what they are given, outside of training too.
         self.starting = False
-        #: What was done to the model, for who finishes it.
-        self.owner: Any = None
         device = next((tensor.device for tensor in model.parameters()), None)
         model.register_buffer(STEP, torch.zeros((), dtype=torch.int64, device=device))
 

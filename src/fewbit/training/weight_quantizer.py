@@ -17,6 +17,7 @@ from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import module_class
 from fewbit.numerics.groups import beside_boxes, counts, merge, split, spread
 from fewbit.numerics.namespace import to_float32
+from fewbit.numerics.rounding import flushed
 from fewbit.qtensor import QTensor, fake_quantize, quantize
 from fewbit.schemes.scheme import Scheme
 from fewbit.training.options import Training
@@ -140,9 +141,7 @@ class WeightQuantizer(nn.Module):
             return straight
         if self.range.kind == "average" and self.training:
             self.range.observe(*self._bounds(matrix.detach()), self.momentum)
-        # Numbers too small for a float32 of full precision count as 0, and keep their gradient.
-        settled = to_float32(matrix.detach()) + (matrix - matrix.detach())
-        found: Tensor = merge(self.range(split(settled, self.box), prod(self.box)), self.shape)
+        found: Tensor = merge(self.range(split(flushed(matrix), self.box), prod(self.box)), self.shape)
         return found
 
     def _bounds(self, matrix: Tensor) -> tuple[Tensor, Tensor]:

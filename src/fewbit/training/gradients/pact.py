@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewbit.numerics.rounding import passed
 from fewbit.ranges.grid import Grid
 from fewbit.training.gradients import Parameters
 
@@ -44,7 +45,7 @@ class LearnedClipping:
         low, high = _bounds(parameters)
         clipped = torch.minimum(torch.maximum(boxes, low), high)
         rounded: Tensor = grid.rounded(boxes.detach(), *self.settled(parameters, grid))
-        return rounded + (clipped - clipped.detach())
+        return passed(clipped, rounded)  # type: ignore[no-any-return]
 
 
 def _bounds(parameters: Parameters) -> tuple[Tensor, Tensor]:
