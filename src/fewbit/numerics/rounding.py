@@ -6,7 +6,7 @@ arXiv 1308.3432); its value is that of `rounded` to the bit.
 
 from __future__ import annotations
 
-from fewbit.numerics.namespace import Array, array_namespace, is_jax, is_torch, stop_gradient, to_float32
+from fewbit.numerics.namespace import Array, array_namespace, compiling, is_jax, is_torch, stop_gradient, to_float32
 
 
 def to_whole(values: Array, noise: Array | None = None) -> Array:
@@ -23,6 +23,10 @@ def straight_through(values: Array, rounded: Array, low: Array | float, high: Ar
     """Return `rounded`, with the gradient of `values` where they lie between `low` and `high`, and none elsewhere."""
     if not (is_jax(values) or (is_torch(values) and values.requires_grad)):
         return rounded
+    if is_torch(values) and not compiling(values):
+        from fewbit.numerics.torch_gradient import Straight
+
+        return Straight.apply(values, rounded, low, high)  # type: ignore[no-untyped-call]
     xp = array_namespace(values)
     inside = xp.where((values >= low) & (values <= high), values, xp.zeros_like(values))
     # x - x is 0 in value and 1 in gradient; adding it before the rounded value would lose bits of that.

@@ -68,5 +68,5 @@ def rounded(boxes: Tensor, parameters: Parameters, grid: Grid, sharing: int) -> 
     places = (boxes * (1.0 / scale)).detach() + fixed
     clipped = (places < grid.integer.qmin - 0.5) | (places > grid.integer.qmax + 0.5)
     # What is clipped is the end of the range less the zero point; fixed - zero is 0 in value.
-    moved: Tensor = units + torch.where(clipped, fixed - zero, torch.zeros_like(units))
+    moved: Tensor = units + (fixed - zero) * clipped.to(units.dtype)
     return moved * scale
