@@ -11,6 +11,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from fewbit.numerics.threads import threads_for
+
 
 def learned_levels(values: Any, weights: Any, count: int) -> Any:
     """Return the `count` levels (rows, count), ascending float32, of least sum of `weights` x squared error.
@@ -21,7 +23,8 @@ def learned_levels(values: Any, weights: Any, count: int) -> Any:
     order = np.argsort(values, axis=1, kind="stable")
     ordered, counted = (np.take_along_axis(part, order, axis=1) for part in (values, weights))
     levels = np.empty((len(values), count))
-    _levels(ordered, counted, levels)
+    with threads_for(values.size):
+        _levels(ordered, counted, levels)
     return levels.astype(np.float32)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from fewbit.formats.minifloat import Float
 from fewbit.formats.number_format import NumberFormat
 from fewbit.numerics.namespace import Array, array_namespace, compiling, device, is_torch, to_numpy
+from fewbit.numerics.threads import threads_for
 
 
 def are_compiled(boxes: Array, form: NumberFormat) -> bool:
@@ -40,13 +41,11 @@ def best_places(
     if weights is not None:
         weights = _writable(np.broadcast_to(to_numpy(weights), boxes.shape), "f").reshape(-1, boxes.shape[-1])
     found = np.empty(begun.shape, np.int32)
-    search_levels(
-        _writable(to_numpy(boxes), "f").reshape(-1, boxes.shape[-1]),
-        weights,
-        _numbers(form),
-        (begun.reshape(-1), last.reshape(-1), unit.reshape(-1), np.asarray(tried[0], np.float32), tried[1]),
-        found.reshape(-1),
-    )
+    values = _writable(to_numpy(boxes), "f").reshape(-1, boxes.shape[-1])
+    levels = np.asarray(tried[0], np.float32), tried[1]
+    with threads_for(values.size):
+        scales = begun.reshape(-1), last.reshape(-1), unit.reshape(-1), *levels
+        search_levels(values, weights, _numbers(form), scales, found.reshape(-1))
     return array_namespace(boxes).asarray(found, device=device(boxes))
 
 
@@ -58,7 +57,8 @@ def encode(boxes: Array, scale: Array, form: Float) -> Array:
     size = boxes.shape[-1]
     values = _writable(to_numpy(boxes), "f").reshape(-1, size)
     scales = _writable(np.broadcast_to(to_numpy(scale), (*codes.shape[:-1], 1)), "f").reshape(-1)
-    encode_groups(values, scales, _numbers(form), np.int32(1 << (form.bits - 1)), codes.reshape(-1, size))
+    with threads_for(values.size):
+        encode_groups(values, scales, _numbers(form), np.int32(1 << (form.bits - 1)), codes.reshape(-1, size))
     return array_namespace(boxes).asarray(codes, device=device(boxes))
 
 
