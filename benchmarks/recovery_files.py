@@ -1,0 +1,47 @@
+"""Networks trained with rounding in the loop as ONNX files: what onnxruntime predicts beside what torch does."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+import fewbit as fb
+from recovery_images import EPOCHS, MODELS, accuracy, fashion_data, float_model, trained
+
+#: Runtimes whose files onnxruntime runs: the second rounds the inputs of layers alone, as the module does.
+RUNTIMES = ("ort-cpu", "tensorrt")
+
+
+def files_part(given: argparse.Namespace) -> None:
+    """Agreement of predictions on the test images; `tensorrt` files have no rounding that the module has not."""
+    data = fashion_data(given)
+    print("\n| model | file for | accuracy in torch, % | in onnxruntime, % | same predictions, % |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    for name in given.models:
+        for runtime in RUNTIMES:
+            model = float_model(name, 0, data)
+            torch.manual_seed(0)
+            fb.prepare_qat(model, "w8a8-static", to=runtime, batch=data.train[0][:256])
+            result = fb.finish_qat(trained(model, data, EPOCHS / 10, MODELS[name].tuned_rate))
+            images, labels = data.test
+            with torch.no_grad():
+                here = torch.cat([result.model(part).argmax(1) for part in images.split(500)]).numpy()
+            with tempfile.TemporaryDirectory() as folder:
+                there = predictions(result.save(Path(folder) / "m.onnx", runtime=runtime), images)
+            right = [100 * float(np.mean(own == labels.numpy())) for own in (here, there)]
+            assert abs(right[0] - accuracy(result.model, images, labels)) < 1e-9
+            same = 100 * float(np.mean(here == there))
+            print(f"| {name} | {runtime} | {right[0]:.2f} | {right[1]:.2f} | {same:.2f} |", flush=True)
+
+
+def predictions(path: Path, images: torch.Tensor) -> Any:
+    """Return what onnxruntime says the images are, one by one: a file is traced with a batch of its own."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: part.numpy()})[0].argmax(1) for part in images.split(500)])

@@ -1,0 +1,247 @@
+"""Fashion-MNIST with few bits: what rounding loses, and what recovery and training give back; means over seeds."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fewbit as fb
+from fewbit.training.distillation import Distillation
+from fewbit.training.gradients import GRADIENTS
+from small_images import Block, accuracy, images
+
+CACHE = Path(__file__).resolve().parent / "cache"
+#: Epochs of the float models; training with rounding takes a tenth.
+EPOCHS = 5
+BATCH = 128
+
+
+class Cnn(nn.Sequential):
+    """Convolutions with BatchNorm, two of them depthwise."""
+
+    first, last = "0", "17"
+    rate, tuned_rate = 1e-2, 2e-3
+    transforms = ("batchnorm",)
+
+    def __init__(self) -> None:
+        def unit(before: int, after: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+            convolution = nn.Conv2d(before, after, 3, stride, padding=1, groups=groups, bias=False)
+            return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+
+        super().__init__(
+            *unit(1, 32, 2), *unit(32, 32, 1, 32), *unit(32, 48), *unit(48, 48, 2, 48), *unit(48, 96),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10),
+        )  # fmt: skip
+
+
+class Vit(nn.Module):
+    """Patches of 7 x 7, a mean over the tokens."""
+
+    first, last = "patches", "head"
+    rate, tuned_rate = 3e-3, 1e-3
+    transforms = ()
+
+    def __init__(self, width: int = 48, depth: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 7, 7)
+        self.positions = nn.Parameter(0.02 * torch.randn(16, width))
+        self.blocks = nn.ModuleList(Block(width, 4) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.norm(tokens).mean(1))
+
+
+MODELS: dict[str, Any] = {"CNN": Cnn, "ViT": Vit}
+#: By name bits of weights and inputs, and whether the first and last layer have 8 of both.
+SETTINGS = {"w8a8": (8, 8, False), "w4a8": (4, 8, False), "w4a4": (4, 4, True), "w2a4": (2, 4, True)}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way from a float model to a rounded one."""
+
+    name: str
+    algorithm: Any = "nearest"
+    transforms: tuple[Any, ...] = ()
+    corrections: tuple[Any, ...] = ()
+    #: Keep BatchNorms as they are, for methods that work on them.
+    norms: bool = False
+    #: Trained with rounding in the loop.
+    gradient: str | None = None
+    distilled: bool = False
+    #: The only model that it has something to do in.
+    only: str | None = None
+
+    def recipe(self, model: Any, setting: str) -> fb.Recipe:
+        """Return what becomes of the layers of `model`."""
+        weight, given, outer = SETTINGS[setting]
+        inputs = "int{} tensor asym static" + ("" if self.gradient else " mse")
+        algorithm = "nearest" if self.gradient else self.algorithm
+        ranged = " mse" if weight < 8 and not self.gradient else ""
+        rules = []
+        if outer:
+            ends = "|".join((model.first, model.last))
+            rules.append(fb.Rule(ends, weight="int8 channel", input=inputs.format(8), algorithm=algorithm))
+        rules += [
+            fb.Rule(
+                kind=kind,
+                weight=f"int{weight} channel{ranged}",
+                input=inputs.format(given),
+                algorithm=algorithm,
+                optional=True,
+            )
+            for kind in ("conv", "linear")
+        ]
+        folding = () if self.norms else model.transforms
+        return fb.Recipe(rules, transforms=(*folding, *self.transforms), corrections=self.corrections)
+
+
+AFTER = [
+    Method("nearest"),
+    Method("GPTQ", "gptq"),
+    Method("bias correction", corrections=("bias",)),
+]
+TRAINED = [
+    Method(f"trained, {name}{', distilled' if distilled else ''}", gradient=name, distilled=distilled)
+    for distilled in (False, True)
+    for name in GRADIENTS
+]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images (count, 1, 28, 28) and labels."""
+
+    train: tuple[Tensor, Tensor] = field(repr=False)
+    test: tuple[Tensor, Tensor] = field(repr=False)
+
+    @property
+    def calibration(self) -> list[Tensor]:
+        """512 of the images that models are trained on."""
+        return list(self.train[0][:512].split(128))
+
+
+@torch.enable_grad()
+def trained(model: Any, data: Data, epochs: float, rate: float, teacher: Any = None) -> Any:
+    """Train with AdamW under one cycle of the learning rate, behind `teacher` if there is one."""
+    x, labels = data.train
+    steps = round(epochs * (len(x) // BATCH))
+    ranges = [own for own in model.parameters() if own.ndim < 2]
+    weights = [own for own in model.parameters() if own.ndim >= 2]
+    optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": 0.02}, {"params": ranges, "weight_decay": 0.0}])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    distillation = Distillation(teacher, temperature=2.0) if teacher is not None else None
+    model.train()
+    order = torch.cat([torch.randperm(len(x)) for _ in range(int(epochs) + 1)])
+    for own in order[: steps * BATCH].split(BATCH):
+        given = x[own].flip(3) if torch.rand(()) < 0.5 else x[own]
+        optimizer.zero_grad()
+        found = model(given)
+        loss = functional.cross_entropy(found, labels[own])
+        (distillation(found, given, loss) if distillation else loss).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def float_model(name: str, seed: int, data: Data) -> Any:
+    """Return the model trained from a seed, from the cache where it was trained before."""
+    torch.manual_seed(seed)
+    model = MODELS[name]()
+    path = CACHE / f"fashion-{name}-{digest(str(model), seed, EPOCHS)}.safetensors"
+    if not path.exists():
+        trained(model, data, EPOCHS, model.rate)
+        partial_path = path.with_suffix(".partial")
+        save_file(model.state_dict(), partial_path)
+        partial_path.rename(path)
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def rounded(model: Any, method: Method, setting: str, data: Data) -> Any:
+    """Return `model` as the method rounds it; it is changed in place."""
+    recipe = method.recipe(model, setting)
+    if method.gradient is None:
+        return fb.quantize(model, recipe, calibration=data.calibration).model
+    teacher = copy.deepcopy(model) if method.distilled else None
+    rate = model.tuned_rate
+    training = fb.Training(gradient=method.gradient)
+    prepared = fb.prepare_qat(model, recipe, training=training, batch=data.train[0][:256])
+    return fb.finish_qat(trained(prepared, data, EPOCHS / 10, rate, teacher)).model
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The data, and what has been measured on it."""
+
+    data: Data
+    #: Measure again what was measured before.
+    fresh: bool = False
+
+    def measured(self, name: str, seed: int, setting: str, method: Method | None) -> Mapping[str, float]:
+        """Return accuracy (percent) and seconds, of the float model without a method."""
+        path = CACHE / f"recovery-{digest(str(MODELS[name]()), seed, setting, repr(method), EPOCHS, BATCH)}.json"
+        if self.fresh or not path.exists():
+            model = float_model(name, seed, self.data)
+            torch.manual_seed(seed)
+            started = time.process_time()
+            model = model if method is None else rounded(model, method, setting, self.data)
+            seconds = time.process_time() - started
+            partial_path = path.with_suffix(".partial")
+            found = {"accuracy": accuracy(model, *self.data.test), "seconds": seconds}
+            partial_path.write_text(json.dumps(found))
+            partial_path.rename(path)
+        return json.loads(path.read_text())
+
+
+def fashion_data(given: argparse.Namespace) -> Data:
+    """Return the images of the folder that the command line names."""
+    folder = given.fashion
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is no folder; install Debian's dataset-fashion-mnist or give --fashion FOLDER")
+    CACHE.mkdir(exist_ok=True)
+    return Data(images(folder, "train"), images(folder, "t10k"))
+
+
+def fashion_part(given: argparse.Namespace) -> None:
+    """Accuracy on Fashion-MNIST, points lost to the float model, and CPU seconds of the last setting."""
+    bench = Bench(fashion_data(given), given.fresh)
+    for name in given.models:
+        before = [bench.measured(name, seed, "", None)["accuracy"] for seed in range(given.seeds)]
+        print(f"\n{name}, float accuracy {mean(before):.2f} %, {given.seeds} seeds; change in points\n")
+        print(f"| method | {' | '.join(given.settings)} | CPU s |\n| --- |{' ---: |' * (len(given.settings) + 1)}")
+        for method in [own for own in (*AFTER, *TRAINED) if own.only in (None, name)]:
+            if given.methods and given.methods not in method.name:
+                continue
+            rows = {
+                setting: [bench.measured(name, seed, setting, method) for seed in range(given.seeds)]
+                for setting in given.settings
+            }
+            cells = [f"{mean(own['accuracy'] for own in row) - mean(before):+.2f}" for row in rows.values()]
+            seconds = mean(own["seconds"] for row in rows.values() for own in row)
+            print(f"| {method.name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+
+
+def digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
