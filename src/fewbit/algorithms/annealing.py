@@ -13,12 +13,8 @@ from fewbit.errors import RecipeError
 
 #: The exponent at first, which pulls only at what is almost decided, and in the end.
 _FIRST, _LAST = 20.0, 2.0
-#: What is outside of which range, and what is usual.
-_RANGES = {
-    "regularization": ((0.0, 1e6), 30.0),
-    "warm": ((0.0, 0.9), 0.2),
-    "reach": ((0.1, 1e3), 10.0),
-}
+#: Between which numbers each option lies.
+_RANGES = {"regularization": (0.0, 1e6), "warm": (0.0, 0.9), "reach": (0.1, 1e3)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +33,13 @@ class Annealing:
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 0:
-            raise RecipeError(f"{self.name}: steps {self.steps!r:.80} is no number of them; 1000 is usual")
-        for name, ((least, most), usual) in _RANGES.items():
+            raise RecipeError(f"{self.name}: steps {self.steps!r:.80} is no number of them; leave it out for the usual")
+        for name, (least, most) in _RANGES.items():
             given = getattr(self, name)
             if isinstance(given, bool) or not isinstance(given, int | float) or not least <= given <= most:
-                bounds = f"[{least:g}, {most:g}]"
-                raise RecipeError(f"{self.name}: {name} {given!r:.80} is outside {bounds}; {usual:g} is usual")
+                raise RecipeError(
+                    f"{self.name}: {name} {given!r:.80} is outside [{least:g}, {most:g}]; leave it out for the usual"
+                )
 
     @property
     def rate(self) -> float:

@@ -26,13 +26,13 @@ class Brecq:
     """Block reconstruction by learned rounding, under the scales of the range method."""
 
     #: Steps for each block; 0 leaves the start as it is.
-    steps: int = 1000
+    steps: int = 500
     #: What solves each layer before its block is trained: `adaround`, with the same options, or `nearest`.
     start: Literal["adaround", "nearest"] = "adaround"
     #: Samples, calls of the block, whose gradients make a step.
-    samples: int = 1
+    samples: int = 2
     #: What a rounding between up and down costs at most, in the loss of the start divided among the weights.
-    regularization: float = 30.0
+    regularization: float = 10.0
     #: The share of the steps before that counts.
     warm: float = 0.2
     #: How far the steps of a variable go together; 2.4 are from the middle to up or down.
@@ -47,7 +47,7 @@ class Brecq:
         if self.start not in _STARTS:
             raise RecipeError(f"brecq: start = {self.start!r:.80} is none of {', '.join(_STARTS)}")
         if type(self.samples) is not int or self.samples < 1:
-            raise RecipeError(f"brecq: samples {self.samples!r:.80} is no number of them; 1 is usual")
+            raise RecipeError(f"brecq: samples {self.samples!r:.80} is no number of them; 2 is usual")
         if not isinstance(self.relative, bool):
             raise RecipeError(f"brecq: relative = {self.relative!r:.80} is not true or false")
         require_precision(self.name, self.precision)

@@ -31,6 +31,8 @@ def rounded_for(weight: Tensor, start: QTensor, moment: Tensor, annealing: Annea
     `moment` is (in, in), or (groups, in, in) where groups of rows have inputs of their own. `halved`: products are
     taken in bfloat16; what is compared in the end is not.
     """
+    if not annealing.steps:
+        return start
     values, moments = weight.to(torch.float32), moment.to(torch.float32).reshape(-1, *moment.shape[-2:])
     damped = moments.clone()
     damped.diagonal(dim1=1, dim2=2).add_(_DAMPING * moments.diagonal(dim1=1, dim2=2).mean(1, keepdim=True))
