@@ -113,6 +113,11 @@ def test_blocks_that_are_repeated_stay_blocks_with_units_around_them():
     assert found(Wrapped()) == ([*inside, "head"], [])
 
 
+def test_what_stands_between_a_block_and_the_layer_behind_it_belongs_to_that_layer():
+    model = nn.Sequential(Residual(3, 8), Residual(8, 12), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4))
+    assert found(model) == (["0", "1", "2 > 3 > 4"], [])
+
+
 def test_a_layer_in_a_module_of_its_own_is_named_by_that():
     class Alone(nn.Module):
         def __init__(self):

@@ -27,8 +27,8 @@ class Brecq:
 
     #: Steps for each block; 0 leaves the start as it is.
     steps: int = 500
-    #: What solves each layer before its block is trained: `adaround`, with the same options, or `nearest`.
-    start: Literal["adaround", "nearest"] = "adaround"
+    #: What solves each layer before its block is trained: `adaround`, with options if you like, or `nearest`.
+    start: str | dict[str, Any] | Algorithm = "adaround"
     #: Samples, calls of the block, whose gradients make a step.
     samples: int = 2
     #: What a rounding between up and down costs at most, in the loss of the start divided among the weights.
@@ -44,8 +44,11 @@ class Brecq:
 
     def __post_init__(self) -> None:
         _ = self.annealing
-        if self.start not in _STARTS:
-            raise RecipeError(f"brecq: start = {self.start!r:.80} is none of {', '.join(_STARTS)}")
+        start = parse_algorithm(self.start)
+        if start.name not in _STARTS:
+            why = "rounds to other codes than the two around each weight"
+            raise RecipeError(f"brecq: start = {start.name!r:.80} {why}; use {' or '.join(_STARTS)}")
+        object.__setattr__(self, "start", start)
         if type(self.samples) is not int or self.samples < 1:
             raise RecipeError(f"brecq: samples {self.samples!r:.80} is no number of them; 2 is usual")
         if not isinstance(self.relative, bool):
@@ -75,8 +78,8 @@ class Brecq:
 
     @property
     def alone(self) -> Algorithm:
-        """AdaRound with the same options, for models that give no gradients."""
-        return self._adaround
+        """AdaRound, as the start if it is that, for models that give no gradients."""
+        return self._start if self._start.name == "adaround" else parse_algorithm("adaround")
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
         """Return `weight` (out, in) as the start solves it; `statistics` are those that it asks for.
@@ -104,9 +107,4 @@ class Brecq:
 
     @property
     def _start(self) -> Algorithm:
-        return self._adaround if self.start == "adaround" else parse_algorithm(self.start)
-
-    @property
-    def _adaround(self) -> Algorithm:
-        own = ("steps", "regularization", "warm", "reach", "relative", "precision")
-        return parse_algorithm({"name": "adaround"} | {option: getattr(self, option) for option in own})
+        return parse_algorithm(self.start)

@@ -1,7 +1,8 @@
 """Units of a convolutional network outside of its repeated blocks, found by the data flow of one run: to be trained.
 
 A unit begins at a layer, or at a module with layers that is no chain of its parts, such as a residual block. Modules
-without layers that take its output as it is, such as norms and activations, belong to it. Source: BRECQ, 2102.05426.
+without layers that take its output as it is, such as norms and activations, belong to it, and what stands between a
+block and the layer behind. Source: BRECQ, arXiv 2102.05426.
 """
 
 from __future__ import annotations
@@ -70,16 +71,22 @@ class _Search:
     def chains(self, batch: Any) -> list[str]:
         """Return the names of the units, in the order of their calls in a run on `batch`."""
         found: list[list[str]] = []
-        before: _Visit | None = None  # the last of the unit that is not complete yet
+        tail: list[str] = []  # the last unit; behind a block what stands between that and the next one
+        before: Tensor | None = None  # what came out of it
         for visit in self._opened(self._run(batch)):
-            if self._holds(visit.name, self._blocks) or not self._called_once(visit.name):
+            follows = before is not None and visit.given is before
+            layered = self._holds(visit.name, self._layers)
+            if not self._called_once(visit.name):
                 before = None
-            elif self._holds(visit.name, self._layers):
-                found.append([visit.name])
-                before = visit
-            elif before is not None and visit.given is not None and visit.given is before.output:
-                found[-1].append(visit.name)
-                before = visit
+            elif self._holds(visit.name, self._blocks):
+                tail, before = [], visit.output
+            elif layered:
+                between = follows and not any(tail is unit for unit in found)
+                tail, before = [*(tail if between else ()), visit.name], visit.output
+                found.append(tail)
+            elif follows:
+                tail.append(visit.name)
+                before = visit.output
             else:
                 before = None
         return [chain_name(names) for names in found]
