@@ -12,7 +12,9 @@ HEAVY = ("torch", "transformers", "jax", "onnx", "onnxruntime", "ray", "typer", 
 def test_the_public_names_are_these():
     # A new name comes with an entry in CHANGELOG.md and in docs.
     assert fb.__all__ == [
+        "AdaRound",
         "AutoRound",
+        "Brecq",
         "Calibration",
         "Codebook",
         "Conversion",

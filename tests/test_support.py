@@ -55,9 +55,10 @@ def test_asymmetry_is_for_integers_only():
     for row in support.schemes():
         format_word = row.scheme.split()[0]
         assert row.asymmetric == ("int" in format_word)
-        # What moves zero points takes integers, what trains those of 2 to 8 bits.
+        # What moves zero points takes integers, what trains those of 2 to 8 bits; two levels to choose from are in all.
         bits = int(format_word.lstrip("uint")) if "int" in format_word else 0
-        takes = {"hqq": bits > 0, "autoround": 2 <= bits <= 8}
+        fine = bits <= 8 and format_word not in ("fp16", "bf16")
+        takes = {"hqq": bits > 0, "autoround": 2 <= bits <= 8, **dict.fromkeys(("adaround", "brecq"), fine)}
         assert row.algorithms == tuple(name for name in ALGORITHMS if takes.get(name, True))
         if format_word in FORMATS and not format_word.startswith("int1"):
             assert parse_scheme(row.scheme).format == lookup(FORMATS, format_word, what="number format")

@@ -7,7 +7,9 @@ result.report.save("report.html")
 result.save("out/")
 """
 
+from fewbit.algorithms.adaround import AdaRound
 from fewbit.algorithms.autoround import AutoRound
+from fewbit.algorithms.brecq import Brecq
 from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.hqq import Hqq
 from fewbit.algorithms.nearest import Nearest
@@ -37,7 +39,9 @@ from fewbit.training.qat import finish_qat, prepare_qat
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaRound",
     "AutoRound",
+    "Brecq",
     "Calibration",
     "Codebook",
     "Conversion",

@@ -21,9 +21,11 @@ ALGORITHMS = {
     "gptq": "fewbit.algorithms.gptq:Gptq",
     "hqq": "fewbit.algorithms.hqq:Hqq",
     "autoround": "fewbit.algorithms.autoround:AutoRound",
+    "adaround": "fewbit.algorithms.adaround:AdaRound",
+    "brecq": "fewbit.algorithms.brecq:Brecq",
 }
 #: Algorithms of the design that this version does not have.
-LATER = ("adaround", "awq")
+LATER = ("awq",)
 
 
 class Algorithm(Protocol):

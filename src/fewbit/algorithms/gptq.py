@@ -12,10 +12,10 @@ from typing import Any, Literal
 from fewbit.algorithms.column_order import ORDERS
 from fewbit.algorithms.importance import importance_of
 from fewbit.algorithms.output_moment import output_moment
-from fewbit.algorithms.solution import Solution
+from fewbit.algorithms.solution import Solution, in_framework_of
 from fewbit.errors import MissingExtraError, RecipeError
-from fewbit.numerics.namespace import Array, array_namespace, is_torch
-from fewbit.qtensor import QTensor, quantize
+from fewbit.numerics.namespace import Array
+from fewbit.qtensor import quantize
 from fewbit.schemes.scheme import Scheme
 from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.second_moment import SecondMoment
@@ -99,7 +99,7 @@ class Gptq:
         values, remarks = as_torch(weight).to(torch.float32), tuple[str, ...]()
         if few := _too_few(moment):
             qtensor, _ = rounded(values, SecondMoment.identity(weight.shape[1], values), scheme, self)
-            return Solution(_like(weight, qtensor), remarks=(f"{few}: rounded without data",))
+            return Solution(in_framework_of(weight, qtensor), remarks=(f"{few}: rounded without data",))
         seen = moment.result()
         if not bool((seen != 0.0).any()):
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
@@ -121,7 +121,9 @@ class Gptq:
         if self.asymmetric and (drift is None or not drift.count):
             remarks = ("the drift of its inputs could not be measured: it is not corrected",)
         raised = f"damping raised from {self.damping:g} to {used:g}: its inputs are dependent"
-        return Solution(_like(weight, qtensor), used, remarks=(*([raised] if used != self.damping else []), *remarks))
+        return Solution(
+            in_framework_of(weight, qtensor), used, remarks=(*([raised] if used != self.damping else []), *remarks)
+        )
 
 
 def _too_few(moment: SecondMoment | GroupedMoment) -> str | None:
@@ -131,11 +133,3 @@ def _too_few(moment: SecondMoment | GroupedMoment) -> str | None:
     if isinstance(moment, GroupedMoment) or moment.count >= moment.least:
         return None
     return f"{moment.count} tokens reached it, fewer than {moment.least}"
-
-
-def _like(weight: Array, qtensor: QTensor) -> QTensor:
-    """Return a QTensor of torch in the framework of `weight`."""
-    if is_torch(weight):
-        return qtensor
-    xp = array_namespace(weight)
-    return qtensor.map(lambda array: xp.asarray(array.numpy()))

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fewbit.algorithms import Algorithm, parse_algorithm
-from fewbit.algorithms.solution import Solution
+from fewbit.algorithms.few_rows import few_rows
+from fewbit.algorithms.solution import Solution, in_framework_of
 from fewbit.errors import MissingExtraError, SchemeError
-from fewbit.numerics.namespace import Array, array_namespace, is_torch
-from fewbit.qtensor import QTensor
+from fewbit.numerics.namespace import Array
 from fewbit.schemes.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -53,15 +53,9 @@ class LayerAutoRound:
         if problem := self.problem(scheme):
             raise SchemeError(problem)
         start = self._start(weight, statistics, scheme)
-        moment = (statistics or {}).get(self._moment)
-        count, width = getattr(moment, "count", 0), weight.shape[1]
-        if moment is None or count < width:
-            why = (
-                f"{count} rows reached it, fewer than its {width} inputs"
-                if count
-                else "no calibration input reached it"
-            )
-            return replace(start, remarks=(*start.remarks, f"{why}: its rounding was not trained"))
+        moment: Any = (statistics or {}).get(self._moment)
+        if why := few_rows(moment, weight.shape[1]):
+            return replace(start, remarks=(*start.remarks, why))
         try:
             from fewbit.algorithms.column_loop import as_torch
             from fewbit.algorithms.signed_descent import descended
@@ -69,7 +63,7 @@ class LayerAutoRound:
             raise MissingExtraError(f"autoround needs {error.name}; pip install 'fewbit[torch]'") from error
         given = start.qtensor.map(as_torch)
         found = descended(as_torch(weight), given, as_torch(moment.result()), self.options)
-        return replace(start, qtensor=_like(weight, found))
+        return replace(start, qtensor=in_framework_of(weight, found))
 
     @property
     def _start(self) -> Algorithm:
@@ -80,11 +74,3 @@ class LayerAutoRound:
         """The second moment that the start uses, or that `relative` asks for."""
         own = [name for name in self._start.statistics if name.endswith("second_moment")]
         return own[0] if own else "relative_second_moment" if self.options.relative else "second_moment"
-
-
-def _like(weight: Array, qtensor: QTensor) -> QTensor:
-    """Return a QTensor of torch in the framework of `weight`."""
-    if is_torch(weight):
-        return qtensor
-    xp = array_namespace(weight)
-    return qtensor.map(lambda array: xp.asarray(array.numpy()))

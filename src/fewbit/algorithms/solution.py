@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewbit.numerics.namespace import Array, array_namespace, is_torch
 from fewbit.qtensor import QTensor
 
 
@@ -17,3 +18,11 @@ class Solution:
     damping: float | None = None
     #: What fell back or was left out; empty when all went as asked.
     remarks: tuple[str, ...] = ()
+
+
+def in_framework_of(weight: Array, qtensor: QTensor) -> QTensor:
+    """Return a QTensor of torch in the framework of `weight`."""
+    if is_torch(weight):
+        return qtensor
+    xp = array_namespace(weight)
+    return qtensor.map(lambda array: xp.asarray(array.numpy()))

@@ -24,6 +24,11 @@ def multiplies(dtype: Type, device: str) -> bool:
     return device == "cpu" and any(name in of_processor() for name in _INSTRUCTIONS[dtype])
 
 
+def halves(precision: str, device: str) -> bool:
+    """Whether products are taken in bfloat16: `auto` where a torch device multiplies it by instructions of its own."""
+    return precision == "bfloat16" or (precision == "auto" and multiplies("bfloat16", device))
+
+
 @cache
 def of_processor() -> frozenset[str]:
     """Return what torch knows of this processor."""

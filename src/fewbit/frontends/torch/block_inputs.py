@@ -16,6 +16,7 @@ from torch import nn
 from fewbit.errors import RecipeError
 from fewbit.frontends.torch.block_links import BlockLink, trace_blocks
 from fewbit.frontends.torch.calls import Call, items, run_batch
+from fewbit.frontends.torch.module_chain import chained, modules_in
 from fewbit.frontends.torch.paused_runs import PausedRuns
 from fewbit.frontends.torch.resident_memory import give_back
 
@@ -53,7 +54,7 @@ class BlockInputs:
 
     @property
     def name(self) -> str:
-        """Dotted path of the block."""
+        """Dotted path of the block, or of several modules that are called one after the other."""
         return self.link.name
 
     @property
@@ -64,7 +65,7 @@ class BlockInputs:
     @property
     def module(self) -> nn.Module:
         """The block as it now is."""
-        return self._model.get_submodule(self.name)
+        return chained(self._model, self.name)
 
     def keep_float_outputs(self) -> None:
         """Run the block, still unchanged, on what unchanged blocks before it would have given; if it can be run."""
@@ -189,11 +190,11 @@ def _listen(model: nn.Module, link: BlockLink, batch: Any, *, leaving: bool) -> 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
         note(output)
 
-    module = model.get_submodule(link.name)
+    modules = modules_in(model, link.name)
     hook = (
-        module.register_forward_hook(leave)
+        modules[-1].register_forward_hook(leave)
         if leaving
-        else module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+        else modules[0].register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
     )
     try:
         run_batch(model, batch)

@@ -26,6 +26,7 @@ from fewbit.frontends.torch.calls import (
     shapes,
     size,
 )
+from fewbit.frontends.torch.module_chain import chained, modules_in
 
 #: Roundings by which a repeated block may differ: some CUDA kernels add in another order each time.
 _TOLERANCE = 8.0
@@ -68,10 +69,10 @@ def trace_blocks(model: nn.Module, names: Sequence[str], batches: Sequence[Any])
         trace = _Trace(known)
         with ExitStack() as hooks:
             for name in names:
-                module = model.get_submodule(name)
-                enter, leave = trace.enter(name), trace.leave(name)
-                hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True).remove)
-                hooks.callback(module.register_forward_hook(leave).remove)
+                modules = modules_in(model, name)
+                enter, leave = trace.enter(name), trace.leave(name, chained(model, name))
+                hooks.callback(modules[0].register_forward_pre_hook(enter, with_kwargs=True, prepend=True).remove)
+                hooks.callback(modules[-1].register_forward_hook(leave).remove)
             run_batch(model, batch)
         # A block that this batch does not reach cannot be chained: it would be run for this batch too.
         known = {name: link.captured() for name, link in known.items()} | trace.links
@@ -120,13 +121,13 @@ class _Trace:
 
         return hook
 
-    def leave(self, name: str) -> Any:
-        """Return the hook that sees what the block called `name` gives."""
+    def leave(self, name: str, block: nn.Module) -> Any:
+        """Return the hook that sees what the `block` called `name` gives."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
             if self._repeating:
                 return
-            again = output if name in self._known else self._again(module)
+            again = output if name in self._known else self._again(block)
             state = hidden(output)
             if state is None or not same(state, hidden(again), _TOLERANCE):
                 self.links[name] = replace(self.links[name], replayable=False)

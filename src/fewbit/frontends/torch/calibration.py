@@ -23,6 +23,7 @@ from fewbit.frontends.torch.link_scope import LinkScope
 from fewbit.frontends.torch.reconstruction import block_part, model_part
 from fewbit.frontends.torch.resident_memory import give_back, trim
 from fewbit.frontends.torch.token_weights import GradientRun, TokenWeights
+from fewbit.frontends.torch.units import convolves, with_units
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.samples.batches import Mapped
 from fewbit.statistics import GUIDED, PAIRED
@@ -49,7 +50,11 @@ class CalibrationRun:
         """
         self._model, self._wanted, self._batches, self._sequential = model, wanted, batches, sequential
         self._prepare, self._trained = prepare, trained
-        self._partition: Partition = find_blocks(model, layers)
+        self._layers, found = layers, find_blocks(model, layers)
+        #: Those that transforms see; units are there for the training alone.
+        self._repeated = {block.name for block in found.blocks}
+        units = bool(trained) and convolves(layers) and bool(batches)
+        self._partition: Partition = with_units(model, found, batches[0]) if units else found
         self._weights = TokenWeights()
         guided = {name for name, names in wanted.items() if set(GUIDED) & set(names)}
         #: What is to be gone through first, a step a batch: what the rows of inputs count in the float model.
@@ -64,15 +69,17 @@ class CalibrationRun:
         left = {block.name for block in blocks.values() if any(layer.name in self._wanted for layer in block.layers)}
         known: dict[Any, Any] = {}
         self._weights = self.gradients.weights if self.gradients else TokenWeights()
+        if self._prepare and not self._repeated:
+            self._prepare(LinkScope(self._model, "", self._layers, self._whole_runs(self._layers)))
         for step in walk_blocks(self._model, list(blocks), self._batches) if left else ():
             own = [layer for layer in blocks[step.name].layers if layer.name in self._wanted]
             left.discard(step.name)
             weights = list(step.module.parameters())
-            if self._prepare and own:
+            if self._prepare and own and step.name in self._repeated:
                 layers = blocks[step.name].layers
                 own_runs, repeatable = _runs_of(step), step.link.replayable
                 self._prepare(LinkScope(self._model, step.name, layers, own_runs, repeatable=repeatable, known=known))
-            with HeldWeights(step.module) as held, step:
+            with HeldWeights(partial(getattr, step, "module")) as held, step:
                 yield self._block_parts(own, step, held, self._floats(own, step))
                 if left:  # else no one asks for the outputs
                     held.renew()
@@ -83,11 +90,12 @@ class CalibrationRun:
             if not left:
                 break
         outside = [layer for layer in self._partition.outside if layer.name in self._wanted]
-        scores = any(layer.kind == "head" for layer in outside)
-        runs = Mapped(lambda batch: partial(run_batch, self._model, batch, every_score=scores), self._batches)
-        if self._prepare and not blocks:
-            self._prepare(LinkScope(self._model, "", self._partition.outside, runs))
-        yield self._outside_parts(outside, runs)
+        yield self._outside_parts(outside, self._whole_runs(outside))
+
+    def _whole_runs(self, layers: Sequence[Layer]) -> Sequence[Callable[[], Any]]:
+        """Return a way to run the model on each batch, for the inputs of `layers`."""
+        scores = any(layer.kind == "head" for layer in layers)
+        return Mapped(lambda batch: partial(run_batch, self._model, batch, every_score=scores), self._batches)
 
     def _outside_parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
         """Yield the parts of layers outside of blocks, and those that are trained together."""
@@ -178,8 +186,8 @@ def _runs_of(step: BlockInputs) -> list[Callable[[], Any]]:
     """Return a way to run the block on each of its calls."""
     if not step.link.replayable:
         return [lambda: list(step.outputs())]
-    return [partial(_run_copy, call, step.module) for call in step.calls]
+    return [partial(_run_copy, call, step) for call in step.calls]
 
 
-def _run_copy(call: Call, module: nn.Module) -> Any:
-    return call.copy().run(module)
+def _run_copy(call: Call, step: BlockInputs) -> Any:
+    return call.copy().run(step.module)

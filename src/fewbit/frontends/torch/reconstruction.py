@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fewbit.errors import CalibrationError
 from fewbit.frontends.torch.block_inputs import BlockInputs
 from fewbit.frontends.torch.calls import Call, configured_without_cache, evaluating, hidden
+from fewbit.frontends.torch.module_chain import chained
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.samples.batches import Mapped
@@ -26,7 +27,7 @@ class Reconstruction:
     """What a part of a model is to put out, and a way to run it."""
 
     model: nn.Module
-    #: Dotted path of what runs; empty: the model.
+    #: Dotted path of what runs, or several as a chain; empty: the model.
     name: str
     calls: Sequence[Call]
     #: Its output before any of its layers was quantized, by call.
@@ -38,7 +39,7 @@ class Reconstruction:
             layer = self.model.get_submodule(name)
             assert isinstance(layer, QuantizedLayer)
             layer.hold(weight)
-        module = self.model.get_submodule(self.name)
+        module = chained(self.model, self.name) if self.name else self.model
         call = self.calls[sample].copy()  # a module may write into what it is given
         with evaluating(module), configured_without_cache(module):
             return _first_tensor(module(*call.args, **call.kwargs))

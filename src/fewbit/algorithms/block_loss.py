@@ -1,0 +1,91 @@
+"""How far the output of a block under trial weights is from its target, and the gradients of that.
+
+L = mean over rows of |forward(weights) - target|^2, by default each relative to the power of its target row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from fewbit.algorithms.block import Block
+from fewbit.numerics.instructions import multiplies
+
+#: Least power of a row of the targets, as a share of the mean, that its error is divided by.
+_FLOOR = 1e-6
+
+
+class BlockLoss:
+    """The loss of a block as a function of its weights (out, in)."""
+
+    def __init__(self, block: Block, *, relative: bool, precision: str) -> None:
+        """Prepare; products are taken in the type `precision`, for `auto` in what is fast and fine enough."""
+        self._block, self._relative, self._halved = block, relative, _halved(block, precision)
+        #: Layers that the last gradients did not reach.
+        self.unreached: set[str] = set()
+
+    @property
+    def remarks(self) -> dict[str, tuple[str, ...]]:
+        """What could not be trained, by layer."""
+        return dict.fromkeys(sorted(self.unreached), ("no gradient reaches its weight: its start is kept",))
+
+    @torch.no_grad()
+    def mean(self, weights: Mapping[str, Tensor]) -> float:
+        """Return the mean loss over all samples."""
+        samples = range(len(self._block.targets))
+        return sum(float(self._of(weights, sample)) for sample in samples) / max(len(samples), 1)
+
+    def gradients(self, values: Mapping[str, Tensor], samples: list[int]) -> dict[str, Tensor]:
+        """Return the gradients by layer, summed over some samples, of the layers that they reach."""
+        weights = {name: value.requires_grad_() for name, value in values.items()}
+        total: dict[str, Tensor] = {}
+        for sample in samples:
+            with torch.enable_grad():
+                loss = self._of(weights, sample)
+                gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    total[name] = total[name] + gradient if name in total else gradient
+        self.unreached = weights.keys() - total.keys()
+        return total
+
+    def _of(self, weights: Mapping[str, Tensor], sample: int) -> Tensor:
+        target = _rows(self._block.targets[sample])
+        with self._precision(target.device.type):
+            output = _rows(self._block.forward(weights, sample))
+        error = (output.to(torch.float32) - target).square().mean(-1)
+        if self._relative:
+            power = target.square().mean(-1)
+            error = error / power.clamp(min=max(_FLOOR * float(power.mean()), 1e-30))
+        return error.mean()
+
+    def _precision(self, device: str) -> AbstractContextManager[object]:
+        return torch.autocast(device, torch.bfloat16, enabled=self._halved)
+
+
+def samples_of(block: Block, steps: int, number: int, seed: int) -> Iterator[list[int]]:
+    """Yield the samples of each step, a `number` of them: all in random order, and again."""
+    generator, count = torch.Generator().manual_seed(seed), len(block.targets)
+    waiting: list[int] = []
+    for _ in range(steps if count else 0):
+        while len(waiting) < min(number, count):
+            waiting += torch.randperm(count, generator=generator).tolist()
+        yield waiting[:number]
+        del waiting[:number]
+
+
+def _halved(block: Block, precision: str) -> bool:
+    """Whether products are taken in bfloat16, whose errors are small beside those of up to 4 bits."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    device = next(iter(block.weights.values())).device.type
+    fine = any(start.scheme.format.bits > 4 for start in block.starts.values())
+    return not fine and multiplies("bfloat16", device)
+
+
+def _rows(values: Tensor) -> Tensor:
+    """Return an output with its features last: those of images come second."""
+    return values.to(torch.float32) if values.ndim < 4 else values.to(torch.float32).movedim(1, -1)
