@@ -12,6 +12,7 @@ HEAVY = ("torch", "transformers", "jax", "onnx", "onnxruntime", "ray", "typer", 
 def test_the_public_names_are_these():
     # A new name comes with an entry in CHANGELOG.md and in docs.
     assert fb.__all__ == [
+        "Adapters",
         "AutoRound",
         "Calibration",
         "Codebook",
@@ -43,10 +44,14 @@ def test_the_public_names_are_these():
         "keep",
         "level_distance",
         "load",
+        "load_adapters",
+        "merge_adapters",
         "parse_scheme",
         "plan",
+        "prepare_adapters",
         "prepare_qat",
         "quantize",
+        "save_adapters",
     ]
     assert all(hasattr(fb, name) for name in fb.__all__)
 

@@ -5,7 +5,7 @@ A weight is a parametrization of torch, so that forwards, optimizers, state_dict
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,8 +161,7 @@ class Prepared:
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
             _take(module._forward_hooks, module._modules.pop(OUTPUT, None))
         _take(self.model._forward_pre_hooks, self.schedule)
-        for key in [key for key, hook in self.model._forward_hooks.items() if hook is require_finite_output]:
-            del self.model._forward_hooks[key]
+        for key in taken_from(self.model._forward_hooks, lambda hook: hook is require_finite_output):
             self.model._forward_hooks_with_kwargs.pop(key, None)
         del self.model.__dict__[PREPARED], self.model._buffers[STEP]
 
@@ -189,7 +188,12 @@ def _own_class(module: nn.Module) -> None:
 
 def _take(hooks: MutableMapping[int, Any], owner: Any) -> list[int]:
     """Remove the hooks that are methods of `owner`, and return their keys."""
-    keys = [key for key, hook in hooks.items() if owner is not None and getattr(hook, "__self__", None) is owner]
+    return taken_from(hooks, lambda hook: owner is not None and getattr(hook, "__self__", None) is owner)
+
+
+def taken_from(hooks: MutableMapping[int, Any], wanted: Callable[[Any], bool]) -> list[int]:
+    """Remove the hooks that are `wanted`, and return their keys."""
+    keys = [key for key, hook in hooks.items() if wanted(hook)]
     for key in keys:
         del hooks[key]
     return keys

@@ -126,6 +126,11 @@ class QuantizedLayer(nn.Module):
         return tensor
 
     @property
+    def device(self) -> torch.device:
+        """Where its codes are."""
+        return self._probe().device
+
+    @property
     def qtensor(self) -> QTensor:
         """The quantized weight (out, in)."""
         return unpacked(self._packed(), self.scheme)
