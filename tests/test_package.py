@@ -48,10 +48,12 @@ def test_the_public_names_are_these():
         "merge_adapters",
         "parse_scheme",
         "plan",
+        "plan_qat",
         "prepare_adapters",
         "prepare_qat",
         "quantize",
         "save_adapters",
+        "training_memory",
     ]
     assert all(hasattr(fb, name) for name in fb.__all__)
 
