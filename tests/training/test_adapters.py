@@ -129,7 +129,10 @@ def test_merging_rounds_the_sum_and_says_what_that_costs(scheme, train, outputs)
     # Groups keep the scale that they had where it is the better one.
     assert error < other if scheme in ("int4 g32", "int4 g32 asym", "nf4 g64") else error <= other
     ratio = 10 * torch.log10((2.0 * (up @ down)).double().square().sum() / error)
-    assert any(f"adapter {float(ratio):.1f} dB above its rounding" in note for note in merged.report.layers[0].notes)
+    assert any(
+        f"adapter {round(float(ratio), 1) + 0.0:.1f} dB above its rounding" in note
+        for note in merged.report.layers[0].notes
+    )
     assert {own.algorithm for own in merged.report.layers} == {"training, low-rank"}
     assert not any(".adapter." in name for name in merged.model.state_dict())
     assert all(own.requires_grad for own in merged.model.parameters())
@@ -260,7 +263,7 @@ def test_what_cannot_be_adapted_is_refused(perceptron, images):
     with pytest.raises(PlanError, match=r"has no adapters; call fewbit\.prepare_adapters first"):
         fb.merge_adapters(perceptron())
     result = fb.quantize(perceptron(), recipe("int8"))
-    with pytest.raises(PlanError, match="no quantized linear layer matches 'x'; there are: 1 and 1 more"):
+    with pytest.raises(PlanError, match="of the quantized linear layers none matches 'x'; there are: 1 and 1 more"):
         fb.prepare_adapters(result, fb.Adapters(match="x"))
     fb.prepare_adapters(result)
     with pytest.raises(PlanError, match="has adapters already"):
@@ -272,6 +275,57 @@ def test_what_cannot_be_adapted_is_refused(perceptron, images):
     )
     with pytest.raises(PlanError, match="the output is rounded, and an adapter is added to it"):
         fb.prepare_adapters(rounded)
+
+
+def test_a_head_gets_an_adapter_where_it_is_asked_for_and_its_weight_is_its_own(small_llama):
+    def quantized(**settings):
+        rules = [fb.Rule(kind=kind, weight="int8") for kind in ("embedding", "head", "linear")]
+        return fb.quantize(small_llama(vocab_size=100, **settings), fb.Recipe(rules))
+
+    model = fb.prepare_adapters(quantized())
+    assert not hasattr(model.lm_head, "adapter")
+    assert len([name for name, _ in model.named_modules() if name.endswith(".adapter")]) == 2 * 7
+    model = fb.prepare_adapters(quantized(), fb.Adapters(match="lm_head"))
+    assert [name for name, _ in model.named_modules() if name.endswith(".adapter")] == ["lm_head.adapter"]
+    with pytest.raises(PlanError, match="lm_head: an adapter would part it from the layer that has the same weight"):
+        fb.prepare_adapters(quantized(tie_word_embeddings=True), fb.Adapters(match="lm_head"))
+
+
+def test_blocks_of_256_are_a_base_too(train, outputs):
+    model = fb.prepare_adapters(fb.quantize(wide(), fb.Recipe([fb.Rule("3", weight="q4_k"), fb.keep("1")])))
+    before = outputs(model)
+    train(model, 10, rate=1e-1)
+    beside = outputs(model)
+    merged = fb.merge_adapters(model)
+    assert str(merged.plan.rows[1].scheme) == "q4_k"
+    difference = [(own - outputs(merged.model)).square().sum() for own in (beside, before)]
+    assert difference[0] < 0.5 * difference[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_16_bits_has_adapters_in_float32(dtype, small_llama):
+    model = fb.prepare_adapters(fb.quantize(small_llama(dtype, vocab_size=100), recipe("nf4 g32")))
+    losses = train_on_tokens(model, 5)
+    assert losses[-1] < losses[0]
+    assert model.model.layers[0].mlp.down_proj.adapter.up.dtype == torch.float32
+    assert scores(model).dtype == dtype
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the Trainer's, of pinned memory without an accelerator
+def test_the_trainer_of_transformers_trains_them(small_llama, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"input_ids": row, "labels": row} for row in tokens(8)]
+    model = fb.prepare_adapters(fb.quantize(small_llama(vocab_size=100), recipe("nf4 g32")))
+    before = {name: own.clone() for name, own in model.state_dict().items()}
+    settings = TrainingArguments(
+        tmp_path / "run", max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True,
+        save_strategy="no", learning_rate=1e-2,
+    )  # fmt: skip
+    Trainer(model, settings, train_dataset=rows).train()
+    changed = {name for name, own in model.state_dict().items() if not torch.equal(own, before[name])}
+    assert changed
+    assert all(".adapter." in name for name in changed)
 
 
 @pytest.mark.parametrize(

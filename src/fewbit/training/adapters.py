@@ -28,8 +28,8 @@ class Adapters:
     alpha: float = 16.0
     #: The part of what goes into A that is left out at random in training.
     dropout: float = 0.0
-    #: Regular expression that the whole name of a layer has to match.
-    match: str = ".*"
+    #: Regular expression that the whole name of a layer has to match; `None`: every one but heads, as is usual.
+    match: str | None = None
     #: For A.
     seed: int = 0
 
@@ -43,7 +43,7 @@ class Adapters:
         if type(self.seed) is not int or self.seed < 0:
             raise RecipeError(f"seed {self.seed!r:.80} is no seed; give a whole number from 0 on")
         try:
-            re.compile(self.match)
+            re.compile(self.match or "")
         except (re.error, TypeError) as error:
             raise RecipeError(f"match {self.match!r:.80} is no regular expression: {error}") from error
 

@@ -82,20 +82,32 @@ def prepare(result: Any, options: Adapters) -> nn.Module:
     model = result.model
     if ADAPTED in model.__dict__:
         raise PlanError(f"{type(model).__name__} has adapters already; fewbit.merge_adapters takes them out")
-    layers = {
-        name: own
-        for name, own in model.named_modules()
-        if isinstance(own, QuantizedLinear) and re.fullmatch(options.match, name)
-    }
-    if not layers:
-        known = [name for name, own in model.named_modules() if isinstance(own, QuantizedLinear)]
-        there = f"there are: {several(known)}" if known else "there is none; quantize some"
-        raise PlanError(f"no quantized linear layer matches {options.match!r:.120}; {there}")
+    layers = _layers(result, options)
     rounded = [name for name, own in layers.items() if own.output is not None]
     if rounded:
         raise PlanError(f"{several(rounded)}: the output is rounded, and an adapter is added to it; leave out output")
     Adapted(model, result.plan, result.source, options).install(layers)
     return model
+
+
+def _layers(result: Result, options: Adapters) -> dict[str, QuantizedLinear]:
+    """Return what gets an adapter; raises `PlanError` where there is nothing, or a weight that is not its own."""
+    rows = {row.layer.name: row.layer for row in result.plan.rows}
+    known = {name: own for name, own in result.model.named_modules() if isinstance(own, QuantizedLinear)}
+    if options.match is None:
+        layers = {name: own for name, own in known.items() if name not in rows or rows[name].kind != "head"}
+    else:
+        layers = {name: own for name, own in known.items() if re.fullmatch(options.match, name)}
+    if not layers:
+        there = f"there are: {several(list(known))}" if known else "there is none; quantize some"
+        wanted = "but heads there are none" if options.match is None else f"none matches {options.match!r:.120}"
+        raise PlanError(f"of the quantized linear layers {wanted}; {there}")
+    tied = [name for name in layers if name in rows and rows[name].tied]
+    if tied:
+        raise PlanError(
+            f"{several(tied)}: an adapter would part it from the layer that has the same weight; leave it out"
+        )
+    return layers
 
 
 def adapted(model: Any) -> Adapted:

@@ -58,7 +58,9 @@ def merged(model: Any, evaluation: Any) -> Result:
         form.install()
     solved = {name: own.solved for name, own in found.items()}
     made = replace(work.plan, rows=tuple(_trained(row, found) for row in work.plan.rows))
-    notes = {name: (f"adapter {own.kept:.1f} dB above its rounding",) for name, own in found.items() if own.kept}
+    notes = {
+        name: (f"adapter {_said(own.kept)} above its rounding",) for name, own in found.items() if own.kept is not None
+    }
     report = replace(
         report_of(made, solved, measured, frontend, model, notes),
         remarks=(_sentence(found), *remarks_of(0, solved, made, idle=False)),
@@ -151,6 +153,10 @@ def _trained(row: PlanRow, merged: dict[str, _Merged]) -> PlanRow:
     return replace(row, algorithm=Trained("low-rank")) if row.layer.name in merged else row
 
 
+def _said(ratio: float) -> str:
+    return f"{round(ratio, 1) + 0.0:.1f} dB"  # no -0.0
+
+
 def _sentence(merged: dict[str, _Merged]) -> str:
     """Return what the report says of all of them."""
     kept = {name: own.kept for name, own in merged.items() if own.kept is not None}
@@ -158,6 +164,6 @@ def _sentence(merged: dict[str, _Merged]) -> str:
         return f"adapters of {len(merged)} layers were merged, none of which changes anything"
     least = min(kept, key=lambda name: kept[name])
     return (
-        f"adapters of {len(merged)} layers were merged and rounded again: what they change lies {kept[least]:.1f} dB "
-        f"({least}) to {max(kept.values()):.1f} dB above that rounding"
+        f"adapters of {len(merged)} layers were merged and rounded again: what they change lies {_said(kept[least])} "
+        f"({least}) to {_said(max(kept.values()))} above that rounding"
     )
