@@ -87,6 +87,8 @@ def test_no_float_weight_is_kept_for_the_way_back(images):
     sizes = {tuple(own.shape) for own in kept}
     assert not sizes & {(256, 64), (64, 256), (10, 256), (256, 10)}
     assert (8, 256) in sizes  # that of the adapter is
+    assert not model[1]._ready  # no unpacked codes either
+    assert model[1].packed_codes.numel() == 256 * 64 // 2
 
 
 def test_autocast_trains(images, labels):

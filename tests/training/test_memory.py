@@ -99,8 +99,12 @@ def test_of_adapters_only_they_have_gradients_and_the_base_is_codes(perceptron, 
     rows = {row.what: row for row in needs.rows}
     numbers = 2 * (64 + 64) + 2 * (64 + 10)
     assert (rows["adapters"].numbers, needs.gradients, needs.optimizer) == (numbers, 4 * numbers, 8 * numbers + 4 * 4)
-    # Two codes a byte, and a byte a code for the kernel, with their scales.
-    assert needs.weights < 0.6 * whole.weights
+    codes, groups = 64 * 64 + 64 * 10, 64 + 10
+    assert rows["codes and scales"].weights == codes // 2 + 4 * groups  # two codes a byte, a float32 for 64 of them
+    assert "codes as kernels hold them" not in rows
+    loose = fb.quantize(perceptron(), "nf4").model
+    assert {row.what: row for row in fb.training_memory(loose).rows}["codes and scales"].weights == codes + 4 * groups
+    assert needs.weights < 0.3 * whole.weights
     assert needs.activations < whole.activations
 
 

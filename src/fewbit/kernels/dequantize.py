@@ -6,7 +6,7 @@ weight = dequantize(q).to(input.dtype); output = input @ weight.T + bias.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,13 @@ from fewbit.activation import Activation
 from fewbit.kernels import Request
 from fewbit.kernels.window import Window
 from fewbit.qtensor import QTensor
+
+
+class Weight(Protocol):
+    """What a weight is dequantized from: a QTensor, or what holds one packed."""
+
+    def dequantize(self) -> Tensor:
+        """Return the float32 weight (out, in)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Dequantize:
         return qtensor
 
     def apply(
-        self, inputs: Tensor, prepared: QTensor, bias: Tensor | None, activation: Activation | None = None
+        self, inputs: Tensor, prepared: Weight, bias: Tensor | None, activation: Activation | None = None
     ) -> Tensor:
         """Return `inputs @ weight.T + bias` with the weight rounded to the type of `inputs`."""
         if activation is not None:
@@ -55,11 +62,11 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(inputs: Tensor, bias: Tensor | None, weight: QTensor) -> Tensor:
+    def forward(inputs: Tensor, bias: Tensor | None, weight: Weight) -> Tensor:
         return functional.linear(inputs, weight.dequantize().to(inputs.dtype), bias)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, QTensor], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, Weight], output: Tensor) -> None:  # noqa: ARG004
         ctx.weight, ctx.dtype = inputs[2], inputs[0].dtype
         ctx.bias_dtype = None if inputs[1] is None else inputs[1].dtype
 

@@ -57,7 +57,7 @@ def prepare_adapters(result: Result, adapters: Adapters | None = None) -> Any:
     """Put adapters beside the quantized linear layers of a model, in place, and return it; your own loop trains it.
 
     Nothing else of the model is trained: codes are no parameters, and its parameters ask for no gradients any more. For
-    the way back a layer keeps its codes, which are dequantized again. Adapters are float32, and change nothing
+    the way back a layer keeps its packed codes, which are dequantized again. Adapters are float32, and change nothing
     at first.
 
     Args:

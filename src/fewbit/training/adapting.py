@@ -52,7 +52,7 @@ class Adapted:
             shape = layer.out_features, layer.in_features
             adapter = LowRank(shape, options.rank, options.share, options.dropout)
             adapter.begin(generator)
-            layer.kernel(layer.dtype)  # chosen before a compiler looks on
+            layer.spare(sparing=True)
             layer.add_module(ADAPTER, adapter.to(layer.device).train(layer.training))
             layer.register_forward_hook(adapter.on_output, with_kwargs=True)
         # No submodule: a model may be a list of layers that runs them all.
@@ -65,6 +65,7 @@ class Adapted:
             for key in taken_from(layer._forward_hooks, partial(eq, adapter.on_output)):
                 layer._forward_hooks_with_kwargs.pop(key, None)
             del layer._modules[ADAPTER]
+            layer.spare(sparing=False)
         for key in taken_from(self.model._forward_hooks, lambda hook: hook is require_finite_output):
             self.model._forward_hooks_with_kwargs.pop(key, None)
         for own in self.trained:

@@ -40,8 +40,9 @@ def memory_of(
     found: dict[str, dict[int, Tensor]] = {what: {} for what in _PARTS}
     seen: set[int] = set()
     for what, tensor in _tensors(model):
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
+        place = tensor.untyped_storage().data_ptr()
+        if id(tensor) not in seen and not (what == _KERNELS and place in seen):
+            seen |= {id(tensor), place}
             found[what][id(tensor)] = tensor
     rows = [_row(what, list(own.values()), optimizer) for what, own in found.items() if own]
     return TrainingMemory(optimizer_name=optimizer, rows=(*rows, *beside), activations=saved)
