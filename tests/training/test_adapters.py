@@ -293,6 +293,27 @@ def test_a_head_gets_an_adapter_where_it_is_asked_for_and_its_weight_is_its_own(
         fb.prepare_adapters(quantized(tie_word_embeddings=True), fb.Adapters(match="lm_head"))
 
 
+def test_the_fused_encoder_of_torch_does_not_pass_them_by():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True), 1)
+    sequences = torch.randn(4, 7, 32)
+    model = fb.prepare_adapters(fb.quantize(encoder, fb.Recipe([fb.Rule(r".*linear\d", weight="int8")])))
+    with torch.no_grad():
+        model.layers[0].linear1.adapter.up.normal_()
+        inside, outside = model.train()(sequences), model.eval()(sequences)
+    # Fused or not, sums are taken in another order.
+    assert torch.allclose(inside, outside, atol=1e-5)
+    model = fb.merge_adapters(model).model
+    assert "forward" not in model.layers[0].__dict__
+
+
+def test_an_onnx_file_has_no_place_for_them(perceptron, images, tmp_path):
+    result = fb.quantize(perceptron(), "w8a16", evaluation=[images()])
+    fb.prepare_adapters(result)
+    with pytest.raises(CheckpointError, match="1 has an adapter beside its codes"):
+        result.save(tmp_path / "m.onnx")
+
+
 def test_blocks_of_256_are_a_base_too(train, outputs):
     model = fb.prepare_adapters(fb.quantize(wide(), fb.Recipe([fb.Rule("3", weight="q4_k"), fb.keep("1")])))
     before = outputs(model)
