@@ -301,10 +301,8 @@ def test_the_fused_encoder_of_torch_does_not_pass_them_by():
     with torch.no_grad():
         model.layers[0].linear1.adapter.up.normal_()
         inside, outside = model.train()(sequences), model.eval()(sequences)
-    # Fused or not, sums are taken in another order.
+    # torch leaves its fused operator, which reads weights, alone where a layer has hooks. Sums in another order.
     assert torch.allclose(inside, outside, atol=1e-5)
-    model = fb.merge_adapters(model).model
-    assert "forward" not in model.layers[0].__dict__
 
 
 def test_an_onnx_file_has_no_place_for_them(perceptron, images, tmp_path):

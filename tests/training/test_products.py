@@ -119,13 +119,15 @@ def test_a_finished_model_without_rounded_products_has_its_own_forward():
     assert torch.equal(outputs(model), outputs(Attention()))
 
 
-def test_a_weight_that_is_rounded_anew_is_no_operand():
+@pytest.mark.parametrize("scheme", ["int8", "nf4 g32"])
+def test_a_weight_that_is_rounded_anew_is_no_operand(scheme):
     # The Conv1D of GPT-2 multiplies by its weight in the call of the module that makes the products.
     torch.manual_seed(0)
     sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 300, "n_positions": 64}
     quiet = {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **quiet))
-    fb.prepare_qat(model, fb.Recipe([*recipe("int8 static").rules, fb.keep(kind="head")]))
+    rules = [fb.Rule(kind="attention", input="int8 static"), fb.Rule(kind="linear", weight=scheme)]
+    fb.prepare_qat(model, fb.Recipe([*rules, fb.keep(kind="head")]))
     called = []
     for name, own in model.named_modules():
         if isinstance(own, RoundedProduct):

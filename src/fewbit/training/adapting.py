@@ -16,9 +16,7 @@ from fewbit.checkpoints.adapter_folder import AdapterFolder, read_adapters, writ
 from fewbit.errors import CheckpointError, NonFiniteError, PlanError, RecipeError
 from fewbit.evaluation.token_ids import writes_text
 from fewbit.frontends.torch.low_rank import ADAPTER, LowRank, adapted_layers
-from fewbit.frontends.torch.mode_forward import guards
 from fewbit.frontends.torch.quantized import QuantizedLinear
-from fewbit.frontends.torch.rounded_product import hold, let_go
 from fewbit.interfaces import Source
 from fewbit.planning import Plan
 from fewbit.problems import several
@@ -43,8 +41,6 @@ class Adapted:
     #: What asked for gradients before.
     trained: list[nn.Parameter] = field(default_factory=list)
 
-    guards: list[nn.Module] = field(default_factory=list)
-
     def install(self, layers: dict[str, QuantizedLinear]) -> None:
         """Put the adapters in, A and B as they are made."""
         self.trained = [own for own in self.model.parameters() if own.requires_grad]
@@ -59,16 +55,12 @@ class Adapted:
             layer.spare(sparing=True)
             layer.add_module(ADAPTER, adapter.to(layer.device).train(layer.training))
             layer.register_forward_hook(adapter.on_output, with_kwargs=True)
-        # torch's fused encoder layers read the weights of the layers inside, and would pass adapters by.
-        self.guards = guards(self.model, list(layers.values()))
-        hold(self.guards, ADAPTED)
         # No submodule: a model may be a list of layers that runs them all.
         self.model.__dict__[ADAPTED] = self
         self.model.register_forward_hook(require_finite_output, with_kwargs=True)
 
     def remove(self) -> None:
         """Take the adapters out; the model asks for gradients where it did before."""
-        let_go(self.guards, ADAPTED)
         for _, layer, adapter in list(adapted_layers(self.model)):
             for key in taken_from(layer._forward_hooks, partial(eq, adapter.on_output)):
                 layer._forward_hooks_with_kwargs.pop(key, None)

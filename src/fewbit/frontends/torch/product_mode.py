@@ -105,7 +105,7 @@ _INNERMOST: ContextVar[ProductMode | None] = ContextVar("_INNERMOST", default=No
 
 
 def mark_weight(tensor: Tensor) -> None:
-    """Say that `tensor` is a weight although no mode can see what it was computed from: functions of autograd's own."""
+    """Say that `tensor` is a weight, although other things than weights went into it: a table of levels."""
     mode = _INNERMOST.get()
     if mode is not None:
         mode._note(tensor, scores=False, weight=True)
