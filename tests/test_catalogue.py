@@ -1,12 +1,13 @@
 """Catalogues: names become objects only when asked for, and a wrong name is answered with the right ones."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from fewbit.algorithms import ALGORITHMS
-from fewbit.catalogue import lookup, unknown
+from fewbit.catalogue import lookup, parse_entry, unknown
 from fewbit.errors import CheckpointError, RecipeError
 from fewbit.formats import FORMATS
 from fewbit.interfaces import CHECKPOINTS, FRONTENDS
@@ -62,3 +63,16 @@ def test_nothing_is_proposed_where_nothing_is_close():
 def test_the_caller_chooses_the_kind_of_error():
     with pytest.raises(CheckpointError):
         lookup({}, "anything", what="layout", error=CheckpointError)
+
+
+def test_an_entry_is_a_name_a_table_or_an_object_and_nothing_else():
+    nearest = parse_entry("nearest", ALGORITHMS, what="algorithm", example="gptq")
+    assert parse_entry({"name": "nearest"}, ALGORITHMS, what="algorithm", example="gptq") == nearest
+    assert parse_entry(nearest, ALGORITHMS, what="algorithm", example="gptq") is nearest
+    for value, message in [
+        (7, '7 is no algorithm; write for example "gptq"'),
+        (type(nearest), 'Nearest\'> is no algorithm; write for example "gptq"'),
+        ({"damping": 1}, "{'damping': 1} without a name is no algorithm; write for example { name = \"gptq\" }"),
+    ]:
+        with pytest.raises(RecipeError, match=f"{re.escape(message)}$"):
+            parse_entry(value, ALGORITHMS, what="algorithm", example="gptq")

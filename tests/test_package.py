@@ -13,6 +13,7 @@ def test_the_public_names_are_these():
     # A new name comes with an entry in CHANGELOG.md and in docs.
     assert fb.__all__ == [
         "AdaRound",
+        "Adapters",
         "AutoRound",
         "Brecq",
         "Calibration",
@@ -45,10 +46,16 @@ def test_the_public_names_are_these():
         "keep",
         "level_distance",
         "load",
+        "load_adapters",
+        "merge_adapters",
         "parse_scheme",
         "plan",
+        "plan_qat",
+        "prepare_adapters",
         "prepare_qat",
         "quantize",
+        "save_adapters",
+        "training_memory",
     ]
     assert all(hasattr(fb, name) for name in fb.__all__)
 

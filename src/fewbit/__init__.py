@@ -32,14 +32,17 @@ from fewbit.samples.preprocessing import Preprocessing
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.notation import parse_scheme
 from fewbit.schemes.scheme import Scheme
+from fewbit.training.adapters import Adapters, load_adapters, merge_adapters, prepare_adapters, save_adapters
 from fewbit.training.level_distance import level_distance
+from fewbit.training.memory import training_memory
 from fewbit.training.options import Training
-from fewbit.training.qat import finish_qat, prepare_qat
+from fewbit.training.qat import finish_qat, plan_qat, prepare_qat
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdaRound",
+    "Adapters",
     "AutoRound",
     "Brecq",
     "Calibration",
@@ -72,8 +75,14 @@ __all__ = [
     "keep",
     "level_distance",
     "load",
+    "load_adapters",
+    "merge_adapters",
     "parse_scheme",
     "plan",
+    "plan_qat",
+    "prepare_adapters",
     "prepare_qat",
     "quantize",
+    "save_adapters",
+    "training_memory",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -35,6 +35,33 @@ def with_options(factory: Any, options: Mapping[str, Any], what: str) -> Any:
         if option not in names:
             raise RecipeError(unknown(option, names, what=f"option of {what}:"))
     return factory(**options)
+
+
+def parse_entry(
+    value: Any,
+    catalogue: Mapping[str, str],
+    *,
+    what: str,
+    example: str,
+    is_one: Callable[[Any], bool] = callable,
+) -> Any:
+    """Return the object of `catalogue` for a name, a table with `name` and options, or an object that is one already.
+
+    Raises:
+        RecipeError: neither; an unknown name or option.
+
+    """
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        if isinstance(value, type) or not is_one(value):
+            raise RecipeError(f'{value!r:.80} is no {what}; write for example "{example}"')
+        return value
+    options = dict(value)
+    if "name" not in options:
+        raise RecipeError(f'{value!r:.80} without a name is no {what}; write for example {{ name = "{example}" }}')
+    name = str(options.pop("name"))
+    return with_options(lookup(catalogue, name, what=what), options, f"{what} {name!r}")
 
 
 def unknown(name: str, known: Iterable[str], *, what: str) -> str:

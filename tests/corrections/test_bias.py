@@ -186,7 +186,7 @@ def test_recipes_name_corrections_in_toml():
         fb.Recipe.from_text('corrections = ["bais"]\n[[rules]]\nmatch = ".*"\nweight = "int8"')
     with pytest.raises(RecipeError, match="corrections = 'bias' is not a list of names"):
         fb.Recipe([fb.Rule(".*", weight="int8")], corrections="bias")
-    with pytest.raises(RecipeError, match="which is no correction"):
+    with pytest.raises(RecipeError, match="3 is no correction; write for example"):
         parse_correction(3)
 
 

@@ -62,3 +62,30 @@ def test_the_command_trains_the_demo_model_and_writes_it(tmp_path, capsys):
     assert report["output"] == str(out)
     assert {layer["algorithm"] for layer in report["layers"]} == {"training, lsq", None}
     assert {str(own.scheme) for own in fb.load(out).plan.quantized} == {"int2 g64"}
+
+
+def test_a_dry_run_prints_what_the_training_takes_and_writes_nothing(small_llama, tmp_path, capsys):
+    small_llama(vocab_size=100).save_pretrained(tmp_path / "float")
+    words = ["finetune", str(tmp_path / "float"), "--recipe", "w4a16", "--dry-run", "--training-length", "16"]
+    found = []
+    for further in ([], ["--json"]):
+        with pytest.raises(SystemExit) as leave:
+            main([*words, *further])
+        assert leave.value.code == 0
+        found.append(capsys.readouterr().out)
+    memory = json.loads(found[1])["memory"]
+    model = fb.prepare_qat(small_llama(vocab_size=100), "w4a16", to="compressed-tensors")
+    trained = sum(own.numel() for own in model.parameters())
+    assert memory["gradients"] == 4 * trained
+    assert memory["optimizer"] == 8 * trained + 4 * len(list(model.parameters()))
+    assert memory["activations"] > 0
+    assert "the float model to follow" in found[0]
+    assert "training, lsq" in found[0]
+    assert [own.name for own in tmp_path.iterdir()] == ["float"]
+
+
+def test_a_training_without_a_place_to_write_is_refused(capsys):
+    with pytest.raises(SystemExit) as leave:
+        main(["finetune", "smollm2"])
+    assert leave.value.code == 2
+    assert "nowhere to write: give -o OUT, or --dry-run" in capsys.readouterr().err

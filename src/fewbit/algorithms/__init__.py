@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from fewbit.algorithms.solution import Solution
-from fewbit.catalogue import lookup, with_options
-from fewbit.errors import NotYetError, RecipeError
+from fewbit.catalogue import parse_entry
+from fewbit.errors import NotYetError
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
@@ -62,20 +62,10 @@ def parse_algorithm(value: str | dict[str, Any] | Algorithm) -> Algorithm:
     >>> parse_algorithm("nearest")
     Nearest(weighted=False, relative=True)
     """
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, dict):
-        if not callable(value) or isinstance(value, type):
-            raise RecipeError(f'algorithm = {value!r:.80} is no algorithm; write for example algorithm="nearest"')
-        return value
-    options = dict(value)
-    if "name" not in options:
-        raise RecipeError(f'algorithm = {value!r:.80} has no name; write for example {{ name = "nearest" }}')
-    name = options.pop("name")
-    if name in LATER:
+    name = value.get("name") if isinstance(value, dict) else value
+    if isinstance(name, str) and name in LATER:
         raise NotYetError(f"algorithm {name!r} is not in this version; use one of: {', '.join(ALGORITHMS)}")
-    factory = lookup(ALGORITHMS, str(name), what="algorithm")
-    made: Algorithm = with_options(factory, options, f"algorithm {name!r}")
+    made: Algorithm = parse_entry(value, ALGORITHMS, what="algorithm", example="nearest")
     return made
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from fewbit.catalogue import lookup
-from fewbit.errors import RecipeError
+from fewbit.catalogue import parse_entry
 from fewbit.numerics.namespace import Array
 
 #: Corrections by name.
@@ -32,15 +31,11 @@ class Correction(Protocol):
         """Return the bias (out,) for the rounded `weight` (out, in), by the statistics of its input and its output."""
 
 
-def parse_correction(value: str | Correction) -> Correction:
-    """Return the correction called `value`, or `value` itself.
+def parse_correction(value: str | dict[str, Any] | Correction) -> Correction:
+    """Return the correction for a name, a table with `name` and options, or a correction.
 
     >>> parse_correction("bias").name
     'bias'
     """
-    if isinstance(value, str):
-        found: Correction = lookup(CORRECTIONS, value, what="correction")()
-        return found
-    if not callable(value) or isinstance(value, type):
-        raise RecipeError(f'corrections hold {value!r:.80}, which is no correction; write for example "bias"')
-    return value
+    made: Correction = parse_entry(value, CORRECTIONS, what="correction", example="bias")
+    return made

@@ -6,6 +6,7 @@ weight = dequantize(q).to(input.dtype); output = input @ weight.T + bias.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,13 @@ from fewbit.activation import Activation
 from fewbit.kernels import Request
 from fewbit.kernels.window import Window
 from fewbit.qtensor import QTensor
+
+
+class Weight(Protocol):
+    """What a weight is dequantized from: a QTensor, or what holds one packed."""
+
+    def dequantize(self) -> Tensor:
+        """Return the float32 weight (out, in)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +44,42 @@ class Dequantize:
         return qtensor
 
     def apply(
-        self, inputs: Tensor, prepared: QTensor, bias: Tensor | None, activation: Activation | None = None
+        self, inputs: Tensor, prepared: Weight, bias: Tensor | None, activation: Activation | None = None
     ) -> Tensor:
         """Return `inputs @ weight.T + bias` with the weight rounded to the type of `inputs`."""
         if activation is not None:
             inputs = activation.rounded(inputs).to(inputs.dtype)
+        if wants_gradient(inputs, bias) and not torch.compiler.is_compiling():
+            found: Tensor = _Product.apply(inputs, bias, prepared)  # type: ignore[no-untyped-call]
+            return found
         return functional.linear(inputs, prepared.dequantize().to(inputs.dtype), bias)
+
+
+class _Product(torch.autograd.Function):
+    """The product with a frozen weight: for the way back it keeps the codes and dequantizes them again.
+
+    dL/dx = dL/dy W. Source: Dettmers et al., "QLoRA", arXiv:2305.14314, section 3.
+    """
+
+    @staticmethod
+    def forward(inputs: Tensor, bias: Tensor | None, weight: Weight) -> Tensor:
+        return functional.linear(inputs, weight.dequantize().to(inputs.dtype), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, Weight], output: Tensor) -> None:  # noqa: ARG004
+        ctx.weight, ctx.dtype = inputs[2], inputs[0].dtype
+        ctx.bias_dtype = None if inputs[1] is None else inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        given = gradients[0]
+        before = bias = None
+        if ctx.needs_input_grad[0]:
+            # Under autocast the output is of another type than the input.
+            before = (given @ ctx.weight.dequantize().to(ctx.dtype).to(given.dtype)).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            bias = given.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+        return before, bias, None
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewbit.formats.integer import Int
+from fewbit.numerics.packing import pack, unpack
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
 
@@ -61,6 +62,20 @@ def unpacked(tensors: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
         codebook=table,
         minimum=parameters("minimum") if scheme.minimum else None,
     )
+
+
+def dense(codes: Tensor, scheme: Scheme) -> Tensor:
+    """Return the codes of a weight (out, in) as dense bits, rows of bytes, where a code has fewer than eight."""
+    bits = scheme.format.bits
+    found: Tensor = pack(scheme.format.to_unsigned(codes), bits) if bits < 8 else _signed(codes.contiguous())
+    return found
+
+
+def loose(codes: Tensor, scheme: Scheme, width: int) -> Tensor:
+    """Undo `dense` for rows of `width` codes; what comes out is as `packed` has it."""
+    bits = scheme.format.bits
+    found: Tensor = scheme.format.from_unsigned(unpack(codes, bits, width)) if bits < 8 else codes
+    return found
 
 
 def _signed(codes: Tensor) -> Tensor:

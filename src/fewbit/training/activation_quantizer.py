@@ -1,4 +1,4 @@
-"""The input or output of a layer rounded in training: by its own range each time, or by one of the whole run."""
+"""What goes into a layer or a product, or comes out, rounded in training: by a range of each time, or of the run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ from fewbit.training.trained_range import TrainedRange
 
 
 class ActivationQuantizer(nn.Module):
-    """Rounds tensors whose channels lie `spatial` axes before the last; keeps their type."""
+    """Rounds tensors whose channels lie `spatial` axes before the last; keeps their type.
 
-    def __init__(self, layer: str, scheme: Scheme, channels: int, training: Training, schedule: Schedule) -> None:
+    `channels`: `None` where their number differs from run to run, as that of keys does; all are then one.
+    """
+
+    def __init__(
+        self, layer: str, scheme: Scheme, channels: int | None, training: Training, schedule: Schedule
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.scheme = scheme
@@ -32,7 +37,7 @@ class ActivationQuantizer(nn.Module):
         self.momentum = training.momentum
         self._schedule = (schedule,)
         self.range: TrainedRange | None = None
-        self._shape: tuple[int, ...] = () if scheme.granularity == PerTensor() else (channels,)
+        self._shape: tuple[int, ...] = () if channels is None or scheme.granularity == PerTensor() else (channels,)
         if scheme.static:
             kind = training.kind(weight=False)
             self.range = TrainedRange(scheme.grid, training.gradient, kind, self._shape, schedule)

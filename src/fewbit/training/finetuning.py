@@ -17,17 +17,21 @@ from torch import Tensor, nn
 from fewbit.calibration import Calibration
 from fewbit.errors import PlanError, RecipeError
 from fewbit.evaluation.quality import compare
-from fewbit.evaluation.token_ids import writes_text
+from fewbit.evaluation.token_ids import vocabulary_of, writes_text
 from fewbit.frontends.torch.calls import Call
-from fewbit.interfaces import Progress, Silent
+from fewbit.interfaces import Progress, Silent, Source
 from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe
 from fewbit.result import Result
 from fewbit.sources import open_source
 from fewbit.training.distillation import Distillation
 from fewbit.training.finishing import finish
+from fewbit.training.measuring import memory_of, saved_bytes
+from fewbit.training.memory import MemoryRow
 from fewbit.training.options import Training
+from fewbit.training.prepared import prepared
 from fewbit.training.preparing import TrainingData, prepare
+from fewbit.training.qat import TrainingNeeds
 from fewbit.training.trained_range import TrainedRange
 
 
@@ -94,13 +98,8 @@ def finetune(
 
     """
     options, progress = options or Finetuning(), progress or Silent()
-    source = open_source(model)
-    with progress.phase("load"):
-        student = source.load()
-    if not writes_text(student):
-        raise PlanError(f"{source.name} is no causal language model; train it in a loop of your own, by prepare_qat")
-    teacher = copy.deepcopy(student).eval()
-    distillation = Distillation(teacher, alpha=options.alpha, temperature=options.temperature)
+    source, student, distillation = _opened(model, options, progress)
+    teacher = distillation.teacher
     with progress.phase("calibration data"):
         batches = list(texts.training.batches(student, source, seed=options.seed, progress=progress))
     with progress.phase("solve"):
@@ -117,31 +116,79 @@ def finetune(
     return replace(result, report=report, source=source)
 
 
+def plan_finetuning(
+    model: Any,
+    recipe: str | Recipe,
+    *,
+    length: int = 256,
+    options: Finetuning | None = None,
+    to: str | None = None,
+    progress: Progress | None = None,
+) -> TrainingNeeds:
+    """Return what `finetune` would do to a language model, and the bytes that it takes on sequences of `length` tokens.
+
+    Raises:
+        PlanError: as `finetune`.
+
+    """
+    options, progress = options or Finetuning(), progress or Silent()
+    _, student, distillation = _opened(model, options, progress)
+    tokens = torch.randint(vocabulary_of(student) or 1, (1, length), generator=torch.Generator().manual_seed(0))
+    own = sum(tensor.nbytes for tensor in distillation.teacher.parameters())
+    count = sum(tensor.numel() for tensor in distillation.teacher.parameters())
+    with progress.phase("measure"):
+        prepare(student, parse_recipe(recipe), Training(), TrainingData(batch=tokens), (to, "auto"))
+        _to_training(student)
+        saved = saved_bytes(student, lambda: _loss(student, distillation, tokens, options))
+    beside = MemoryRow(what="the float model to follow", numbers=count, weights=own)
+    return TrainingNeeds(prepared(student).plan, memory_of(student, "adam", saved=saved, beside=[beside]))
+
+
+def _opened(model: Any, options: Finetuning, progress: Progress) -> tuple[Source, nn.Module, Distillation]:
+    """Return a language model, and what it is to follow: itself in float."""
+    source = open_source(model)
+    with progress.phase("load"):
+        student = source.load()
+    if not writes_text(student):
+        raise PlanError(f"{source.name} is no causal language model; train it in a loop of your own, by prepare_qat")
+    teacher = copy.deepcopy(student).eval()
+    return source, student, Distillation(teacher, alpha=options.alpha, temperature=options.temperature)
+
+
 def _train(
     student: nn.Module, distillation: Distillation, batches: Sequence[Any], options: Finetuning, progress: Progress
 ) -> None:
-    """Train the student in place, without dropout: what it is to follow is what it puts out in evaluation."""
+    """Train the student in place."""
     groups = list(_groups(student, options))
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     generator = torch.Generator().manual_seed(options.seed)
-    student.train()
-    for part in student.modules():
-        if isinstance(part, nn.Dropout):
-            part.eval()
+    _to_training(student)
     order = _order(len(batches), generator)
     for _ in progress.track(range(options.steps), "train"):
         optimizer.zero_grad()
         for _ in range(options.sequences):
-            tokens = batches[next(order)]
-            call = Call.of(tokens)
-            scores = student(*call.args, **call.kwargs, use_cache=False).logits
-            task = _next_token(scores, tokens) if options.alpha else 0.0
-            loss = distillation(scores, tokens, task) / options.sequences
+            loss = _loss(student, distillation, batches[next(order)], options)
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     student.eval()
+
+
+def _to_training(student: nn.Module) -> None:
+    """Set the student to training without dropout: what it is to follow is what it puts out in evaluation."""
+    student.train()
+    for part in student.modules():
+        if isinstance(part, nn.Dropout):
+            part.eval()
+
+
+def _loss(student: nn.Module, distillation: Distillation, tokens: Any, options: Finetuning) -> Tensor:
+    """Return the part of a sequence in the loss of a step."""
+    call = Call.of(tokens)
+    scores = student(*call.args, **call.kwargs, use_cache=False).logits
+    task = _next_token(scores, tokens) if options.alpha else 0.0
+    return distillation(scores, tokens, task) / options.sequences
 
 
 def _groups(student: nn.Module, options: Finetuning) -> Iterator[dict[str, Any]]:

@@ -31,12 +31,17 @@ def finish(model: nn.Module, evaluation: Any) -> Result:
     given = parse_evaluation(evaluation)
     evaluated, name = given.opened(model, frontend) if given else ((), None)
     codes = {row.layer.name: _codes(work, row) for row in work.rows}
+    operands = work.products
     work.remove()
     _fold(work)
-    made = work.asked(model, next(iter(evaluated), None))
+    made = work.asked(model, next(iter(evaluated), work.batch))
     frontend.require_finite(model, [own.layer for own in made.quantized], made.float_names, made.storage_type)
     solved = {row.layer.name: _solved(model, row, *codes[row.layer.name]) for row in made.rows if row.scheme}
-    forms = [own.replacement for own in solved.values()]
+    products = [row.layer for row in made.rows if row.layer.kind == "attention"]
+    forms = [
+        *(own.replacement for own in solved.values()),
+        *frontend.product_forms(model, products, operands),
+    ]
     changed = frontend.round_floats(model, made.float_names, made.storage_type)
     measured = measure(model, forms, evaluated, frontend, Silent()) if evaluated else Measured()
     for form in forms:

@@ -5,18 +5,20 @@ A weight is a parametrization of torch, so that forwards, optimizers, state_dict
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fewbit.activation import Activation
 from fewbit.errors import PlanError
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.mode_forward import guards
 from fewbit.frontends.torch.norm_folding import NormPair
-from fewbit.frontends.torch.rounded_product import hold, let_go
+from fewbit.frontends.torch.product_forms import ProductForms, forms_of
+from fewbit.frontends.torch.rounded_product import RoundedProduct, hold, let_go
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
 from fewbit.schemes.scheme import Scheme
@@ -47,6 +49,7 @@ class Prepared:
     #: What the report is to say.
     sentences: tuple[str, ...] = ()
     _guards: list[nn.Module] = field(default_factory=list)
+    _products: list[ProductForms] = field(default_factory=list)
 
     @property
     def rows(self) -> list[PlanRow]:
@@ -68,6 +71,7 @@ class Prepared:
             weight = shared[own] = shared.get(own) or self._weight(module, row.scheme)
             parametrize.register_parametrization(module, "weight", weight, unsafe=True)
             self._put(module, row, weight.convolution)
+        self._put_products()
         rounding = [self.module(row) for row in self.rows if row.input or row.output]
         # torch's fused encoder layers read the weights of the layers inside and would not round their inputs.
         self._guards = guards(self.model, rounding)
@@ -100,6 +104,32 @@ class Prepared:
             else:
                 module.register_forward_hook(own.on_output)
 
+    def _put_products(self) -> None:
+        """Round the operands of products inside attention."""
+        device = next(iter((*self.model.parameters(), *self.model.buffers()))).device
+        rounded = {}
+        for row in self.plan.rounded_products:
+            scheme, name = row.input, row.layer.name
+            assert scheme is not None
+            training, schedule = self.asked.training, self.schedule
+            own = {
+                operand: ActivationQuantizer(f"{name}.{operand}", scheme, None, training, schedule)
+                for operand in row.layer.operands
+            }
+            rounded[name] = RoundedProduct(own).to(device)
+        products = [row.layer for row in self.plan.rows if row.layer.kind == "attention"]
+        self._products = forms_of(self.model, products, rounded)
+        for form in self._products:
+            form.install()
+
+    @property
+    def products(self) -> dict[str, dict[str, Activation]]:
+        """How the operands of products inside attention are rounded as it is now, by product."""
+        return {
+            form.layer.name: {name: own.activation for name, own in form.rounded.named_children()}  # type: ignore[misc]
+            for form in self._products
+        }
+
     def quantizer(self, row: PlanRow) -> WeightQuantizer:
         """Return what rounds the weight of a layer."""
         found = self.module(row).parametrizations["weight"][0]  # type: ignore[index]
@@ -121,6 +151,8 @@ class Prepared:
     def remove(self) -> None:
         """Take the quantizers out; the model is float again, with the weights that it has by now."""
         let_go(self._guards, _USER)
+        for form in self._products:
+            form.restore()
         for row in self.rows:
             module = self.module(row)
             _own_class(module)
@@ -129,8 +161,7 @@ class Prepared:
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
             _take(module._forward_hooks, module._modules.pop(OUTPUT, None))
         _take(self.model._forward_pre_hooks, self.schedule)
-        for key in [key for key, hook in self.model._forward_hooks.items() if hook is require_finite_output]:
-            del self.model._forward_hooks[key]
+        for key in taken_from(self.model._forward_hooks, lambda hook: hook is require_finite_output):
             self.model._forward_hooks_with_kwargs.pop(key, None)
         del self.model.__dict__[PREPARED], self.model._buffers[STEP]
 
@@ -157,7 +188,12 @@ def _own_class(module: nn.Module) -> None:
 
 def _take(hooks: MutableMapping[int, Any], owner: Any) -> list[int]:
     """Remove the hooks that are methods of `owner`, and return their keys."""
-    keys = [key for key, hook in hooks.items() if owner is not None and getattr(hook, "__self__", None) is owner]
+    return taken_from(hooks, lambda hook: owner is not None and getattr(hook, "__self__", None) is owner)
+
+
+def taken_from(hooks: MutableMapping[int, Any], wanted: Callable[[Any], bool]) -> list[int]:
+    """Remove the hooks that are `wanted`, and return their keys."""
+    keys = [key for key, hook in hooks.items() if wanted(hook)]
     for key in keys:
         del hooks[key]
     return keys

@@ -5,12 +5,16 @@ What a layer computes in training is what its codes will stand for: Krishnamoort
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewbit.planning import Plan
 from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe
 from fewbit.result import Result
+from fewbit.training.memory import TrainingMemory
 from fewbit.training.options import Training
 
 
@@ -56,6 +60,52 @@ def prepare_qat(  # each is a choice of its own
 
     data = TrainingData(batch=batch, calibration=calibration)
     return prepare(model, parse_recipe(recipe), training or Training(), data, (to, dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingNeeds:
+    """What becomes of the layers of a model in training, and what that takes; printed, both are tables."""
+
+    plan: Plan
+    memory: TrainingMemory
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n\n{self.memory}"
+
+
+def plan_qat(  # each is a choice of its own
+    model: Any,
+    recipe: str | Path | Recipe,
+    *,
+    training: Training | None = None,
+    batch: Any = None,
+    optimizer: str = "adamw",
+    to: str | None = None,
+    dtype: str = "auto",
+) -> TrainingNeeds:
+    """Return what `prepare_qat` would do to `model`, and the bytes that its training takes; a copy is prepared and run.
+
+    Args:
+        model: a float module in memory; it stays as it is.
+        recipe: as for `prepare_qat`.
+        training: as for it.
+        batch: as for it; what a forward of it saves for gradients is counted.
+        optimizer: `adamw`, `adam`, `sgd`, `sgd-momentum`.
+        to: the checkpoint format that it is meant for.
+        dtype: type of floats and scales in files, as for `plan`.
+
+    Raises:
+        PlanError: the recipe cannot be carried out.
+        RecipeError: another optimizer.
+
+    """
+    from fewbit.training.measuring import measured
+    from fewbit.training.memory import require_known
+    from fewbit.training.prepared import prepared
+
+    require_known(optimizer)
+    own = prepare_qat(copy.deepcopy(model), recipe, training=training, batch=batch, to=to, dtype=dtype)
+    return TrainingNeeds(prepared(own).plan, measured(own, batch, optimizer))
 
 
 def finish_qat(model: Any, *, evaluation: Any = None) -> Result:

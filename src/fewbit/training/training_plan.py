@@ -81,9 +81,6 @@ def _problems(made: Plan) -> list[str]:
     found += [
         f"correction {own.name} repairs a model that was not trained; leave it out" for own in made.recipe.corrections
     ]
-    if made.rounded_products:
-        names = [row.layer.name for row in made.rounded_products]
-        found.append(f"{several(names)}: products inside attention are not rounded in training; keep them")
     return [*found, *_fixed_units(made)]
 
 

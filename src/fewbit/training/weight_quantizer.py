@@ -15,6 +15,7 @@ from fewbit.box_bounds import bounds_of
 from fewbit.formats.integer import Int
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import module_class
+from fewbit.frontends.torch.product_mode import mark_weight
 from fewbit.numerics.groups import beside_boxes, counts, merge, split, spread
 from fewbit.numerics.namespace import to_float32
 from fewbit.numerics.rounding import flushed
@@ -95,7 +96,10 @@ class WeightQuantizer(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             matrix = self.matrix(weight).float()
             rounded = self._unfolded(self._rounded(self.folded(matrix)))
-            return self.arranged(self._schedule[0].rounded(matrix, rounded)).to(weight.dtype)
+            found = self.arranged(self._schedule[0].rounded(matrix, rounded)).to(weight.dtype)
+        if not torch.compiler.is_compiling():  # where modes are on, nothing is compiled
+            mark_weight(found)
+        return found
 
     def distance(self, weight: Tensor) -> Tensor:
         """Return the mean squared distance of the float weight from its levels, in units of the scale."""

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from fewbit.catalogue import lookup, with_options
-from fewbit.errors import RecipeError
+from fewbit.catalogue import parse_entry
 from fewbit.transforms.scope import LinkTransform, Rounded
 
 #: Transforms by name.
@@ -76,16 +75,11 @@ def parse_transform(value: str | dict[str, Any] | AnyTransform) -> AnyTransform:
     >>> parse_transform({"name": "smoothquant", "alpha": 0.8})
     SmoothQuant(alpha=0.8)
     """
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, dict):
-        if not (callable(value) or isinstance(value, LinkTransform)) or isinstance(value, type):
-            raise RecipeError(f'transforms hold {value!r:.80}, which is no transform; write for example "batchnorm"')
-        return value
-    options = dict(value)
-    if "name" not in options:
-        raise RecipeError(f'transforms hold {value!r:.80} without a name; write for example {{ name = "smoothquant" }}')
-    name = options.pop("name")
-    factory = lookup(TRANSFORMS, str(name), what="transform")
-    made: AnyTransform = with_options(factory, options, f"transform {name!r}")
+    made: AnyTransform = parse_entry(
+        value,
+        TRANSFORMS,
+        what="transform",
+        example="smoothquant",
+        is_one=lambda own: callable(own) or isinstance(own, LinkTransform),
+    )
     return made

@@ -20,6 +20,7 @@ from fewbit.frontends.torch.channel_splitting import Split, split_channels
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.fused_experts import experts_apart
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
+from fewbit.frontends.torch.low_rank import require_no_adapters
 from fewbit.frontends.torch.magnitudes import largest_activations, largest_weight
 from fewbit.frontends.torch.norm_folding import fold_norms
 from fewbit.frontends.torch.output_statistics import output_statistics
@@ -154,6 +155,7 @@ class TorchFrontend:
 
     def tensors(self, model: nn.Module, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
         """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""
+        require_no_adapters(model)
         own = quantized_prefixes(model)
         for name, tensor in model.state_dict().items():
             if not name.startswith(own):
@@ -247,6 +249,7 @@ class TorchFrontend:
             CheckpointError: torch cannot export the module, or a graph cannot hold what is quantized in it.
 
         """
+        require_no_adapters(model)
         try:
             from fewbit.frontends.torch.quantized_graph import quantized_graph
         except ImportError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewbit.frontends.torch.product_mode import ProductMode, Takes
@@ -30,6 +31,7 @@ class ModeForward:
         own: Callable[..., Any] = self.before or type(self.module).forward.__get__(self.module)
         return own
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiler would break its graph at every function
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module returns."""
         with ProductMode(self.module, self.takes):

@@ -43,15 +43,23 @@ def product_forms(
 ) -> list[ProductForms]:
     """Return the rounded forms of those `products` that have `activations`, by operand; none is installed yet."""
     device = next(iter((*model.parameters(), *model.buffers())), torch.empty(0)).detach()
+    rounded = {
+        name: RoundedProduct.of({operand: own.like(device) for operand, own in given.items()})
+        for name, given in activations.items()
+    }
+    return forms_of(model, products, rounded)
+
+
+def forms_of(model: nn.Module, products: Sequence[Layer], rounded: Mapping[str, RoundedProduct]) -> list[ProductForms]:
+    """Return the forms of those `products` that `rounded` has something for; none is installed yet."""
     made = {layer.name: maker_of(model, layer) for layer in products}
-    plain = {maker for maker, _ in made.values()} - {made[name][0] for name in activations}
+    plain = {maker for maker, _ in made.values()} - {made[name][0] for name in rounded}
     forms = []
     for layer in products:
-        if layer.name in activations:
-            rounded = RoundedProduct({name: own.like(device) for name, own in activations[layer.name].items()})
+        if layer.name in rounded:
             maker = made[layer.name][0]
-            rounded.train(maker.training)
+            rounded[layer.name].train(maker.training)
             # Of modules inside whose products stay float the maker has to know.
             around = [*(own for own in maker.modules() if own in plain), *guards(model, [maker])]
-            forms.append(ProductForms(layer, made[layer.name], rounded, around))
+            forms.append(ProductForms(layer, made[layer.name], rounded[layer.name], around))
     return forms

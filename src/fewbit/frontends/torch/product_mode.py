@@ -104,6 +104,13 @@ class ProductMode(TorchFunctionMode):
 _INNERMOST: ContextVar[ProductMode | None] = ContextVar("_INNERMOST", default=None)
 
 
+def mark_weight(tensor: Tensor) -> None:
+    """Say that `tensor` is a weight, although other things than weights went into it: a table of levels."""
+    mode = _INNERMOST.get()
+    if mode is not None:
+        mode._note(tensor, scores=False, weight=True)
+
+
 class _Marks:
     """Tensors that are known, none of them kept alive."""
 

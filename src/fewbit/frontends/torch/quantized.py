@@ -19,8 +19,8 @@ from fewbit.frontends.torch.rounding import Rounding
 from fewbit.integer_bias import IntegerBias, bias_scale
 from fewbit.interfaces import Activations
 from fewbit.kernels import Kernel, Request, opaque, select
-from fewbit.kernels.dequantize import embedding, wants_gradient
-from fewbit.kernels.packed import packed, unpacked
+from fewbit.kernels.dequantize import Dequantize, embedding, wants_gradient
+from fewbit.kernels.packed import dense, loose, packed, unpacked
 from fewbit.kernels.window import Window
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import Scheme
@@ -43,6 +43,8 @@ class QuantizedLayer(nn.Module):
         #: What calls run from, by the type of the inputs and how they are read: made at the first call, never copied.
         self._ready: dict[tuple[torch.dtype, Window | None], tuple[Kernel, Any, Tensor | None]] = {}
         self._held: Tensor | None = None
+        #: Whether codes are held as dense bits, and unpacked again at each call in training.
+        self.sparing = False
         self._pack(qtensor)
         #: What rounds the input and the output of the layer.
         self.input: Rounding | None = None
@@ -126,9 +128,23 @@ class QuantizedLayer(nn.Module):
         return tensor
 
     @property
+    def device(self) -> torch.device:
+        """Where its codes are."""
+        return self._probe().device
+
+    @property
     def qtensor(self) -> QTensor:
         """The quantized weight (out, in)."""
-        return unpacked(self._packed(), self.scheme)
+        tensors = self._packed()
+        if self.sparing:
+            tensors["codes"] = loose(tensors["codes"], self.scheme, self.shape[1])
+        return unpacked(tensors, self.scheme)
+
+    def spare(self, *, sparing: bool) -> None:
+        """Hold as little as can be from now on, at the price of unpacking codes at each call in training; or do not."""
+        qtensor = self.qtensor
+        self.sparing = sparing
+        self._pack(qtensor)
 
     @property
     def weight(self) -> Tensor:
@@ -175,6 +191,8 @@ class QuantizedLayer(nn.Module):
 
     def _pack(self, qtensor: QTensor) -> None:
         tensors = packed(qtensor)
+        if self.sparing:
+            tensors["codes"] = dense(qtensor.codes, self.scheme)
         self._ready = {}
         self._packed_names = tuple(tensors)
         for name, tensor in tensors.items():
@@ -239,8 +257,10 @@ class QuantizedLinear(QuantizedLayer):
 
     def product(self, inputs: Tensor) -> Tensor:
         """Return what the kernel makes of inputs, which it rounds."""
-        kernel, prepared, rounded = self.kernel(inputs.dtype)
         activation = self.input.activation if self.input is not None else None
+        if self.sparing and self.training:
+            return Dequantize().apply(inputs, _Packed(self), self.bias, activation)
+        kernel, prepared, rounded = self.kernel(inputs.dtype)
         return kernel.apply(inputs, prepared, self.bias if rounded is None else rounded, activation)
 
     def _hidden(self, inputs: Tensor) -> bool:
@@ -248,6 +268,7 @@ class QuantizedLinear(QuantizedLayer):
         if (
             not torch.compiler.is_compiling()
             or self.input is None
+            or (self.sparing and self.training)
             or wants_gradient(inputs, self._parameters.get("bias"))
         ):
             return False
@@ -262,6 +283,17 @@ class QuantizedLinear(QuantizedLayer):
         """Return `inputs @ weight.T + bias` by the weight that is held."""
         assert self._held is not None
         return nn.functional.linear(inputs, self._held, self.bias)
+
+
+class _Packed:
+    """The weight of a layer as it is stored; nothing is kept of what it is unpacked to."""
+
+    def __init__(self, layer: QuantizedLayer) -> None:
+        self._layer = layer
+
+    def dequantize(self) -> Tensor:
+        found: Tensor = self._layer.qtensor.dequantize()
+        return found
 
 
 class QuantizedEmbedding(QuantizedLayer):

@@ -7,6 +7,7 @@ behind the names of product and operand: `attention.query_key.key.scale`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,15 @@ from fewbit.frontends.torch.rounding import Rounding
 class RoundedProduct(nn.Module):
     """What rounds both operands of a product; a child of the module that makes it, by the name of its role."""
 
-    def __init__(self, activations: Mapping[str, Activation]) -> None:
+    def __init__(self, roundings: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        for name, activation in activations.items():
-            self.add_module(name, Rounding(activation))
+        for name, rounding in roundings.items():
+            self.add_module(name, rounding)
+
+    @classmethod
+    def of(cls, activations: Mapping[str, Activation]) -> Self:
+        """Return the product that rounds its operands by `activations`."""
+        return cls({name: Rounding(own) for name, own in activations.items()})
 
     def forward(self, product: AttentionProduct) -> Tensor:
         """Return the float32 product of the rounded operands."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from fewbit.catalogue import lookup, with_options
-from fewbit.errors import RecipeError
+from fewbit.catalogue import parse_entry
 from fewbit.numerics.namespace import Array
 from fewbit.ranges.grid import Grid
 
@@ -51,15 +50,5 @@ def parse_gradient(value: str | dict[str, Any] | Gradient) -> Gradient:
     >>> parse_gradient({"name": "ewgs", "delta": 0.2})
     ElementWise(delta=0.2)
     """
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, dict):
-        if not callable(value) or isinstance(value, type):
-            raise RecipeError(f'{value!r:.80} is no gradient; write for example "lsq"')
-        return value
-    options = dict(value)
-    if "name" not in options:
-        raise RecipeError(f'{value!r:.80} is a gradient without a name; write for example {{ name = "lsq" }}')
-    name = str(options.pop("name"))
-    made: Gradient = with_options(lookup(GRADIENTS, name, what="gradient"), options, f"gradient {name!r}")
+    made: Gradient = parse_entry(value, GRADIENTS, what="gradient", example="lsq")
     return made
