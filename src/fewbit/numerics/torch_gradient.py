@@ -19,10 +19,12 @@ class Straight(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor, rounded: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:  # noqa: ARG004
+        """Return `rounded`."""
         return rounded.view_as(rounded)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Any, Any], output: Tensor) -> None:  # noqa: ARG004
+        """Keep which values lie between the bounds."""
         values, _, low, high = inputs
         ctx.dtype, ctx.bounded = values.dtype, not (isinstance(low, float) and isinf(low))
         if ctx.bounded:
@@ -30,6 +32,7 @@ class Straight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient of the values."""
         gradient = gradients[0].to(ctx.dtype)
         if ctx.bounded:
             # A product with a float: torch's `where` and its products with bool take 10 times as long on a CPU.
