@@ -26,6 +26,8 @@ CACHE = Path(__file__).resolve().parent / "cache"
 #: Epochs of the float models; training with rounding takes a tenth.
 EPOCHS = 5
 BATCH = 128
+#: Of learned ranges, as a share of what they are.
+RANGE_RATE = 1e-2
 
 
 class Cnn(nn.Sequential):
@@ -142,10 +144,9 @@ def trained(model: Any, data: Data, epochs: float, rate: float, teacher: Any = N
     """Train with AdamW under one cycle of the learning rate, behind `teacher` if there is one."""
     x, labels = data.train
     steps = round(epochs * (len(x) // BATCH))
-    ranges = [own for own in model.parameters() if own.ndim < 2]
-    weights = [own for own in model.parameters() if own.ndim >= 2]
-    optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": 0.02}, {"params": ranges, "weight_decay": 0.0}])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    optimizer = torch.optim.AdamW(fb.parameter_groups(model, rate, range_rate=RANGE_RATE, weight_decay=0.02))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps)
     distillation = Distillation(teacher, temperature=2.0) if teacher is not None else None
     model.train()
     order = torch.cat([torch.randperm(len(x)) for _ in range(int(epochs) + 1)])
@@ -196,7 +197,10 @@ class Bench:
 
     def measured(self, name: str, seed: int, setting: str, method: Method | None) -> Mapping[str, float]:
         """Return accuracy (percent) and seconds, of the float model without a method."""
-        path = CACHE / f"recovery-{digest(str(MODELS[name]()), seed, setting, repr(method), EPOCHS, BATCH)}.json"
+        path = (
+            CACHE
+            / f"recovery-{digest(str(MODELS[name]()), seed, setting, repr(method), EPOCHS, BATCH, RANGE_RATE)}.json"
+        )
         if self.fresh or not path.exists():
             model = float_model(name, seed, self.data)
             torch.manual_seed(seed)

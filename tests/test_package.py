@@ -48,6 +48,7 @@ def test_the_public_names_are_these():
         "load",
         "load_adapters",
         "merge_adapters",
+        "parameter_groups",
         "parse_scheme",
         "plan",
         "plan_qat",

@@ -36,6 +36,7 @@ from fewbit.training.adapters import Adapters, load_adapters, merge_adapters, pr
 from fewbit.training.level_distance import level_distance
 from fewbit.training.memory import training_memory
 from fewbit.training.options import Training
+from fewbit.training.parameter_groups import parameter_groups
 from fewbit.training.qat import finish_qat, plan_qat, prepare_qat
 
 __version__ = "0.1.0"
@@ -77,6 +78,7 @@ __all__ = [
     "load",
     "load_adapters",
     "merge_adapters",
+    "parameter_groups",
     "parse_scheme",
     "plan",
     "plan_qat",

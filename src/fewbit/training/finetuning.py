@@ -29,10 +29,10 @@ from fewbit.training.finishing import finish
 from fewbit.training.measuring import memory_of, saved_bytes
 from fewbit.training.memory import MemoryRow
 from fewbit.training.options import Training
+from fewbit.training.parameter_groups import parameter_groups
 from fewbit.training.prepared import prepared
 from fewbit.training.preparing import TrainingData, prepare
 from fewbit.training.qat import TrainingNeeds
-from fewbit.training.trained_range import TrainedRange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +159,7 @@ def _train(
     student: nn.Module, distillation: Distillation, batches: Sequence[Any], options: Finetuning, progress: Progress
 ) -> None:
     """Train the student in place."""
-    groups = list(_groups(student, options))
-    optimizer = torch.optim.Adam(groups)
+    optimizer = torch.optim.Adam(parameter_groups(student, options.rate, range_rate=options.range_rate))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     generator = torch.Generator().manual_seed(options.seed)
     _to_training(student)
@@ -189,15 +188,6 @@ def _loss(student: nn.Module, distillation: Distillation, tokens: Any, options: 
     scores = student(*call.args, **call.kwargs, use_cache=False).logits
     task = _next_token(scores, tokens) if options.alpha else 0.0
     return distillation(scores, tokens, task) / options.sequences
-
-
-def _groups(student: nn.Module, options: Finetuning) -> Iterator[dict[str, Any]]:
-    """Yield the parameters with their rates: ranges in proportion to what they are."""
-    ranges = {id(own): own for part in student.modules() if isinstance(part, TrainedRange) for own in part.parameters()}
-    for own in ranges.values():
-        yield {"params": [own], "lr": options.range_rate * float(own.detach().abs().mean())}
-    rest = [own for own in student.parameters() if id(own) not in ranges and own.requires_grad]
-    yield {"params": rest, "lr": options.rate}
 
 
 def _order(count: int, generator: torch.Generator) -> Iterator[int]:
