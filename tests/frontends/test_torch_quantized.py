@@ -6,7 +6,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import fewbit as fb
-from fewbit.frontends.torch.quantized import QuantizedEmbedding, QuantizedLinear
+from fewbit.frontends.torch.quantized import QuantizedLinear
+from fewbit.frontends.torch.quantized_embedding import QuantizedEmbedding
 from fewbit.numerics.packing import unpack
 
 SCHEMES = ["int4 g16", "int4 g16 asym", "int8", "int3 tensor", "e4m3", "int1 g16 asym", "int8 narrow"]

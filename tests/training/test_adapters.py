@@ -312,6 +312,24 @@ def test_an_onnx_file_has_no_place_for_them(perceptron, images, tmp_path):
         result.save(tmp_path / "m.onnx")
 
 
+def test_layers_that_share_a_global_scale_share_the_one_of_the_merged_weight(small_llama, tmp_path):
+    result = fb.quantize(small_llama(vocab_size=100), recipe("nvfp4"), evaluation=[tokens()])
+    model = fb.prepare_adapters(result, fb.Adapters(match=r".*q_proj"))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.adapter.up.normal_()
+    result = fb.merge_adapters(model)
+    assert result.report.remarks[0].startswith("adapters of 2 layers were merged and rounded again")
+    assert result.report.remarks[0].endswith("; 4 that share a global scale with them were rounded again")
+    expected = scores(result.model)
+    for layer in result.model.model.layers:
+        attention = layer.self_attn
+        q, k, v = (own.qtensor.scale.scale for own in (attention.q_proj, attention.k_proj, attention.v_proj))
+        assert q == k == v
+    result.save(tmp_path / "out")
+    assert torch.equal(scores(fb.load(tmp_path / "out").model), expected)
+
+
 def test_blocks_of_256_are_a_base_too(train, outputs):
     model = fb.prepare_adapters(fb.quantize(wide(), fb.Recipe([fb.Rule("3", weight="q4_k"), fb.keep("1")])))
     before = outputs(model)

@@ -5,6 +5,7 @@ weight = dequantize(q).to(input.dtype); output = input @ weight.T + bias.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -23,6 +24,18 @@ class Weight(Protocol):
 
     def dequantize(self) -> Tensor:
         """Return the float32 weight (out, in)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A weight that is unpacked each time, so that nothing of it is kept between a forward and its way back."""
+
+    unpack: Callable[[], QTensor]
+
+    def dequantize(self) -> Tensor:
+        """Return the float32 weight (out, in)."""
+        found: Tensor = self.unpack().dequantize()
+        return found
 
 
 @dataclass(frozen=True, slots=True)

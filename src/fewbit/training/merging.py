@@ -36,9 +36,11 @@ from fewbit.training.weight_quantizer import has_range
 
 @dataclass(frozen=True, slots=True)
 class _Merged:
-    """A layer with its adapter in its weight."""
+    """A layer that is rounded again."""
 
     solved: Solved
+    #: Whether it had an adapter, which is in its weight now.
+    adapted: bool
     #: How far the change lies above the rounding, in dB; `None` where nothing was changed.
     kept: float | None
 
@@ -115,7 +117,7 @@ def _merged(work: Adapted, row: PlanRow, shared: SharedScales) -> _Merged:
     replacement = frontend.replacement(work.model, row.layer, solution.qtensor, activations, bias)
     change = 0.0 if adapter is None else _power(adapter.change())
     kept = decibels(change, _power(solution.qtensor.dequantize() - weight)) if change else None
-    return _Merged(Solved.of(weight, solution, replacement, activations), kept)
+    return _Merged(Solved.of(weight, solution, replacement, activations), adapter is not None, kept)
 
 
 def _nearer(weight: Tensor, before: QTensor, after: QTensor) -> QTensor:
@@ -159,11 +161,14 @@ def _said(ratio: float) -> str:
 
 def _sentence(merged: dict[str, _Merged]) -> str:
     """Return what the report says of all of them."""
+    count = sum(own.adapted for own in merged.values())
     kept = {name: own.kept for name, own in merged.items() if own.kept is not None}
     if not kept:
-        return f"adapters of {len(merged)} layers were merged, none of which changes anything"
+        return f"adapters of {count} layers were merged, none of which changes anything"
     least = min(kept, key=lambda name: kept[name])
+    beside = len(merged) - count
     return (
-        f"adapters of {len(merged)} layers were merged and rounded again: what they change lies {_said(kept[least])} "
+        f"adapters of {count} layers were merged and rounded again: what they change lies {_said(kept[least])} "
         f"({least}) to {_said(max(kept.values()))} above that rounding"
+        + (f"; {beside} that share a global scale with them were rounded again" if beside else "")
     )

@@ -49,7 +49,7 @@ def parameter_groups(
             groups.append({"params": [own], "lr": share, "weight_decay": 0.0})
     rest = [own for own in model.parameters() if id(own) not in taken and own.requires_grad]
     for decay, wide in ((weight_decay, True), (0.0, False)):
-        own_kind = [own for own in rest if (own.ndim >= 2) is wide]  # noqa: PLR2004
+        own_kind = [own for own in rest if (own.ndim >= 2) is wide]
         if own_kind:
             groups.append({"params": own_kind, "lr": rate, "weight_decay": decay})
     return groups

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewbit.errors import CheckpointError
-from fewbit.frontends.torch.quantized import QuantizedEmbedding, QuantizedLayer, QuantizedLinear
+from fewbit.frontends.torch.quantized import QuantizedLayer, QuantizedLinear
 from fewbit.frontends.torch.quantized_convolution import QuantizedConvolution
+from fewbit.frontends.torch.quantized_embedding import QuantizedEmbedding
 from fewbit.frontends.torch.rounded_product import RoundedForward
 
 

@@ -19,7 +19,7 @@ from fewbit.frontends.torch.rounding import Rounding
 from fewbit.integer_bias import IntegerBias, bias_scale
 from fewbit.interfaces import Activations
 from fewbit.kernels import Kernel, Request, opaque, select
-from fewbit.kernels.dequantize import Dequantize, embedding, wants_gradient
+from fewbit.kernels.dequantize import Deferred, Dequantize, wants_gradient
 from fewbit.kernels.packed import dense, loose, packed, unpacked
 from fewbit.kernels.window import Window
 from fewbit.qtensor import QTensor
@@ -259,7 +259,7 @@ class QuantizedLinear(QuantizedLayer):
         """Return what the kernel makes of inputs, which it rounds."""
         activation = self.input.activation if self.input is not None else None
         if self.sparing and self.training:
-            return Dequantize().apply(inputs, _Packed(self), self.bias, activation)
+            return Dequantize().apply(inputs, Deferred(lambda: self.qtensor), self.bias, activation)
         kernel, prepared, rounded = self.kernel(inputs.dtype)
         return kernel.apply(inputs, prepared, self.bias if rounded is None else rounded, activation)
 
@@ -283,29 +283,6 @@ class QuantizedLinear(QuantizedLayer):
         """Return `inputs @ weight.T + bias` by the weight that is held."""
         assert self._held is not None
         return nn.functional.linear(inputs, self._held, self.bias)
-
-
-class _Packed:
-    """The weight of a layer as it is stored; nothing is kept of what it is unpacked to."""
-
-    def __init__(self, layer: QuantizedLayer) -> None:
-        self._layer = layer
-
-    def dequantize(self) -> Tensor:
-        found: Tensor = self._layer.qtensor.dequantize()
-        return found
-
-
-class QuantizedEmbedding(QuantizedLayer):
-    """`nn.Embedding` with a quantized weight."""
-
-    def __init__(self, qtensor: QTensor, dtype: torch.dtype) -> None:
-        super().__init__(qtensor, dtype)
-        self.num_embeddings, self.embedding_dim = qtensor.shape
-
-    def compute(self, inputs: Tensor) -> Tensor:
-        """Return the rows at `inputs` (...), which are indices, as (..., width)."""
-        return embedding(inputs, self.qtensor, self.dtype)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

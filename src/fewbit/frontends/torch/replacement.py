@@ -9,8 +9,9 @@ from fewbit.float_bias import FloatBias
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.layers import module_class
 from fewbit.frontends.torch.mode_forward import guards
-from fewbit.frontends.torch.quantized import QuantizedEmbedding, QuantizedLayer, QuantizedLinear
+from fewbit.frontends.torch.quantized import QuantizedLayer, QuantizedLinear
 from fewbit.frontends.torch.quantized_convolution import QuantizedConvolution
+from fewbit.frontends.torch.quantized_embedding import QuantizedEmbedding
 from fewbit.frontends.torch.rounded_product import hold, let_go
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Layer
