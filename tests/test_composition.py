@@ -33,6 +33,7 @@ def recipe(weight="int4 g16", *, transforms=(), corrections=(), **rule):
 
 WEIGHTED = {"name": "nearest", "weighted": True}
 AUTOROUND = {"name": "autoround", "steps": 2}
+BRECQ = {"name": "brecq", "steps": 2}
 #: What makes sense together.
 SOUND = {
     "rotation, gptq": recipe("int4 channel", transforms=["rotation"], algorithm="gptq"),
@@ -46,6 +47,11 @@ SOUND = {
     "smoothquant, gptq, inputs": recipe("int4 channel", input="int8", transforms=["smoothquant"], algorithm="gptq"),
     "equalization, bias correction": recipe("int8 tensor", transforms=["equalization"], corrections=["bias"]),
     "bias correction, autoround": recipe(corrections=["bias"], algorithm=AUTOROUND),
+    "adaround, learned levels": recipe("kmeans3", algorithm="adaround"),
+    "rotation, adaround, inputs": recipe("int4 channel", input="int8", transforms=["rotation"], algorithm="adaround"),
+    "bias correction, adaround": recipe("int4 tensor", corrections=["bias"], algorithm="adaround"),
+    "awq, brecq": recipe("nf4 g16", transforms=["awq"], algorithm=BRECQ),
+    "brecq, clipping": recipe("int4 g16 clip", algorithm=BRECQ),
     "bias correction, learned levels": recipe("kmeans4", corrections=["bias"], algorithm="gptq"),
     "autoround from hqq": recipe("int4 g16 float-zero", algorithm={"name": "autoround", "steps": 2, "start": "hqq"}),
     "gptq, float zero": recipe("int4 g16 float-zero", algorithm="gptq"),
@@ -78,6 +84,10 @@ SENSELESS = {
     "autoround, learned levels": (recipe("kmeans4", algorithm="autoround"), "integers of 2 to 8 bits, not 'kmeans4"),
     "autoround, nf4": (recipe("nf4 g16", algorithm="autoround"), "integers of 2 to 8 bits, not 'nf4 g16'"),
     "autoround, nvfp4": (recipe("nvfp4", algorithm="autoround"), "integers of 2 to 8 bits, not 'nvfp4'"),
+    "adaround, casts": (
+        recipe("bf16", algorithm="adaround"),
+        "levels of up to 8 bits, not of 'bf16'; use int8 or less",
+    ),
     "weighted nearest, entropy": (recipe("int4 g16 entropy", algorithm=WEIGHTED), "leave out weighted, or use mse"),
     "weighted nearest, casts": (recipe("bf16", algorithm=WEIGHTED), "leave out weighted, or use mse"),
     "int32 bias, learned levels": (recipe("kmeans4", input="int8 static", bias="int32"), "an int32 bias needs integer"),

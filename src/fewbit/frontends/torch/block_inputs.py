@@ -33,6 +33,7 @@ class BlockInputs:
         *,
         unchanged: list[Call] | None = None,
         feeds: bool = False,
+        floats: nn.Module | None = None,
     ) -> None:
         self.link = link
         #: What the block is called with: a call for each batch, or more where the model calls it several times.
@@ -46,7 +47,9 @@ class BlockInputs:
         self._paused: PausedRuns | None = None
         self._finished: list[Any] = []
         #: Whether there is nothing quantized before it, or what it would get without that is known.
-        self.alongside = unchanged is not None or not link.previous
+        self.alongside = unchanged is not None or not link.previous or floats is not None
+        #: A model that stays unchanged, where the calls do not tell what unchanged blocks would have given.
+        self._floats = floats
         #: What the block would be called with behind unchanged ones; `None`: the same.
         self._unchanged = unchanged
         #: What it makes of that as long as it is unchanged itself; empty where no one asked.
@@ -69,6 +72,10 @@ class BlockInputs:
 
     def keep_float_outputs(self) -> None:
         """Run the block, still unchanged, on what unchanged blocks before it would have given; if it can be run."""
+        if self._floats is not None and self.link.replayable:
+            outputs = (_listen(self._floats, self.link, batch, leaving=True) for batch in self._batches)
+            self.float_outputs = [own for found in outputs for own in found]
+            return
         unchanged = self.calls if self._unchanged is None else self._unchanged
         self.float_outputs = [call.copy().run(self.module) for call in unchanged if self.link.replayable]
         self._unchanged = None
@@ -120,8 +127,12 @@ class BlockInputs:
             yield from _listen(self._model, self.link, batch, leaving=True)
 
 
-def walk_blocks(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> Iterator[BlockInputs]:
+def walk_blocks(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Any], floats: nn.Module | None = None
+) -> Iterator[BlockInputs]:
     """Yield the blocks called `names` in the order in which `model` calls them, each with its inputs.
+
+    `floats` is a copy that stays as it is, for what blocks put out behind unchanged ones where no link tells.
 
     Change a block, its layers replaced or their weights written, before asking for the next one: that one's inputs
     come from the changed block. Start with the float model; a block that no traced batch reaches has no calls.
@@ -149,7 +160,8 @@ def walk_blocks(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) 
             reached = batches if link.calls else ()
             calls = [call for batch in reached for call in _listen(model, link, batch, leaving=False)]
             shared[link.name] = _for_followers(calls, link, links)
-            current = BlockInputs(model, link.captured(), batches, calls, feeds=feeds)
+            beside = floats if link.previous and link.calls == 1 else None
+            current = BlockInputs(model, link.captured(), batches, calls, feeds=feeds, floats=beside)
             give_back(model.parameters())  # the trace and the capture have read more than one block
         for name in shared.keys() - {later.base for later in links[index + 1 :]}:
             del shared[name]

@@ -23,7 +23,7 @@ from fewbit.frontends.torch.link_scope import LinkScope
 from fewbit.frontends.torch.reconstruction import block_part, model_part
 from fewbit.frontends.torch.resident_memory import give_back, trim
 from fewbit.frontends.torch.token_weights import GradientRun, TokenWeights
-from fewbit.frontends.torch.units import convolves, with_units
+from fewbit.frontends.torch.units import convolves, copied_model, with_units
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.samples.batches import Mapped
 from fewbit.statistics import GUIDED, PAIRED
@@ -53,8 +53,8 @@ class CalibrationRun:
         self._layers, found = layers, find_blocks(model, layers)
         #: Those that transforms see; units are there for the training alone.
         self._repeated = {block.name for block in found.blocks}
-        units = bool(trained) and convolves(layers) and bool(batches)
-        self._partition: Partition = with_units(model, found, batches[0]) if units else found
+        self._units = bool(trained) and convolves(layers) and bool(batches)
+        self._partition: Partition = with_units(model, found, batches[0]) if self._units else found
         self._weights = TokenWeights()
         guided = {name for name, names in wanted.items() if set(GUIDED) & set(names)}
         #: What is to be gone through first, a step a batch: what the rows of inputs count in the float model.
@@ -71,7 +71,8 @@ class CalibrationRun:
         self._weights = self.gradients.weights if self.gradients else TokenWeights()
         if self._prepare and not self._repeated:
             self._prepare(LinkScope(self._model, "", self._layers, self._whole_runs(self._layers)))
-        for step in walk_blocks(self._model, list(blocks), self._batches) if left else ():
+        floats = copied_model(self._model) if self._units else None
+        for step in walk_blocks(self._model, list(blocks), self._batches, floats) if left else ():
             own = [layer for layer in blocks[step.name].layers if layer.name in self._wanted]
             left.discard(step.name)
             weights = list(step.module.parameters())

@@ -7,6 +7,7 @@ block and the layer behind. Source: BRECQ, arXiv 2102.05426.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,17 @@ from fewbit.interfaces import Layer
 def convolves(layers: Sequence[Layer]) -> bool:
     """Whether most of the layers are convolutions."""
     return 2 * sum(layer.kind == "conv" for layer in layers) > len(layers)
+
+
+def copied_model(model: nn.Module) -> nn.Module | None:
+    """Return a float model that stays as it is while units of the other are quantized; `None` where that cannot be.
+
+    A unit behind a function, such as `torch.flatten`, is trained for what it puts out there.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # whatever the parts of someone else's module raise; the report then says what is trained for
+        return None
 
 
 def with_units(model: nn.Module, partition: Partition, batch: Any) -> Partition:
