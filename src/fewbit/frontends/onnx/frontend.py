@@ -16,7 +16,7 @@ from fewbit.errors import PlanError, RecipeError
 from fewbit.float_bias import FloatBias
 from fewbit.frontends.onnx.batches import Numbers, feeds_of, inputs_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
-from fewbit.frontends.onnx.channel_splitting import Split, split_channels
+from fewbit.frontends.onnx.channel_splitting import split_channels
 from fewbit.frontends.onnx.execution import execution
 from fewbit.frontends.onnx.finite import finite_bias, finite_weight
 from fewbit.frontends.onnx.known_inputs import known_inputs
@@ -44,6 +44,7 @@ from fewbit.samples.model_input import ModelInput
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.statistics.mean import Mean
 from fewbit.transforms import Applied
+from fewbit.transforms.outlier_splitting import Split
 from fewbit.transforms.scope import Scope
 
 #: Operators that say that numbers were quantized before.

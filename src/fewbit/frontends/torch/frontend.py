@@ -17,7 +17,7 @@ from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.batches import adopted, fed
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.calls import evaluating
-from fewbit.frontends.torch.channel_splitting import Split, split_channels
+from fewbit.frontends.torch.channel_splitting import split_channels
 from fewbit.frontends.torch.execution import execution
 from fewbit.frontends.torch.finite import finite_bias, finite_weight
 from fewbit.frontends.torch.fused_experts import experts_apart
@@ -45,6 +45,7 @@ from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.statistics.mean import Mean
 from fewbit.transforms import Applied
+from fewbit.transforms.outlier_splitting import Split
 from fewbit.transforms.scope import Scope
 
 
