@@ -127,6 +127,13 @@ def test_a_layer_that_is_called_twice_is_not_known():
     assert known_inputs(Twice(None, conv()).eval(), ["layer"], {}, inputs(2)) == {}
 
 
+@pytest.mark.parametrize("case", ["relu", "relu in place", "written into"])
+def test_inference_mode_is_no_obstacle(case):
+    with torch.inference_mode():
+        found = known_inputs(Behind(*(BETWEEN | LOST)[case]).eval(), ["layer"], {}, inputs(2))
+    assert set(found) == (set() if case in LOST else {"layer"})
+
+
 def test_without_a_batch_nothing_is_known():
     assert known_inputs(Behind(*BETWEEN["relu"]).eval(), ["layer"], {}, None) == {}
 

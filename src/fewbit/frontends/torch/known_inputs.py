@@ -56,6 +56,8 @@ def known_inputs(
         for name in names:
             module = model.get_submodule(name)
             hooks.callback(module.register_forward_pre_hook(partial(given, name=name), with_kwargs=True).remove)
+        # Tensors of inference mode do not count what is written into them.
+        hooks.enter_context(torch.inference_mode(mode=False))
         hooks.enter_context(followed)
         run_batch(model, batch)
     # One that is called more than once may get other means each time.
@@ -108,14 +110,13 @@ class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def keep(self, tensor: Any, known: KnownOutput, axis: int, writes: int = 0) -> None:
         """Remember what is known of a tensor from now on, when so many `writes` into it will have been counted."""
-        if isinstance(tensor, Tensor) and tensor.shape[axis] == known.width:
-            version = _version(tensor)
-            self._known[tensor] = KnownTensor(known, axis, None if version is None else version + writes)
+        if isinstance(tensor, Tensor) and not tensor.is_inference() and tensor.shape[axis] == known.width:
+            self._known[tensor] = KnownTensor(known, axis, tensor._version + writes)
 
     def look(self, tensor: Any) -> KnownTensor | None:
         """Return what is known of a tensor; nothing where it, or what it is a view of, was written into since."""
         known: KnownTensor | None = self._known.get(tensor) if isinstance(tensor, Tensor) else None
-        return known if known is not None and known.version == _version(tensor) else None
+        return known if known is not None and known.version == tensor._version else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
@@ -129,7 +130,3 @@ class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None:
             self.keep(output, known.output, known.axis, writes)
         return output
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version

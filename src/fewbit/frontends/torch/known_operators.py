@@ -19,8 +19,8 @@ class KnownTensor:
     output: KnownOutput
     #: The axis of its channels, from the first.
     axis: int
-    #: Writes into the tensor by then; `None`: it does not count them.
-    version: int | None = None
+    #: Writes into the tensor by then.
+    version: int = 0
 
 
 #: Returns what is known of an argument.
