@@ -15,6 +15,11 @@ from fewbit.errors import RecipeError
 from fewbit.transforms.link import Link
 from fewbit.transforms.scope import Rescaled, Rounded, Scope
 
+#: Why nothing was absorbed where the output did not stay what it was.
+NO_SHIFT = "what reads it does not add the same for every position, as a convolution that pads with zeros"
+#: Why nothing was absorbed where there is nothing to absorb from or into.
+NO_BIAS = "it or what reads it has no bias"
+
 
 @dataclass(frozen=True, slots=True)
 class HighBiasAbsorption:
@@ -63,13 +68,3 @@ class HighBiasAbsorption:
         if isinstance(found, str):
             return Rescaled(link, ones, "", left=found)
         return Rescaled(link, ones, f"up to {shift.max():.3g}", shift=shift, change=found)
-
-
-def padded_sentence(consumers: Sequence[str]) -> str:
-    """Return why nothing was absorbed into layers behind which outputs did not stay what they were.
-
-    >>> padded_sentence(["conv"])
-    'conv does not add the same for every position, as one that pads with zeros'
-    """
-    doing = "does not add" if len(consumers) == 1 else "do not add"
-    return f"{' and '.join(consumers)} {doing} the same for every position, as one that pads with zeros"

@@ -20,7 +20,7 @@ from fewbit.frontends.onnx.output_change import CLEARLY, output_change, same
 from fewbit.frontends.onnx.trial_run import TrialRun
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
-from fewbit.transforms.high_bias_absorption import padded_sentence
+from fewbit.transforms.high_bias_absorption import NO_BIAS, NO_SHIFT
 from fewbit.transforms.link import Factors
 
 #: Roundings by which outputs may differ: raised numbers are larger than what counts in the end.
@@ -39,11 +39,10 @@ class Absorption:
         `largest` is the largest magnitude that the producer puts out. A sentence says why nothing was changed.
         """
         assert fold.producer.layer is not None
-        for own in (fold.producer.layer, *fold.consumers):
-            if own.bias_value is None:
-                return f"{own.layer.name} has no bias"
+        if any(own.bias_value is None for own in (fold.producer.layer, *fold.consumers)):
+            return NO_BIAS
         if not self._is_exact(fold, largest):
-            return padded_sentence(fold.link.consumers)
+            return NO_SHIFT
         before = self._outputs()
         undo = exchange(_biases(fold, shift, shift))
         return output_change(before, self._outputs()), undo

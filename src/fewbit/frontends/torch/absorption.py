@@ -17,7 +17,7 @@ from fewbit.frontends.torch.calls import copied, same, tensors_in
 from fewbit.frontends.torch.channel_scaling import Changes, by_input, exchange, parameter_like
 from fewbit.frontends.torch.links import Fold
 from fewbit.frontends.torch.output_change import CLEARLY, output_change
-from fewbit.transforms.high_bias_absorption import padded_sentence
+from fewbit.transforms.high_bias_absorption import NO_BIAS, NO_SHIFT
 from fewbit.transforms.link import Factors
 
 #: Roundings by which outputs may differ: raised numbers are larger than what counts in the end.
@@ -30,11 +30,10 @@ def absorb(fold: Fold, runs: Sequence[Callable[[], Any]], shift: Factors) -> tup
     A sentence says why nothing was changed.
     """
     link, model = fold.link, fold.model
-    for name in (link.producer, *link.consumers):
-        if model.get_submodule(name)._parameters.get("bias") is None:
-            return f"{name} has no bias"
+    if any(model.get_submodule(name)._parameters.get("bias") is None for name in (link.producer, *link.consumers)):
+        return NO_BIAS
     if not _is_exact(fold, runs[0]):
-        return padded_sentence(link.consumers)
+        return NO_SHIFT
     before = [copied(run()) for run in runs]
     undo = _moved(fold, shift)
     return max(output_change(own, run()) for own, run in zip(before, runs, strict=True)), undo
