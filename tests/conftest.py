@@ -90,6 +90,88 @@ def onnx_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def depthwise_nets(onnx_model: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the same small network with BatchNorms as a module and as a graph; `clip` 6: with ReLU6.
+
+    stem, expand, deep (depthwise, its input padded or not), project with a residual connection, mean, out.
+    """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self, clip: float | None, padding: int) -> None:
+            super().__init__()
+            self.stem, self.norm0 = nn.Conv2d(1, 6, 3, stride=2, bias=False), nn.BatchNorm2d(6)
+            self.expand, self.norm1 = nn.Conv2d(6, 12, 1, bias=False), nn.BatchNorm2d(12)
+            self.deep, self.norm2 = nn.Conv2d(12, 12, 3, groups=12, padding=padding, bias=False), nn.BatchNorm2d(12)
+            self.project, self.norm3 = nn.Conv2d(12, 6, 1, bias=False), nn.BatchNorm2d(6)
+            self.out = nn.Linear(6, 4)
+            self.act0, self.act1, self.act2, self.act3 = (nn.ReLU6() if clip else nn.ReLU() for _ in range(4))
+            self.inner = 1 - padding
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = self.act0(self.norm0(self.stem(x)))
+            wide = self.act1(self.norm1(self.expand(first)))
+            found = self.norm3(self.project(self.act2(self.norm2(self.deep(wide)))))
+            cut = self.inner
+            return self.out(self.act3(found + first[:, :, cut : 7 - cut, cut : 7 - cut]).mean((2, 3)))
+
+    def graph(clip: float | None, padding: int) -> str:
+        act = (lambda given: f"Clip({given}, zero, six)") if clip else (lambda given: f"Relu({given})")
+        same = "s = Slice(b0, starts, ends, axes)" if not padding else "s = Identity(b0)"
+
+        def norm(number: int, given: str) -> str:
+            names = ", ".join(f'"norm{number}.{own}"' for own in ("weight", "bias", "running_mean", "running_var"))
+            return f"BatchNormalization({given}, {names})"
+
+        return f"""(float[n, 1, 15, 15] x) => (float[n, 4] y) {{
+            a0 = Conv<strides=[2, 2]>(x, "stem.weight")
+            n0 = {norm(0, "a0")}
+            b0 = {act("n0")}
+            a1 = Conv(b0, "expand.weight")
+            n1 = {norm(1, "a1")}
+            b1 = {act("n1")}
+            a2 = Conv<group=12, pads=[{padding}, {padding}, {padding}, {padding}]>(b1, "deep.weight")
+            n2 = {norm(2, "a2")}
+            b2 = {act("n2")}
+            a3 = Conv(b2, "project.weight")
+            n3 = {norm(3, "a3")}
+            {same}
+            t = Add(n3, s)
+            b3 = {act("t")}
+            p = GlobalAveragePool(b3)
+            f = Flatten(p)
+            y = Gemm<transB=1>(f, "out.weight", "out.bias")
+        }}"""
+
+    def build(*, clip: float | None = None, padding: int = 1, high: float = 0.0) -> tuple[Any, Any, list[torch.Tensor]]:
+        torch.manual_seed(0)
+        net = Net(clip, padding)
+        for norm in (net.norm0, net.norm1, net.norm2, net.norm3):
+            norm.momentum = None
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0.5)
+            with torch.no_grad():
+                norm.bias[::3] += high
+        with torch.no_grad():
+            for seed in range(4):
+                net.train()(torch.randn(64, 1, 15, 15, generator=torch.Generator().manual_seed(seed)))
+        net.eval()
+        constants = {name: values.numpy() for name, values in net.state_dict().items() if "num_batches" not in name}
+        if clip:
+            constants |= {"zero": np.asarray(0.0, np.float32), "six": np.asarray(clip, np.float32)}
+        if not padding:
+            constants |= {
+                name: np.asarray(own, np.int64)
+                for name, own in (("starts", [1, 1]), ("ends", [6, 6]), ("axes", [2, 3]))
+            }
+        batches = [torch.randn(16, 1, 15, 15, generator=torch.Generator().manual_seed(seed)) for seed in range(9, 12)]
+        return net, onnx_model(graph(clip, padding), constants), batches
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def signal_to_noise() -> Callable[[np.ndarray, np.ndarray], float]:
     """Return a function from what is exact and what was made of it, of one shape, to their ratio in dB."""
 

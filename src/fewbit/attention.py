@@ -11,7 +11,7 @@ from typing import Any
 
 from fewbit.activation import Activation
 from fewbit.errors import CalibrationError, FewbitError
-from fewbit.interfaces import Forms, Frontend
+from fewbit.interfaces import Forms, Frontend, Switch
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
 from fewbit.solving import UNREACHED
@@ -47,8 +47,8 @@ def round_products(
 
 
 @contextmanager
-def installed(forms: Sequence[Forms]) -> Iterator[None]:
-    """Put the quantized forms of layers into the model while the block runs."""
+def installed(forms: Sequence[Switch]) -> Iterator[None]:
+    """Put quantized forms into the model while the block runs."""
     for form in forms:
         form.install()
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fewbit.algorithms import problem_of
 from fewbit.algorithms.nearest import Nearest
-from fewbit.corrections import Correction
+from fewbit.corrections import Correction, on_layers
 from fewbit.interfaces import Layer, QuantizedLayer, Target
 from fewbit.problems import layer_problems, product_problems
 from fewbit.ranges import OutputRange
@@ -24,7 +24,7 @@ class Draft:
     rule: Rule | None
     scheme: Scheme | None
     notes: list[str] = field(default_factory=list)
-    #: The corrections of the recipe, whether they apply here or not.
+    #: The corrections of the recipe that move biases, whether they apply here or not.
     wished: tuple[Correction, ...] = ()
     #: Schemes of input and output, where they are others than those of the rule.
     fitted: QuantizedLayer | None = None
@@ -70,8 +70,9 @@ def draft_of(layer: Layer, recipe: Recipe) -> Draft:
     rule = recipe.rules[place]
     notes = [f"kept by rule {rule.match or rule.kind!r}"] if rule.keep else []
     notes += ["it has no bias to round"] if rule.bias != "float" and not layer.bias else []
-    draft = Draft(layer, rule, rule.weight, notes, recipe.corrections)
-    if recipe.corrections and rule.weight is not None and not draft.corrections:
+    wished = on_layers(recipe.corrections)
+    draft = Draft(layer, rule, rule.weight, notes, wished)
+    if wished and rule.weight is not None and not draft.corrections:
         notes.append("it has no bias to correct" if not layer.bias else "no correction applies to it")
     return draft
 

@@ -45,14 +45,14 @@ def quantized_while_loading(source: Source, recipe: Recipe, dtype: str) -> Resul
         _require_no_data(made)
         made.require_sound()
         work = _Work(opened, frontend, names_of(opened.model))
-        with transformed(opened.model, recipe, frontend, (), made.target) as sentences:
+        with transformed(opened.model, recipe, frontend, (), made.target) as transforms:
             made, unchecked = without_large_activations(made, frontend, opened.model, ())
             made, solved = work.rounded(made)
             changed = work.filled(made)
     report = report_of(made, solved, Measured(), frontend, opened.model, {})
     report = replace(
         report,
-        remarks=(*sentences, *unchecked, *remarks_of(changed, solved, made, idle=False)),
+        remarks=(*transforms.sentences, *unchecked, *remarks_of(changed, solved, made, idle=False)),
         seconds=clock.seconds,
         peak_memory=clock.peak_memory,
     )

@@ -24,6 +24,7 @@ from fewbit.overflow import needs_check, without_large_activations
 from fewbit.planning import Plan
 from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe
+from fewbit.repairing import repaired
 from fewbit.report.data import Report
 from fewbit.reporting import remarks_of, report_of
 from fewbit.rescaling import Rescaling
@@ -160,18 +161,18 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
         frontend.require_finite(live, [own.layer for own in made.quantized], made.float_names, made.storage_type)
         require_known(evaluated, live, what="evaluation")
         rescaling, data = Rescaling.of(made), Data(known=weighting.statistics(made) if weighting else {})
-        if needs_data(made) or rescaling or (given and (parsed.transforms or needs_check(made))):
+        if needs_data(made) or rescaling or (given and (parsed.changes_model or needs_check(made))):
             given = given or default_calibration(live)
             with clock.phase("calibration data"):
                 batches = given.batches(live, source, seed=options.seed, progress=options.progress)
             data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
         idle = given is not None and not data.batches and not (given.holds_batches and shown_by_runs)
+        data = replace(data, example=data.batches[0] if data.batches else first_batch(live, given, evaluated))
         made, report = _Work(live, frontend, data, evaluated, clock, options).done(planned, made, rescaling, idle=idle)
         described = given.described(data.batches) if given and data.batches else None
         described = weighting.described if weighting else described
         report = replace(report, text=name, calibration=described)
-        example = data.batches[0] if data.batches else first_batch(live, given, evaluated)
-        return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=example)
+        return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=data.example)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +192,9 @@ class _Work:
         `planned` makes the plan anew where transforms have changed the model; `idle`: data was given for nothing.
         """
         model, frontend, batches = self.model, self.frontend, self.data.batches
-        with transformed(model, made.recipe, frontend, batches or self.evaluated, made.target) as sentences, rescaling:
-            made = planned() if sentences else made
+        with transformed(model, made.recipe, frontend, batches or self.evaluated, made.target) as changed, rescaling:
+            made = planned() if changed.sentences else made
+            rescaling.known.update(changed.outputs)
             with self.clock.phase("check") if needs_check(made) else nullcontext():
                 made, unchecked = without_large_activations(made, frontend, model, Joined(batches, self.evaluated))
             with self.clock.phase("solve"):
@@ -200,14 +202,16 @@ class _Work:
                 layers = [done.replacement for done in solved.values()]
                 forms = [*layers, *round_products(model, made, layers, frontend, batches)]
                 beside = _between(model, made, forms, batches)
-                changed = frontend.round_floats(model, made.float_names, made.storage_type)
+                rounded = frontend.round_floats(model, made.float_names, made.storage_type)
+                switches, repairs = repaired(model, made, frontend, batches, [*forms, *beside])
+                beside += switches
             measured = self._measured(forms, beside)
         for switch in (*forms, *beside):
             switch.install()
-        remarks = remarks_of(changed, solved, made, idle=idle)
+        remarks = remarks_of(rounded, solved, made, idle=idle)
         return made, replace(
             report_of(made, solved, measured, frontend, model, rescaling.notes),
-            remarks=(*sentences, *rescaling.sentences, *unchecked, *remarks),
+            remarks=(*changed.sentences, *rescaling.sentences, *unchecked, *remarks, *repairs),
             seed=self.options.seed,
             command=self.options.command,
             seconds=self.clock.seconds,

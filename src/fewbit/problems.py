@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from fewbit.adaptation import require_divisible
+from fewbit.corrections import on_layers
 from fewbit.errors import GroupSizeError
 from fewbit.formats.integer import Int
 from fewbit.integer_bias import BiasType
@@ -47,9 +48,10 @@ def nothing_quantized(layers: Sequence[Layer]) -> str:
 
 def uncorrected(recipe: Recipe, corrected: Sequence[Layer]) -> list[str]:
     """Return a sentence if the corrections of a recipe apply to no layer."""
-    if not recipe.corrections or corrected:
+    wished = on_layers(recipe.corrections)
+    if not wished or corrected:
         return []
-    names = ", ".join(own.name for own in recipe.corrections)
+    names = ", ".join(own.name for own in wished)
     return [f"correction {names} has no effect: no layer that is quantized has a bias; leave it out"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.catalogue import unknown
-from fewbit.corrections import Correction, parse_correction
+from fewbit.corrections import AnyCorrection, parse_correction
 from fewbit.errors import FewbitError, RecipeError
 from fewbit.interfaces import Layer
 from fewbit.rule import Rule
@@ -36,7 +36,7 @@ class Recipe:
     #: Rewrites of the float model before rounding, in order.
     transforms: tuple[AnyTransform, ...] = ()
     #: Repairs of the layers that are quantized, in order.
-    corrections: tuple[Correction, ...] = ()
+    corrections: tuple[AnyCorrection, ...] = ()
     #: Group sizes adapt to the widths of the model, as those of presets do.
     adapts: bool = False
     #: The mixture of GGUF types that stands for the schemes of the rules.
@@ -47,14 +47,14 @@ class Recipe:
         rules: Sequence[Rule],
         *,
         transforms: Sequence[str | dict[str, Any] | AnyTransform] = (),
-        corrections: Sequence[str | Correction] = (),
+        corrections: Sequence[str | dict[str, Any] | AnyCorrection] = (),
         name: str = "custom",
         adapts: bool = False,
         mixture: str | None = None,
     ) -> None:
         for key, (given, what) in {
             "transforms": (transforms, "names or tables"),
-            "corrections": (corrections, "names"),
+            "corrections": (corrections, "names or tables"),
         }.items():
             if not isinstance(given, (list, tuple)):
                 raise RecipeError(f"{key} = {given!r:.80} is not a list of {what}")
@@ -75,6 +75,11 @@ class Recipe:
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether transforms or corrections run the model."""
+        return bool(self.transforms or self.corrections)
 
     @property
     def names_products(self) -> bool:

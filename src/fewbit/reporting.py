@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from fewbit.corrections import on_layers
 from fewbit.evaluation.side_by_side import Measured
 from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import Execution, Frontend, target_of
@@ -89,9 +90,11 @@ def remarks_of(changed: int, solved: Mapping[str, Solved], made: Plan, *, idle: 
     if made.rounded_products:
         count = len(made.rounded_products)
         remarks.append(f"operands of {count} products inside attention are rounded; softmax, norms and sums stay float")
-    if count := sum(bool(row.corrections) for row in made.rows):
-        what = ", ".join(own.name for own in made.recipe.corrections)
-        remarks.append(f"correction {what}: biases of {count} layers moved, so that outputs keep their means")
+    if any(row.corrections for row in made.rows):
+        what = ", ".join(own.name for own in on_layers(made.recipe.corrections))
+        count = sum(done.corrected for done in solved.values())
+        moved = "the bias of 1 layer" if count == 1 else f"biases of {count} layers"
+        remarks.append(f"correction {what}: {moved} moved, so that outputs keep their means")
     remarks += [f"{name}: {text}" for name, done in solved.items() for text in _fallbacks(done)]
     if made.unties:
         tied = [row.layer.name for row in made.rows if row.scheme and row.layer.tied]

@@ -37,6 +37,8 @@ class Solved:
     block_losses: tuple[float, float] | None = None
     #: What the algorithm alone took; of training a share by its weights.
     seconds: float = 0.0
+    #: Whether a correction has moved its bias.
+    corrected: bool = False
     #: What fell back.
     remarks: tuple[str, ...] = ()
 
@@ -70,6 +72,8 @@ class Data:
     """Calibration batches, and whether the layers of a block are measured one after the other."""
 
     batches: Sequence[Any] = ()
+    #: A batch that shows what flows where in the model; `None`: there is none.
+    example: Any = None
     sequential: bool = True
     #: For the order in which samples are trained on.
     seed: int = 0

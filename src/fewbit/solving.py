@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -16,10 +16,12 @@ from typing import Any
 from fewbit.activation import Activation
 from fewbit.algorithms.block import Block, BlockAlgorithm
 from fewbit.algorithms.solution import Solution
-from fewbit.biases import corrected, needs_bias, with_integer_bias
+from fewbit.biases import BATCHNORM, corrected, known_output, needs_bias, with_integer_bias
+from fewbit.corrections import on_models
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.evaluation.fidelity import decibels, output_power
 from fewbit.float_bias import FloatBias
+from fewbit.float_means import float_outputs, known_inputs
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, CalibratedPart, CalibrationRun, Frontend, Progress
 from fewbit.plan_row import PlanRow
@@ -31,6 +33,7 @@ from fewbit.schemes.scheme import ScaleType
 from fewbit.shared_scales import SharedScales, under
 from fewbit.solved import Data, Solved
 from fewbit.statistics.grouped_moment import GroupedMoment
+from fewbit.statistics.mean import Mean
 from fewbit.statistics.second_moment import SecondMoment
 
 #: Why a range cannot be fixed.
@@ -42,12 +45,13 @@ def solve(
 ) -> dict[str, Solved]:
     """Return each layer of the plan solved, in the plan's order; the float forms are installed again at the end.
 
-    `rescaling` is given each block before its layers are measured.
+    `rescaling` is given each block before its layers are measured, and knows what BatchNorms tell.
     """
     rows = {row.layer.name: row for row in made.rows if row.scheme}
     shared = SharedScales(made.rows, partial(frontend.weight, model))
-    outputs = _float_outputs(model, rows, frontend, data)
-    run = _Run(model, frontend, made.storage_type, outputs, shared, rescaling, data.seed)
+    outputs = float_outputs(model, rows, frontend, data)
+    known = known_inputs(model, rows, frontend, data, rescaling.known if rescaling is not None else {})
+    run = _Run(model, frontend, made.storage_type, outputs, shared, rescaling, data.seed, known)
     solved: dict[str, Solved] = {}
     try:
         # What waits inside of the calibration is let go of also when a layer cannot be solved.
@@ -84,24 +88,16 @@ class _Run:
     #: What has divided some of them since.
     rescaling: Rescaling | None = None
     seed: int = 0
-
-
-def _float_outputs(
-    model: Any, rows: Mapping[str, PlanRow], frontend: Frontend, data: Data
-) -> dict[str, dict[str, Any]]:
-    """Return the statistics that corrections want of the outputs of layers; none is quantized yet."""
-    found: dict[str, dict[str, Any]] = {}
-    for statistic in sorted({own.statistic for row in rows.values() for own in row.corrections}):
-        named = [name for name, row in rows.items() if statistic in {own.statistic for own in row.corrections}]
-        for name, own in frontend.output_statistics(model, dict.fromkeys(named, statistic), data.batches).items():
-            found.setdefault(name, {})[statistic] = own
-    return found
+    #: Means of what layers are given in the float model, as BatchNorms tell them.
+    known: Mapping[str, Mean] = field(default_factory=dict)
 
 
 def needs_data(made: Plan) -> bool:
-    """Whether an algorithm, or a range that is to be fixed, asks for statistics, and no importance matrix is given."""
+    """Whether algorithms, ranges or corrections ask for data, and no importance matrix is in its place."""
     rows = made.rows if made.importance is None else ()
-    return any(statistics_of(row) or _output_statistic(row) or _trains(row) for row in rows)
+    return bool(rows and on_models(made.recipe.corrections)) or any(
+        statistics_of(row) or _output_statistic(row) or _trains(row) for row in rows
+    )
 
 
 def _trains(row: PlanRow) -> bool:
@@ -114,7 +110,7 @@ def statistics_of(row: PlanRow) -> tuple[str, ...]:
     names = [*row.algorithm.statistics] if row.algorithm else []
     if row.scheme and isinstance(row.scheme.ranging, OutputRange):
         names.append(row.scheme.ranging.input_statistic)
-    names += [correction.statistic for correction in row.corrections]
+    names += [correction.statistic for correction in row.corrections if correction.statistic]
     if row.input and row.input.static and row.input.ranging.statistic:
         names.append(row.input.ranging.statistic)
     return tuple(dict.fromkeys(names))
@@ -190,13 +186,13 @@ def _settled(row: PlanRow, solution: Solution, given: tuple[Activations, Mapping
     activations, statistics = given
     weight = run.frontend.weight(run.model, row.layer)
     try:
-        solution, bias = _bias(row, solution, activations, statistics, run)
+        solution, bias, moved = _bias(row, solution, activations, statistics, run)
     except FewbitError as error:
         raise type(error)(f"{row.layer.name}: {error}") from error
     read = {correction.statistic for correction in row.corrections}
     kept = {name: own for name, own in statistics.items() if name in read}
     replacement = run.frontend.replacement(run.model, row.layer, solution.qtensor, activations, bias)
-    return Solved.of(weight, solution, replacement, activations, kept)
+    return replace(Solved.of(weight, solution, replacement, activations, kept), corrected=moved)
 
 
 def _train(part: CalibratedPart, rows: Mapping[str, PlanRow], solved: dict[str, Solved], run: _Run) -> None:
@@ -245,18 +241,28 @@ def _train_alike(
 
 def _bias(
     row: PlanRow, solution: Solution, activations: Activations, statistics: Mapping[str, Any], run: _Run
-) -> tuple[Solution, IntegerBias | FloatBias | None]:
-    """Return what the bias of a layer becomes, and the solution with what that takes."""
+) -> tuple[Solution, IntegerBias | FloatBias | None, bool]:
+    """Return the solution, what the bias of the layer becomes with it, and whether a correction moved that."""
     if not needs_bias(row):
-        return solution, None
-    own, wanted = run.frontend.bias(run.model, row.layer), run.outputs.get(row.layer.name, {})
-    wanted = run.rescaling.outputs(row.layer.name, wanted) if run.rescaling else wanted
-    bias, remarks = corrected(row, solution, statistics, wanted)
+        return solution, None, False
+    own, seen = run.frontend.bias(run.model, row.layer), run.outputs.get(row.layer.name, {})
+    wanted = run.rescaling.outputs(row.layer.name, seen) if run.rescaling else seen
+    known = _known_means(row, own, run)
+    bias, remarks = corrected(row, solution, {**statistics, BATCHNORM: known[0]}, {**wanted, BATCHNORM: known[1]})
     solution = replace(solution, remarks=(*solution.remarks, *remarks))
     if row.bias == "int32":
         weight = run.frontend.weight(run.model, row.layer)
-        return with_integer_bias(solution, weight, own if bias is None else bias, activations)
-    return solution, None if bias is None else FloatBias.stored_as(bias, run.storage_type)
+        return *with_integer_bias(solution, weight, own if bias is None else bias, activations), bias is not None
+    return solution, None if bias is None else FloatBias.stored_as(bias, run.storage_type), bias is not None
+
+
+def _known_means(row: PlanRow, bias: Any, run: _Run) -> tuple[Mean | None, Mean | None]:
+    """Return what BatchNorms tell of the means of a layer's input and, by it, of its float output."""
+    given = run.known.get(row.layer.name)
+    if given is None:
+        return None, None
+    given = run.rescaling.inputs(row.layer.name, given) if run.rescaling else given
+    return given, known_output(run.frontend.weight(run.model, row.layer), bias, given)
 
 
 def _activations(row: PlanRow, statistics: Mapping[str, Any]) -> Activations:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fewbit.algorithms import ALGORITHMS, problem_of
 from fewbit.catalogue import lookup
+from fewbit.corrections import CORRECTIONS
 from fewbit.errors import SchemeError
 from fewbit.formats import FORMATS, LEARNED
 from fewbit.formats.integer import Int
@@ -19,6 +20,7 @@ from fewbit.presets import GGUF_PRESETS, PRESETS
 from fewbit.ranges import RANGES
 from fewbit.schemes.notation import WHOLE, parse_input_scheme, parse_scheme
 from fewbit.schemes.scheme import Scheme
+from fewbit.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     from fewbit.kernels import Kernel, Request
@@ -188,6 +190,8 @@ def tables() -> dict[str, Any]:
         "schemes": [asdict(row) for row in schemes()],
         "ranges": list(RANGES),
         "algorithms": list(ALGORITHMS),
+        "transforms": list(TRANSFORMS),
+        "corrections": list(CORRECTIONS),
         "presets": {name: f"{weight}, input {given}" if given else weight for name, (weight, given) in PRESETS.items()}
         | {name: f"GGUF types, most of them {kind}" for name, kind in GGUF_PRESETS.items()},
         "files": list(CHECKPOINTS),

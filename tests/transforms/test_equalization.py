@@ -2,6 +2,7 @@
 
 import copy
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ def uneven(model):
 
 
 def linears(between=nn.ReLU):
+    torch.manual_seed(10)
     return uneven(nn.Sequential(nn.Linear(16, 24), between(), nn.Linear(24, 24), between(), nn.Linear(24, 8)))
 
 
@@ -116,6 +118,96 @@ def test_a_relu6_is_passed_by_no_factor_and_that_is_said():
     assert report.remarks[0] == "equalization: no link of the model was rescaled"
 
 
+@torch.no_grad()
+def test_a_depthwise_triple_settles_where_the_closed_form_is():
+    model, batch = convolutions(), torch.randn(4, 3, 8, 8)
+    first, depthwise, last = (model[int(name)].weight for name in LAYERS)
+    ranges = first.abs().amax((1, 2, 3)), depthwise.abs().amax((1, 2, 3)), last.abs().amax((0, 2, 3))
+    expected = (ranges[0] * ranges[1] * ranges[2]) ** (1 / 3)
+    equalized(model, batch, rounds=200)
+    first, depthwise, last = (model[int(name)].weight for name in LAYERS)
+    for found in (first.abs().amax((1, 2, 3)), depthwise.abs().amax((1, 2, 3)), last.abs().amax((0, 2, 3))):
+        torch.testing.assert_close(found, expected, rtol=3e-3, atol=0)  # where the passes end
+
+
+class Called(nn.Sequential):
+    """A ReLU6 that is no module."""
+
+    def forward(self, x):
+        return self[1](nn.functional.relu6(self[0](x)))
+
+
+@torch.no_grad()
+def test_a_relu6_gives_way_where_that_is_asked_for_and_the_change_is_measured():
+    model, batch = convolutions(nn.ReLU6), torch.randn(4, 3, 8, 8)
+    before = model(batch)
+    transforms = [{"name": "equalization", "replace_relu6": True}]
+    rules = [fb.Rule(".*", weight="int6 tensor")]
+    plain, even = (
+        fb.quantize(copy.deepcopy(model), fb.Recipe(rules, transforms=own), calibration=[batch], evaluation=[batch])
+        for own in ([], transforms)
+    )
+    relu = convolutions()
+    relu.load_state_dict(model.state_dict())
+    change = float((relu(batch) - before).norm() / before.norm())
+    assert even.report.remarks[0] == (
+        f"equalization: 2 ReLU6 became ReLU, which changes the output by {100 * change:.3g} % of its size"
+    )
+    assert even.report.remarks[1].startswith("equalization: 2 links were rescaled")
+    assert not any(isinstance(own, nn.ReLU6) for own in even.model.modules())
+    assert any(isinstance(own, nn.ReLU6) for own in plain.model.modules())
+
+
+@torch.no_grad()
+def test_a_run_that_fails_gives_the_relu6_back(monkeypatch):
+    model, batch = convolutions(nn.ReLU6), torch.randn(4, 3, 8, 8)
+
+    def fails(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fewbit.pipeline.solve", fails)
+    recipe = fb.Recipe(
+        [fb.Rule(".*", weight="int6 tensor")], transforms=[{"name": "equalization", "replace_relu6": True}]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        fb.quantize(model, recipe, calibration=[batch])
+    assert sum(isinstance(own, nn.ReLU6) for own in model.modules()) == 2
+
+
+def test_a_relu6_that_is_called_as_a_function_stays_and_that_is_said():
+    recipe = fb.Recipe(
+        [fb.Rule(".*", weight="int6 tensor")], transforms=[{"name": "equalization", "replace_relu6": True}]
+    )
+    report = fb.quantize(Called(nn.Linear(4, 4), nn.Linear(4, 4)), recipe, calibration=[torch.randn(4, 4)]).report
+    assert "replace_relu6 found no ReLU6 among the modules; one that is called as a function stays" in report.remarks[0]
+
+
+def test_files_that_are_read_into_the_model_as_it_was_keep_the_relu6():
+    recipe = fb.Recipe(
+        [fb.Rule(".*", weight="int8 channel")], transforms=[{"name": "equalization", "replace_relu6": True}]
+    )
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU6(), nn.Linear(4, 4))
+    report = fb.quantize(model, recipe, calibration=[torch.randn(4, 4)], to="compressed-tensors").report
+    assert "equalization, replace_relu6 is left out: compressed-tensors files keep every layer" in report.remarks[0]
+
+
+def test_graphs_lose_their_relu6_too(depthwise_nets, tmp_path):
+    net, graph, batches = depthwise_nets(clip=6.0, high=3.0)
+    path = tmp_path / "net.onnx"
+    onnx.save(graph, path)
+    recipe = fb.Recipe(
+        [fb.Rule(kind=kind, weight="int6 tensor") for kind in ("conv", "linear")],
+        transforms=["batchnorm", {"name": "equalization", "replace_relu6": True}],
+    )
+    said = [
+        fb.quantize(model, recipe, calibration=given).report.remarks
+        for model, given in ((net, batches), (str(path), [batch.numpy() for batch in batches]))
+    ]
+    assert said[0][1].startswith("equalization: 4 ReLU6 became ReLU, which changes the output by ")
+    assert said[1][1] == said[0][1]
+    assert said[0][2].split(",")[0] == said[1][2].split(",")[0] == "equalization: 2 links were rescaled"
+
+
 def test_links_from_norms_are_not_for_it(outliers):
     model, batches = outliers
     recipe = fb.Recipe([fb.Rule(".*", weight="int8 channel")], transforms=["equalization"])
@@ -128,6 +220,8 @@ def test_options_and_combinations_are_checked(outliers):
     assert parse_transform({"name": "equalization", "rounds": 3}) == Equalization(rounds=3)
     with pytest.raises(RecipeError, match="rounds 0 is no number of passes"):
         Equalization(rounds=0)
+    with pytest.raises(RecipeError, match="replace_relu6 = 1 is not true or false"):
+        Equalization(replace_relu6=1)
     model, batches = outliers
     recipe = fb.Recipe([fb.Rule(".*", weight="fp16")], transforms=["equalization"])
     with pytest.raises(PlanError, match="no weight has one; leave it out"):

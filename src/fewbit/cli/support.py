@@ -36,6 +36,7 @@ def _lines(data: dict[str, Any]) -> list[str]:
     for row in data["kernels"]:
         lines += _kernel_lines(row)
     lines += ["", f"ranges      {', '.join(data['ranges'])}"]
+    lines += [f"{name:12}{', '.join(data[name])}" for name in ("transforms", "corrections")]
     lines += [f"presets     {', '.join(f'{name} ({scheme})' for name, scheme in data['presets'].items())}"]
     return lines
 

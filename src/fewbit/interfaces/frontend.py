@@ -7,16 +7,19 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from fewbit.activation import Activation
+from fewbit.corrections import Repaired
 from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces.calibration_run import CalibrationRun
 from fewbit.interfaces.forms import Activations, Execution, Forms, Replacement
 from fewbit.interfaces.layer import Layer, QuantizedLayer
 from fewbit.interfaces.manifest import StoredTensor
+from fewbit.known_output import KnownOutput
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
 from fewbit.samples.model_input import ModelInput
 from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.statistics.mean import Mean
 from fewbit.transforms import Applied
 from fewbit.transforms.scope import Scope
 
@@ -97,6 +100,17 @@ class Frontend(Protocol):
 
     def fold_norms(self, model: Any, batch: Any, folded: Callable[..., tuple[Array, Array]]) -> Applied:
         """Fold BatchNorms into the layers before them, where the model's output on `batch` stays the same."""
+
+    def replace_relu6(self, model: Any, batch: Any) -> Applied:
+        """Put ReLU where ReLU6 is, and say how far that takes the model's output on `batch`."""
+
+    def known_inputs(
+        self, model: Any, names: Sequence[str], outputs: Mapping[str, KnownOutput], batch: Any
+    ) -> Mapping[str, Mean]:
+        """Return the means of the rows of layers that BatchNorms tell: those that stand, and those in `outputs`."""
+
+    def reestimate_norms(self, model: Any, batches: Sequence[Any], storage_type: ScaleType) -> Repaired:
+        """Return what BatchNorms have seen of `batches` in the model as it is now, as numbers of `storage_type`."""
 
     def calibrate(
         self,

@@ -42,6 +42,11 @@ class Mean(RowSum):
         xp = array_namespace(self.total)
         return Mean(self.total / xp.asarray(factors, device=device(self.total)), self.count)
 
+    def less(self, shift: Any) -> Mean:
+        """Return the means of the same rows with `shift[j]`, float64 (width,) of NumPy, taken off feature j."""
+        xp = array_namespace(self.total)
+        return Mean(self.total - self.count * xp.asarray(shift, device=device(self.total)), self.count)
+
     def result(self) -> Array:
         """Return the means, float64 (width,); zeros when nothing was seen.
 

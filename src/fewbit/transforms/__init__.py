@@ -7,10 +7,11 @@ end has proven to be linked. What either changed can be taken back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from fewbit.catalogue import parse_entry
+from fewbit.known_output import KnownOutput
 from fewbit.transforms.scope import LinkTransform, Rounded
 
 #: Transforms by name.
@@ -18,6 +19,7 @@ TRANSFORMS = {
     "batchnorm": "fewbit.transforms.batchnorm:FoldBatchNorm",
     "awq": "fewbit.transforms.awq:Awq",
     "equalization": "fewbit.transforms.equalization:Equalization",
+    "high-bias-absorption": "fewbit.transforms.high_bias_absorption:HighBiasAbsorption",
     "outlier-splitting": "fewbit.transforms.outlier_splitting:OutlierSplitting",
     "rotation": "fewbit.transforms.rotation:Rotation",
     "smoothquant": "fewbit.transforms.smoothquant:SmoothQuant",
@@ -32,6 +34,8 @@ class Applied:
     sentences: tuple[str, ...]
     #: Takes it back.
     restore: Callable[[], None] = lambda: None
+    #: What is known of the outputs of layers since, by name: those that a BatchNorm went into.
+    outputs: Mapping[str, KnownOutput] = field(default_factory=dict)
 
 
 class Transform(Protocol):
@@ -65,8 +69,11 @@ def on_links(transforms: Sequence[AnyTransform]) -> list[LinkTransform]:
 
 
 def on_models(transforms: Sequence[AnyTransform]) -> list[Transform]:
-    """Return those that rewrite the model as a whole before anything else."""
-    return [own for own in transforms if not isinstance(own, LinkTransform)]
+    """Return those that rewrite the model as a whole before anything else, with what one on links wants done first."""
+    first: list[tuple[Transform, ...]] = [
+        getattr(own, "first", ()) if isinstance(own, LinkTransform) else (own,) for own in transforms
+    ]
+    return [own for several in first for own in several]
 
 
 def parse_transform(value: str | dict[str, Any] | AnyTransform) -> AnyTransform:

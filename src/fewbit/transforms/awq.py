@@ -43,6 +43,11 @@ class Awq:
         """The word for it in recipes."""
         return "awq"
 
+    @property
+    def verb(self) -> str:
+        """Links are rescaled."""
+        return "rescaled"
+
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no weight is rounded to a scale, if so."""
         if any(own.weight.scaled for own in schemes.values()):

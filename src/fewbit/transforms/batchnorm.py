@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from fewbit.known_output import KnownOutput
 from fewbit.numerics.namespace import Array, array_namespace
 from fewbit.transforms import Applied
 from fewbit.transforms.scope import Rounded
@@ -24,6 +27,23 @@ class BatchNorm:
     gain: Array | None
     shift: Array | None
     epsilon: float
+
+    def output(self) -> KnownOutput:
+        """Return what it puts out when its input has the mean and the variance that it has seen.
+
+        >>> norm = BatchNorm(mean=np.ones(1), variance=np.full(1, 3.0), gain=np.full(1, -2.0), shift=None, epsilon=1.0)
+        >>> norm.output()
+        KnownOutput(mean=array([0.]), variance=array([3.]))
+        """
+        variance = _numbers(self.variance)
+        gain = np.ones_like(variance) if self.gain is None else _numbers(self.gain)
+        shift = np.zeros_like(variance) if self.shift is None else _numbers(self.shift)
+        return KnownOutput(shift, gain**2 * variance / (variance + self.epsilon))
+
+
+def _numbers(values: Array) -> Any:
+    """Return float64 numbers of NumPy."""
+    return np.asarray(values.tolist(), np.float64)
 
 
 @dataclass(frozen=True, slots=True)

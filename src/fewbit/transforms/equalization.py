@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewbit.errors import RecipeError
+from fewbit.transforms import Transform
 from fewbit.transforms.link import Factors, Link
+from fewbit.transforms.relu6 import ReplaceRelu6
 from fewbit.transforms.scope import Rescaled, Rounded, Scope
 
 #: Change of a factor below which a chain has settled.
@@ -25,15 +27,30 @@ class Equalization:
 
     #: Passes over the links of a block or model, at most.
     rounds: int = 20
+    #: Put ReLU where ReLU6 is first, which no factor passes: the model then computes something else, and the report
+    #: says how far that takes its output.
+    replace_relu6: bool = False
 
     def __post_init__(self) -> None:
         if type(self.rounds) is not int or self.rounds < 1:
             raise RecipeError(f"equalization: rounds {self.rounds!r:.80} is no number of passes; 20 is usual")
+        if not isinstance(self.replace_relu6, bool):
+            raise RecipeError(f"equalization: replace_relu6 = {self.replace_relu6!r:.80} is not true or false")
+
+    @property
+    def first(self) -> tuple[Transform, ...]:
+        """What is done to the whole model before."""
+        return (ReplaceRelu6(),) if self.replace_relu6 else ()
 
     @property
     def name(self) -> str:
         """The word for it in recipes."""
         return "equalization"
+
+    @property
+    def verb(self) -> str:
+        """Links are rescaled."""
+        return "rescaled"
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no weight is rounded to a scale, if so."""

@@ -55,9 +55,9 @@ class Link:
     #: Output channels of the producer.
     outputs: int
 
-    def spread(self, factors: Factors) -> Factors:
+    def spread(self, factors: Factors, otherwise: float = 1.0) -> Factors:
         """Return (inputs,) from (outputs,): the factor of each input channel of the consumers, 1 where none is."""
-        return np.where(self.channels >= 0, factors[self.channels], 1.0)
+        return np.where(self.channels >= 0, factors[self.channels], otherwise)
 
     def gathered(self, values: Factors, reduce: Callable[[Factors], Any], unread: float = 1.0) -> Factors:
         """Return (outputs,) from (inputs,): `reduce` of the values of all that a channel goes to; else `unread`.

@@ -1,12 +1,12 @@
 """Outlier channel splitting: the channels with the largest weights are there twice, with half of their weights each.
 
-w x = (w - h) / 2 x + (w + h) / 2 x; h is 0, or half a step: then the halves round together as w does on the grid.
-Source: Zhao et al. 2019, arXiv 1901.09504, sections 3.2 and 3.3.
+w x = (w - h) / 2 x + (w + h) / 2 x; h is 0, or half a step: then the halves round together as w does on the grid. Of a
+convolution a channel is a column at every kernel position. Source: Zhao et al. 2019, arXiv 1901.09504, section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, TypeAlias
@@ -19,11 +19,14 @@ from fewbit.transforms.link import Channels
 from fewbit.transforms.scope import Rounded
 
 Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+#: From float64 columns (rows, in) of all consumers, and which output each row is of, to the channel that each new
+#: column is of, and the new columns.
+Split: TypeAlias = Callable[[Matrix, Channels], tuple[Channels, Matrix]]
 
 
 @dataclass(frozen=True, slots=True)
 class OutlierSplitting:
-    """Split input channels of layers whose inputs a linear layer makes, which gets more rows; or copy channels."""
+    """Split input channels of layers whose inputs another layer makes, which gets more rows; or copy channels."""
 
     #: Channels that are added, as a share of those that there are.
     ratio: float = 0.02
@@ -73,12 +76,14 @@ class OutlierSplitting:
         applied: Applied = frontend.split_channels(model, batch, self._split, gather=self.gather)
         return applied
 
-    def _split(self, weight: Matrix) -> tuple[Channels, Matrix]:
+    def _split(self, weight: Matrix, outputs: Channels) -> tuple[Channels, Matrix]:
         count = ceil(ceil(self.ratio * weight.shape[1]) / self.multiple) * self.multiple
         sources, halves = split(weight, count)
         if self.bits == 0:
             return sources, halves
-        step = 2.0 * np.abs(halves).max(axis=1, initial=0.0) / (2**self.bits - 1)
+        largest = np.zeros(int(outputs.max(initial=-1)) + 1)
+        np.maximum.at(largest, outputs, np.abs(halves).max(axis=1, initial=0.0))
+        step = 2.0 * largest[outputs] / (2**self.bits - 1)
         return split(weight, count, apart=step / 2.0)
 
 
@@ -104,6 +109,31 @@ def split(weight: Matrix, count: int, apart: Matrix | None = None) -> tuple[Chan
         largest[place] /= 2.0
         largest.append(largest[place])
     return np.asarray(sources, dtype=np.int64), np.stack(columns, axis=1)
+
+
+def together(outputs: Sequence[Channels]) -> Channels:
+    """Return which output each row is of where the rows of several layers follow one another.
+
+    >>> together([np.asarray([0, 0, 1]), np.asarray([0, 1])]).tolist()
+    [0, 0, 1, 2, 3]
+    """
+    found, start = [], 0
+    for own in outputs:
+        found.append(own + start)
+        start += int(own.max(initial=-1)) + 1
+    return np.concatenate(found)
+
+
+def grouped_sentence(names: Sequence[str]) -> str:
+    """Return what the report says of links that begin or end at convolutions in groups.
+
+    >>> grouped_sentence(["depthwise"])
+    'outlier-splitting: depthwise left as it was: in a convolution in groups, as a depthwise one, channels are tied'
+    """
+    where = f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+    return (
+        f"outlier-splitting: {where} left as it was: in a convolution in groups, as a depthwise one, channels are tied"
+    )
 
 
 def split_sentence(added: Mapping[str, int], names: str, *, copied: bool = False) -> str:

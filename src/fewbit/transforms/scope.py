@@ -6,6 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
+from fewbit.known_output import KnownOutput
 from fewbit.numerics.namespace import Array
 from fewbit.schemes.scheme import Scheme
 from fewbit.transforms.link import Factors, Link
@@ -29,10 +32,24 @@ class Rescaled:
     factors: Factors
     #: For the report, such as `alpha 0.50`.
     setting: str
+    #: What is taken off the divided channels and comes back as a bias of the consumers, (outputs,); `None`: nothing.
+    shift: Factors | None = None
+    #: How far that took the output of the scope, |after - before| / |before|; `None`: nowhere, it is exact.
+    change: float | None = None
+    #: Why the link is as it was; empty: it is not.
+    left: str = ""
+
+    @property
+    def taken_off(self) -> Factors:
+        """What is taken off each channel, (outputs,)."""
+        return np.zeros(self.link.outputs) if self.shift is None else self.shift
 
 
 class Scope(Protocol):
     """A block of a model, or a model without blocks, on the inputs that the quantized blocks before it give it."""
+
+    #: What BatchNorms tell of the outputs of layers, by name; who prepares the scope puts it there.
+    known: Mapping[str, KnownOutput]
 
     @property
     def name(self) -> str:
@@ -64,6 +81,12 @@ class Scope(Protocol):
         Of norms they are such that the new gain has 8 bits: files in 16 bits hold it as it is.
         """
 
+    def absorb(self, link: Link, shift: Factors) -> float | str:
+        """Take `shift` (outputs,) off the channels of the link's producer, and add what it made to biases of consumers.
+
+        Returns how far that took the output of the scope, |after - before| / |before|; or why nothing was changed.
+        """
+
     def restorer(self) -> Callable[[], None]:
         """Return what gives every weight back its numbers; it holds nothing but those."""
 
@@ -75,6 +98,10 @@ class LinkTransform(Protocol):
     @property
     def name(self) -> str:
         """The word for it in recipes."""
+
+    @property
+    def verb(self) -> str:
+        """What it does to links, for the report: they were `rescaled`."""
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return why it makes no sense for layers that are rounded so, with the remedy, or `None`."""

@@ -39,6 +39,11 @@ class SmoothQuant:
         """The word for it in recipes."""
         return "smoothquant"
 
+    @property
+    def verb(self) -> str:
+        """Links are rescaled."""
+        return "rescaled"
+
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no input is rounded, if so."""
         if any(_smoothed(own) for own in schemes.values()):

@@ -70,14 +70,14 @@ class Producer:
 
 def multiplied(own: GraphLayer, factors: Factors) -> Changes:
     """Return the weight of a layer whose input channel j is multiplied by `factors[j]`."""
-    apart = _by_input(own).astype(np.float64) * factors.reshape(_groups(own), 1, -1, 1)
+    apart = by_input(own).astype(np.float64) * factors.reshape(_groups(own), 1, -1, 1)
     matrix = apart.reshape(own.layer.shape)
     return [(own.weight, tensor_like(own.weight, own.arrangement.stored(matrix)))]
 
 
 def input_magnitudes(own: GraphLayer) -> Factors:
     """Return the largest magnitude of the weights that read each input channel, float64 (inputs,)."""
-    found: Factors = np.abs(_by_input(own)).max(axis=(1, 3)).reshape(-1).astype(np.float64)
+    found: Factors = np.abs(by_input(own)).max(axis=(1, 3)).reshape(-1).astype(np.float64)
     return found
 
 
@@ -172,7 +172,7 @@ def _groups(own: GraphLayer) -> int:
     return own.arrangement.groups if isinstance(own.arrangement, Kernel) else 1
 
 
-def _by_input(own: GraphLayer) -> Numbers:
+def by_input(own: GraphLayer) -> Numbers:
     """Return the weight as (groups, outputs of a group, inputs of a group, positions)."""
     positions = own.arrangement.positions if isinstance(own.arrangement, Kernel) else 1
     matrix = own.arrangement.matrix(numbers_of(own.weight))

@@ -1,15 +1,15 @@
-"""Split input channels of the linear layers of a graph: what makes them gets their rows again, or a Gather copies them.
+"""Split input channels of the layers of a graph: what makes them gets their rows again, or a Gather copies them.
 
-Where everything between layers acts on each number alone, also a GELU, f(W x) with rows of W again is f(W x) with
-numbers again; behind anything else x[..., sources] is put before the layer if asked. Kept is what leaves the output.
+Where everything between layers acts on each number or channel alone, also a GELU, f(W x) with rows of W again is
+f(W x) with numbers again; behind anything else x[..., sources] is put before the layer if asked. Kept is what leaves
+the output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,18 +18,17 @@ from fewbit.errors import FewbitError
 from fewbit.frontends.onnx.batches import Numbers
 from fewbit.frontends.onnx.channel_scaling import is_free
 from fewbit.frontends.onnx.constant import numbers_of, put
-from fewbit.frontends.onnx.elementwise import Elementwise
+from fewbit.frontends.onnx.elementwise import Elementwise, channel_axis
 from fewbit.frontends.onnx.output_change import CLEARLY, output_change, same
 from fewbit.frontends.onnx.trial_run import TrialRun
+from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.problems import several
 from fewbit.transforms import Applied
 from fewbit.transforms.link import Channels
-from fewbit.transforms.outlier_splitting import split_sentence
+from fewbit.transforms.outlier_splitting import Split, grouped_sentence, split_sentence, together
 
-#: From float64 columns (out, in) of all consumers to the channel that each new column is of, and the new columns.
-Split = Callable[[np.ndarray[Any, Any]], tuple[Channels, np.ndarray[Any, Any]]]
 #: Roundings by which outputs may differ: sums are taken in another order in every layer.
 _ROUNDINGS = 2.0**14
 
@@ -53,14 +52,18 @@ def split_channels(model: OnnxModel, run: TrialRun, split: Split, *, gather: boo
     def restore() -> None:
         model.graph, model.found = before
 
-    return Applied(sentences=tuple(_sentences(groups, added, gather=gather)), restore=restore)
+    sentences = list(_sentences(groups, added, gather=gather))
+    grouped = _in_groups(model)
+    return Applied(sentences=(*sentences, *([grouped_sentence(grouped)] if grouped else [])), restore=restore)
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Linear layers that read one value, and what gets wider with it, if all of that can."""
+    """Layers that read one value, and what gets wider with it, if all of that can."""
 
     value: ir.Value
+    #: The axis of its channels, from the last.
+    axis: int
     consumers: tuple[GraphLayer, ...]
     makers: Elementwise | None
 
@@ -76,11 +79,11 @@ class _Group:
 
     def widen(self, split: Split, *, whole: bool) -> int:
         """Split channels; return how many were added. With `whole`, wrongly: columns are there again, not halved."""
-        weights = [own.arrangement.matrix(numbers_of(own.weight)).astype(np.float64) for own in self.consumers]
-        sources, columns = split(np.concatenate(weights))
+        weights, outputs = zip(*(_columns(own) for own in self.consumers), strict=True)
+        sources, columns = split(np.concatenate(weights), together(outputs))
         starts = np.cumsum([0, *(len(own) for own in weights)])
         for own, weight, (start, stop) in zip(self.consumers, weights, pairwise(starts), strict=True):
-            put(own.weight, own.arrangement.stored(weight[:, sources] if whole else columns[start:stop]))
+            put(own.weight, _stored(own, weight[:, sources] if whole else columns[start:stop]))
         if self.makers:
             self.makers.widen(sources)
         else:
@@ -88,7 +91,7 @@ class _Group:
         return len(sources) - int(weights[0].shape[1])
 
     def _copy(self, sources: Channels) -> None:
-        """Put x[..., sources] before the consumers."""
+        """Put x[..., sources], along the axis of the channels, before the consumers."""
         graph = self.consumers[0].node.graph
         assert graph is not None
         name = f"{self.name}:split"
@@ -96,7 +99,7 @@ class _Group:
         kind = ir.TensorType(tensor.dtype)
         index = ir.Value(name=tensor.name, type=kind, shape=tensor.shape, const_value=tensor)
         graph.register_initializer(index)
-        node = ir.node("Gather", [self.value, index], attributes={"axis": -1}, name=name)
+        node = ir.node("Gather", [self.value, index], attributes={"axis": self.axis}, name=name)
         node.outputs[0].name, node.outputs[0].type = name, self.value.type
         graph.insert_before(self.consumers[0].node, node)
         for own in self.consumers:
@@ -149,16 +152,41 @@ class _Trial:
 
 
 def _groups(model: OnnxModel) -> Iterator[_Group]:
-    """Yield the values that linear layers of the main graph read, in its order."""
+    """Yield the values that layers of the main graph read whose columns are channels, in its order."""
     layers = {id(own.node): own for own in model.found.values()}
-    readers: dict[ir.Value, list[GraphLayer]] = {}
+    readers: dict[tuple[ir.Value, int], list[GraphLayer]] = {}
     for own in model.found.values():
-        if own.node.op_type in ("MatMul", "Gemm") and own.node.graph is model.graph.graph and is_free(own):
-            readers.setdefault(own.data, []).append(own)
-    for value, consumers in readers.items():
-        width = consumers[0].layer.shape[1]
-        makers = Elementwise.behind(value, width, layers, {id(own.node) for own in consumers})
-        yield _Group(value, tuple(consumers), makers)
+        axis = channel_axis(own)
+        if axis is not None and own.node.graph is model.graph.graph and is_free(own):
+            readers.setdefault((own.data, axis), []).append(own)
+    for (value, axis), consumers in readers.items():
+        width = _columns(consumers[0])[0].shape[1]
+        makers = Elementwise.behind(value, width, axis, layers, {id(own.node) for own in consumers})
+        yield _Group(value, axis, tuple(consumers), makers)
+
+
+def _columns(own: GraphLayer) -> tuple[Numbers, Channels]:
+    """Return the weight as float64 (rows, in), a row for each kernel position, and which output each row is of."""
+    if isinstance(own.arrangement, Kernel):
+        apart = np.moveaxis(numbers_of(own.weight).astype(np.float64), 1, -1)
+        return apart.reshape(-1, apart.shape[-1]), np.arange(len(apart)).repeat(own.arrangement.positions)
+    matrix = own.arrangement.matrix(numbers_of(own.weight)).astype(np.float64)
+    return matrix, np.arange(len(matrix))
+
+
+def _stored(own: GraphLayer, columns: Numbers) -> Numbers:
+    """Undo `_columns`, with another number of them."""
+    if isinstance(own.arrangement, Kernel):
+        outputs, _, *kernel = own.arrangement.shape
+        return np.moveaxis(columns.reshape(outputs, *kernel, -1), -1, 1)
+    return own.arrangement.stored(columns)
+
+
+def _in_groups(model: OnnxModel) -> list[str]:
+    """Return the convolutions of a graph whose channels are tied to each other."""
+    return [
+        name for name, own in model.found.items() if isinstance(own.arrangement, Kernel) and own.arrangement.groups > 1
+    ]
 
 
 def _sentences(groups: Mapping[str, _Group], added: Mapping[str, int], *, gather: bool) -> Iterator[str]:

@@ -11,36 +11,42 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbit.activation import Activation
-from fewbit.errors import NonFiniteError, PlanError, RecipeError
+from fewbit.corrections import Repaired
+from fewbit.errors import PlanError, RecipeError
 from fewbit.float_bias import FloatBias
 from fewbit.frontends.onnx.batches import Numbers, feeds_of, inputs_of
 from fewbit.frontends.onnx.calibration import CalibrationRun, gather
-from fewbit.frontends.onnx.channel_splitting import Split, split_channels
+from fewbit.frontends.onnx.channel_splitting import split_channels
 from fewbit.frontends.onnx.execution import execution
+from fewbit.frontends.onnx.finite import finite_bias, finite_weight
+from fewbit.frontends.onnx.known_inputs import known_inputs
 from fewbit.frontends.onnx.link_scope import LinkScope
 from fewbit.frontends.onnx.magnitudes import largest_activations, largest_weight, value_extremes
 from fewbit.frontends.onnx.norm_folding import fold_norms, norms_stay
+from fewbit.frontends.onnx.norm_statistics import reestimate_norms
 from fewbit.frontends.onnx.probe import Probe
 from fewbit.frontends.onnx.problems import problems
 from fewbit.frontends.onnx.products import OnnxProductForms, product_forms, product_problems, product_statistics
 from fewbit.frontends.onnx.ready import ready
+from fewbit.frontends.onnx.relu6 import replace_relu6
 from fewbit.frontends.onnx.replacement import OnnxReplacement
 from fewbit.frontends.onnx.stored import as_stored, constants, require_numbers, stored_tensors
 from fewbit.frontends.onnx.stream_rotation import MatrixOf, rotate
 from fewbit.frontends.onnx.trial_run import tried
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, QuantizedLayer, StoredTensor
+from fewbit.known_output import KnownOutput
 from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.attention import find_products
 from fewbit.onnx_graph.live import OnnxModel, Rounded
 from fewbit.qtensor import QTensor
 from fewbit.samples.model_input import ModelInput
 from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.statistics.mean import Mean
 from fewbit.transforms import Applied
+from fewbit.transforms.outlier_splitting import Split
 from fewbit.transforms.scope import Scope
 
-#: A range of twice this, divided by one step, still has a float32.
-_LARGEST = 2.0**120
 #: Operators that say that numbers were quantized before.
 _QUANTIZED = ("DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv")
 
@@ -77,18 +83,7 @@ class OnnxFrontend:
             NonFiniteError: it holds NaN or infinity.
 
         """
-        own = model.found[layer.name]
-        assert own.weight.const_value is not None
-        with np.errstate(over="ignore"):  # of a double; found below
-            weight: Numbers = own.arrangement.matrix(own.weight.const_value.numpy()).astype(np.float32, copy=False)
-        if bad := int(np.count_nonzero(~np.isfinite(weight))):
-            raise NonFiniteError(f"{layer.name}: {bad} of {weight.size} weights are NaN or infinite; repair or keep it")
-        if float(np.abs(weight).max()) > _LARGEST:
-            raise NonFiniteError(
-                f"{layer.name}: a weight of magnitude {float(np.abs(weight).max()):.3g} would overflow "
-                "float32 arithmetic; repair or keep it"
-            )
-        return weight
+        return finite_weight(model.found[layer.name])
 
     def bias(self, model: OnnxModel, layer: Layer) -> Numbers:
         """Return the bias of a `layer` that has one, float32 (out,).
@@ -97,16 +92,7 @@ class OnnxFrontend:
             NonFiniteError: it holds NaN or infinity.
 
         """
-        value = model.found[layer.name].bias_value
-        assert value is not None
-        assert value.const_value is not None
-        with np.errstate(over="ignore"):  # of a double; found below
-            bias: Numbers = value.const_value.numpy().astype(np.float32).reshape(-1)
-        if bad := int(np.count_nonzero(~np.isfinite(bias))):
-            raise NonFiniteError(
-                f"{layer.name}.bias: {bad} of its numbers are NaN or infinite; repair them, or keep the layer"
-            )
-        return bias
+        return finite_bias(model.found[layer.name])
 
     def largest_weight(self, model: OnnxModel, layer: Layer) -> float | None:
         """Return the largest magnitude of the weight of `layer`."""
@@ -198,6 +184,20 @@ class OnnxFrontend:
     def fold_norms(self, model: OnnxModel, batch: Any, folded: Callable[..., tuple[Numbers, Numbers]]) -> Applied:
         """Fold every BatchNorm that can be folded; without a `batch` outputs are compared on random inputs."""
         return tried(model, batch, partial(fold_norms, model, folded=folded), norms_stay(model))
+
+    def replace_relu6(self, model: OnnxModel, batch: Any) -> Applied:
+        """Put Relu where Clip cuts at 0 and a number, and say how far that takes the output on `batch`."""
+        return tried(model, batch, partial(replace_relu6, model), "no ReLU6 was replaced")
+
+    def known_inputs(
+        self, model: OnnxModel, names: Sequence[str], outputs: Mapping[str, KnownOutput], batch: Any
+    ) -> Mapping[str, Mean]:
+        """Return the means of the rows of layers that BatchNorms tell; of a `batch` only the shapes count."""
+        return known_inputs(model, names, outputs, batch)
+
+    def reestimate_norms(self, model: OnnxModel, batches: Sequence[Any], storage_type: ScaleType) -> Repaired:  # noqa: ARG002
+        """Return what BatchNorms have seen of `batches` in the model as it is now; numbers keep their type."""
+        return reestimate_norms(model, batches)
 
     def rotate(self, model: OnnxModel, batch: Any, matrix: MatrixOf, *, heads: bool) -> Applied:
         """Rotate the residual stream, and values inside heads if asked."""

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from fewbit.frontends.onnx.absorption import Absorption
 from fewbit.frontends.onnx.batches import Numbers
 from fewbit.frontends.onnx.calibration import CalibrationRun
-from fewbit.frontends.onnx.channel_scaling import exchange, input_magnitudes
+from fewbit.frontends.onnx.channel_scaling import Changes, exchange, input_magnitudes
 from fewbit.frontends.onnx.links import Fold, find_folds
+from fewbit.frontends.onnx.magnitudes import value_extremes
 from fewbit.interfaces import Layer
+from fewbit.known_output import KnownOutput
 from fewbit.onnx_graph.live import OnnxModel
 from fewbit.transforms.link import Factors, Link
 
@@ -26,6 +29,8 @@ class LinkScope:
         self._layers = {layer.name: layer for layer in layers}
         #: What each constant was at first.
         self._before: dict[ir.Value, ir.TensorProtocol] = {}
+        #: What BatchNorms tell of the outputs of layers.
+        self.known: Mapping[str, KnownOutput] = {}
 
     @property
     def name(self) -> str:
@@ -72,10 +77,26 @@ class LinkScope:
         """Divide the channels of the link's producer by about `factors`; return by what, to the last bit."""
         fold = next(fold for fold in self._folds if fold.link is link)
         exact = fold.storable(factors)
-        for value, tensor in fold.fold(exact):
+        self._remember(fold.fold(exact))
+        return exact
+
+    def absorb(self, link: Link, shift: Factors) -> float | str:
+        """Move biases along a link; return how far that took the output of the graph, or why it was not done."""
+        fold = next(fold for fold in self._folds if fold.link is link)
+        extremes = value_extremes(self._model, self._batches[:1]).get(fold.producer.result.name or "", (0.0, 0.0))
+        found = Absorption(self._model, self._batches).absorb(fold, shift, max(map(abs, extremes)))
+        if isinstance(found, str):
+            self._model.ready.clear()
+            return found
+        change, before = found
+        self._remember(before)
+        return change
+
+    def _remember(self, before: Changes) -> None:
+        """Keep what was there before anything was changed."""
+        for value, tensor in before:
             self._before.setdefault(value, tensor)
         self._model.ready.clear()
-        return exact
 
     def restorer(self) -> Callable[[], None]:
         """Return what gives every constant back its numbers."""

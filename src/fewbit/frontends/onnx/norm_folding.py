@@ -6,7 +6,7 @@ The folds are made in a copy of the graph, so that taking them back is putting t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from fewbit.frontends.onnx.batches import Numbers
 from fewbit.frontends.onnx.output_change import same
 from fewbit.frontends.onnx.trial_run import TrialRun
+from fewbit.known_output import KnownOutput
 from fewbit.onnx_graph.constants import is_constant, origin
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
@@ -62,10 +63,21 @@ def fold_norms(model: OnnxModel, run: TrialRun, folded: _Folded) -> Applied:
     if left:
         sentences.append(f"{several(left)}: BatchNorm stays, no layer before it is read by it alone")
 
+    outputs = _known_outputs(before, model, kept)
+
     def restore() -> None:
         model.graph, model.found = before
 
-    return Applied(sentences=tuple(sentences), restore=restore)
+    return Applied(sentences=tuple(sentences), restore=restore, outputs=outputs)
+
+
+def _known_outputs(
+    before: tuple[ir.Model, Mapping[str, GraphLayer]], model: OnnxModel, kept: Sequence[_Pair]
+) -> dict[str, KnownOutput]:
+    """Return what the norms of a graph said of the outputs of the layers that they are now part of."""
+    norms = {node.outputs[0].name: node for node in before[0].graph if is_norm(node)}
+    layers = {own.output.name: name for name, own in model.found.items()}
+    return {layers[pair.norm]: norm_numbers(norms[pair.norm]).output() for pair in kept if pair.norm in layers}
 
 
 def norms_stay(model: OnnxModel) -> str:
@@ -106,9 +118,7 @@ def _fold(model: OnnxModel, pairs: Sequence[_Pair], folded: _Folded) -> None:
 
 
 def _fold_one(graph: ir.Graph, own: GraphLayer, norm: ir.Node, folded: _Folded) -> None:
-    gain, shift, mean, variance = (_numbers(value) for value in norm.inputs[1:5])
-    epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
-    numbers = BatchNorm(mean=mean, variance=variance, gain=gain, shift=shift, epsilon=epsilon)
+    numbers = norm_numbers(norm)
     start = None if own.bias is None else np.broadcast_to(_numbers(own.bias), (own.layer.shape[0],))
     weight, bias = folded(own.arrangement.matrix(_numbers(own.weight)), start, numbers)
     name = origin(own.weight).name or own.weight.name or ""
@@ -129,6 +139,13 @@ def _fold_one(graph: ir.Graph, own: GraphLayer, norm: ir.Node, folded: _Folded) 
     result.replace_all_uses_with(output, replace_graph_outputs=True)
     graph.remove(norm, safe=True)
     result.name, output.name = None, kept
+
+
+def norm_numbers(norm: ir.Node) -> BatchNorm:
+    """Return the numbers of a BatchNormalization, which are constants."""
+    gain, shift, mean, variance = (_numbers(value) for value in norm.inputs[1:5])
+    epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+    return BatchNorm(mean=mean, variance=variance, gain=gain, shift=shift, epsilon=epsilon)
 
 
 def _numbers(value: ir.Value | None) -> Numbers:

@@ -1,4 +1,4 @@
-"""How much memory values of a graph take for a given batch: by shape inference, without running anything."""
+"""Shapes of the values of a graph for a given batch, and the memory that they take: without running anything."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ _WIDE = 4
 
 def sizes_of(model: ir.Model, flow: Flow, feeds: Mapping[str, Numbers]) -> dict[str, int]:
     """Return the bytes that values have as float32; none for a value whose shape depends on the data."""
+    return {name: _WIDE * prod(shape) for name, shape in shapes_of(model, flow, feeds).items()}
+
+
+def shapes_of(model: ir.Model, flow: Flow, feeds: Mapping[str, Numbers]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that shape inference finds; none for a value whose shape depends on the data."""
     graph = onnx.GraphProto(name="sizes")
     graph.node.extend(ir.serde.serialize_node(node) for node in flow.nodes)
     for name, numbers in feeds.items():
@@ -36,12 +41,12 @@ def sizes_of(model: ir.Model, flow: Flow, feeds: Mapping[str, Numbers]) -> dict[
     functions = [ir.serde.serialize_function(function) for function in model.functions.values()]
     proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph, opset_import=imports, functions=functions)
     found = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    sizes = {name: _WIDE * numbers.size for name, numbers in feeds.items()}
+    shapes = {name: numbers.shape for name, numbers in feeds.items()}
     for value in found.value_info:
         shape = value.type.tensor_type.shape
         if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in shape.dim):
-            sizes[value.name] = _WIDE * prod(dim.dim_value for dim in shape.dim)
-    return sizes
+            shapes[value.name] = tuple(dim.dim_value for dim in shape.dim)
+    return shapes
 
 
 def within_bounds(names: Sequence[str], sizes: Mapping[str, int], alive: int, count: int) -> list[list[str]]:

@@ -56,7 +56,7 @@ def with_divided_outputs(module: Any, factors: Tensor, form: Form) -> dict[str, 
 @torch.no_grad()
 def with_multiplied_inputs(module: Any, factors: Tensor) -> dict[str, nn.Parameter]:
     """Return the weight of a layer whose input channel j is multiplied by `factors[j]`, float64 (inputs,)."""
-    apart, shape = _by_input(module)
+    apart, shape = by_input(module)
     scaled = apart.double() * factors.reshape(len(apart), 1, -1, 1)
     return {"weight": stored_weight(module, scaled.reshape(shape))}
 
@@ -64,12 +64,12 @@ def with_multiplied_inputs(module: Any, factors: Tensor) -> dict[str, nn.Paramet
 @torch.no_grad()
 def input_magnitudes(module: nn.Module) -> Factors:
     """Return the largest magnitude of the weights that read each input channel, float64 (inputs,)."""
-    apart, _ = _by_input(module)
+    apart, _ = by_input(module)
     found: Factors = apart.abs().amax((1, 3)).flatten().double().cpu().numpy()
     return found
 
 
-def _by_input(module: nn.Module) -> tuple[Tensor, torch.Size]:
+def by_input(module: nn.Module) -> tuple[Tensor, torch.Size]:
     """Return the weight as (groups, outputs of a group, inputs of a group, positions), and its shape as a matrix.
 
     Rows of a group read the input channels of that group, each at every kernel position.

@@ -1,25 +1,33 @@
-"""Split channels between linear layers of a live model: the producer gets their rows again, consumers the halves.
+"""Split channels between layers of a live model: the producer gets their rows again, consumers the halves.
 
 Behind an element-wise activation that no factor passes, as GELU, which layer reads which is tried; so is which other
-one of a gated MLP is widened too. Kept is what leaves the output as it was, and changes it when columns are whole.
+one of a gated MLP, or before a BatchNorm, is widened too. Kept is what leaves the output, and changes it when columns
+are whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewbit.frontends.torch.calls import Call, copied, same
-from fewbit.frontends.torch.channel_scaling import Form, parameter_like, stored_weight
+from fewbit.frontends.torch.channel_scaling import Form
+from fewbit.frontends.torch.channel_widths import (
+    columns_of,
+    in_groups,
+    is_plain,
+    norms_channels,
+    repeat_channels,
+    restorer,
+    set_columns,
+)
 from fewbit.frontends.torch.copied_channels import copy_channels
-from fewbit.frontends.torch.layers import canonical_weight, find_layers, module_class
+from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.link_parts import outside_blocks, runnable_parts
 from fewbit.frontends.torch.links import Fold, LinkSearch
 from fewbit.frontends.torch.output_change import CLEARLY, output_change
@@ -27,19 +35,14 @@ from fewbit.interfaces import Layer
 from fewbit.problems import several
 from fewbit.transforms import Applied
 from fewbit.transforms.link import Channels, Link
-from fewbit.transforms.outlier_splitting import split_sentence
+from fewbit.transforms.outlier_splitting import Split, grouped_sentence, split_sentence, together
 
-#: From float64 columns (out, in) of all consumers to the channel that each new column is of, and the new columns.
-Split = Callable[[np.ndarray[Any, Any]], tuple[Channels, np.ndarray[Any, Any]]]
 #: Roundings by which the output of a part may differ: sums are taken in another order.
 _ROUNDINGS = 2.0**8
-#: What says how wide a layer is.
-_WIDTHS = ("in_features", "out_features", "nf", "nx")
-_KINDS = ("Linear", "Conv1D")
 
 
 def split_channels(model: nn.Module, batch: Any, split: Split, *, gather: bool) -> Applied:
-    """Split the channels of every link from a linear layer that can be; say where, and where it could not.
+    """Split the channels of every link from a layer that can be; say where, and where it could not.
 
     With `gather` channels of what norms put out are copied.
     """
@@ -69,7 +72,7 @@ class _Way:
 
     producer: str
     consumers: Sequence[str]
-    #: Layers that get more rows; none: the norm that is the producer copies channels of what it puts out.
+    #: What gets more rows; nothing: the norm that is the producer copies channels of what it puts out.
     makers: Sequence[nn.Module] = ()
 
 
@@ -84,6 +87,8 @@ class _Splitting:
     widened: dict[str, int] = field(default_factory=dict)
     copied: dict[str, int] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
+    #: Names of producers at convolutions in groups.
+    grouped: list[str] = field(default_factory=list)
     #: Whether a norm is among these.
     _kept_norm: bool = False
     _undo: list[Callable[[], None]] = field(default_factory=list)
@@ -92,11 +97,14 @@ class _Splitting:
         """Split channels of a link, if the output of `run` stays what it was."""
         link, norm = fold.link, fold.form is not Form.ROWS
         ways: Iterable[_Way] = (_Way(link.producer, link.consumers, makers) for makers in self._makers(fold, layers))
-        if norm:
-            ways = [_Way(link.producer, link.consumers)] if self.gather else []
-        added = self._first(ways, run) if self._takes(fold) else 0
+        if norm and self.gather:
+            ways = [*ways, _Way(link.producer, link.consumers)]
+        grouped = any(in_groups(self.model.get_submodule(name)) for name in (link.producer, *link.consumers))
+        added, by_copies = self._first(ways, run) if self._takes(fold) else (0, False)
         if added:
-            (self.copied if norm else self.widened)[link.producer] = added
+            (self.copied if by_copies else self.widened)[link.producer] = added
+        elif grouped:
+            self.grouped.append(link.producer)
         else:
             self.kept.append(link.producer)
             self._kept_norm |= norm
@@ -115,27 +123,30 @@ class _Splitting:
                 and layer.name not in read
                 and self._width(layer, 1) == self._width(producer, 0)
             )
-            added = self._first(ways, run) if producer.name not in made else 0
+            added, _ = self._first(ways, run) if producer.name not in made else (0, False)
             if added:
                 self.widened[producer.name] = added
 
-    def _first(self, ways: Iterable[_Way], run: Callable[[], Any]) -> int:
-        """Widen by the first of `ways` that leaves the output of `run`; return how many channels were added."""
+    def _first(self, ways: Iterable[_Way], run: Callable[[], Any]) -> tuple[int, bool]:
+        """Widen by the first of `ways` that leaves the output of `run`; return how many channels were added.
+
+        And whether they are copied.
+        """
         expected = None
         for way in ways:
             expected = copied(run()) if expected is None else expected
             before = self._undo
             added = self._tried(way, expected, run)
             if added:
-                return added
+                return added, not way.makers
             _call(self._undo[: len(self._undo) - len(before)])
             self._undo = before
-        return 0
+        return 0, False
 
     def _tried(self, way: _Way, expected: Any, run: Callable[[], Any]) -> int:
         """Widen, and return how many channels were added, 0 where the output does not show that this is right."""
-        weights = [canonical_weight(self.model.get_submodule(name)).double().cpu().numpy() for name in way.consumers]
-        sources, columns = self.split(np.concatenate(weights))
+        weights, outputs = zip(*(columns_of(self.model.get_submodule(name)) for name in way.consumers), strict=True)
+        sources, columns = self.split(np.concatenate(weights), together(outputs))
         starts = np.cumsum([0, *(len(own) for own in weights)])
         halves = [columns[start:stop] for start, stop in pairwise(starts)]
         self._apply(way, sources, halves)
@@ -149,28 +160,39 @@ class _Splitting:
         return len(sources) - int(weights[0].shape[1]) if right else 0
 
     def _takes(self, fold: Fold) -> bool:
-        """Whether a channel is one input of linear layers, which hold their weights alone."""
+        """Whether a channel is one input of layers, for every position the same, which hold their weights alone."""
         link = fold.link
         names = (link.producer, *link.consumers) if fold.form is Form.ROWS else link.consumers
-        plain = all(module_class(self.model.get_submodule(name)) in _KINDS for name in names)
+        plain = all(is_plain(self.model.get_submodule(name)) for name in names)
         return plain and np.array_equal(link.channels, np.arange(link.outputs))
 
     def _is_plain(self, layer: Layer) -> bool:
         module = self.model.get_submodule(layer.name)
-        return module_class(module) in _KINDS and not layer.tied and "weight" in module._parameters
+        return is_plain(module) and not layer.tied and "weight" in module._parameters
 
     def _width(self, layer: Layer, axis: int) -> int:
-        """Return how many outputs, axis 0, or inputs a layer has by now."""
-        return int(canonical_weight(self.model.get_submodule(layer.name)).shape[axis])
+        """Return how many outputs, axis 0, or input channels a layer has by now."""
+        module: Any = self.model.get_submodule(layer.name)
+        return (
+            int(getattr(module, "in_channels", None) or canonical_weight(module).shape[1])
+            if axis
+            else len(canonical_weight(module))
+        )
 
     def _makers(self, fold: Fold, layers: Sequence[Layer]) -> Iterator[list[nn.Module]]:
-        """Yield what may have to be widened together: the producer, then each other layer with as many outputs too."""
+        """Yield what may have to be widened together: the producer, then each other layer with as many outputs too.
+
+        A BatchNorm never gets wider alone; another norm does not at all.
+        """
         link = fold.link
         producer = self.model.get_submodule(link.producer)
-        yield [producer]
+        if fold.form is Form.ROWS:
+            yield [producer]
+        elif not norms_channels(producer):
+            return
         for layer in layers:
             other = self.model.get_submodule(layer.name)
-            if layer.name in (link.producer, *link.consumers) or layer.tied or module_class(other) not in _KINDS:
+            if layer.name in (link.producer, *link.consumers) or not self._is_plain(layer):
                 continue
             if canonical_weight(other).shape[0] == link.outputs:
                 yield [producer, other]
@@ -178,18 +200,16 @@ class _Splitting:
     def _apply(self, way: _Way, sources: Channels, columns: Sequence[Any]) -> None:
         """Give the makers the rows of `sources`, or let the norm copy them; give consumers these columns."""
         changed = [*way.makers, *(self.model.get_submodule(name) for name in way.consumers)]
-        self._undo = [*(partial(_restore, module, _state(module)) for module in changed), *self._undo]
+        self._undo = [*(restorer(module) for module in changed), *self._undo]
         for maker in way.makers:
-            rows = torch.from_numpy(sources).to(canonical_weight(maker).device)
-            _set(maker, canonical_weight(maker)[rows], rows)
+            repeat_channels(maker, sources)
         if not way.makers:
             self._undo = [copy_channels(self.model.get_submodule(way.producer), sources), *self._undo]
         self._columns(way.consumers, columns)
 
     def _columns(self, consumers: Sequence[str], columns: Sequence[Any]) -> None:
         for name, own in zip(consumers, columns, strict=True):
-            consumer = self.model.get_submodule(name)
-            _set(consumer, torch.from_numpy(own).to(canonical_weight(consumer).device))
+            set_columns(self.model.get_submodule(name), own)
 
     def restore(self) -> None:
         """Give every layer back what it had."""
@@ -207,6 +227,8 @@ class _Splitting:
         if self.kept:
             remedy = "; gather = true copies channels behind norms" if self._kept_norm and not self.gather else ""
             said.append(f"outlier-splitting: {several(self.kept)}: what it makes cannot get wider{remedy}")
+        if self.grouped:
+            said.append(grouped_sentence(self.grouped))
         return tuple(said)
 
 
@@ -221,24 +243,3 @@ def _output(run: Callable[[], Any]) -> Any:
         return copied(run())
     except Exception:  # a module may refuse another width in any way
         return None
-
-
-def _set(module: Any, weight: Tensor, rows: Tensor | None = None) -> None:
-    """Give a layer another weight (out, in), of its own bias these `rows`, and the widths that go with it."""
-    module._parameters["weight"] = stored_weight(module, weight)
-    if rows is not None and module.bias is not None:
-        module._parameters["bias"] = parameter_like(module.bias, module.bias.detach()[rows])
-    widths = {"in_features": 1, "nx": 1, "out_features": 0, "nf": 0}
-    for name, axis in widths.items():
-        if hasattr(module, name):
-            setattr(module, name, int(weight.shape[axis]))
-
-
-def _state(module: Any) -> dict[str, Any]:
-    """Return the parameters and widths of a layer."""
-    return {**module._parameters, **{name: getattr(module, name) for name in _WIDTHS if hasattr(module, name)}}
-
-
-def _restore(module: nn.Module, state: dict[str, Any]) -> None:
-    for name, value in state.items():
-        setattr(module, name, value)

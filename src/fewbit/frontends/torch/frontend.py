@@ -10,24 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.activation import Activation
+from fewbit.corrections import Repaired
 from fewbit.errors import MissingExtraError, NonFiniteError, PlanError, RecipeError
 from fewbit.float_bias import FloatBias
 from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.batches import adopted, fed
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.calls import evaluating
-from fewbit.frontends.torch.channel_splitting import Split, split_channels
+from fewbit.frontends.torch.channel_splitting import split_channels
 from fewbit.frontends.torch.execution import execution
+from fewbit.frontends.torch.finite import finite_bias, finite_weight
 from fewbit.frontends.torch.fused_experts import experts_apart
+from fewbit.frontends.torch.known_inputs import known_inputs
 from fewbit.frontends.torch.layers import canonical_weight, find_layers
 from fewbit.frontends.torch.low_rank import require_no_adapters
 from fewbit.frontends.torch.magnitudes import largest_activations, largest_weight
 from fewbit.frontends.torch.norm_folding import fold_norms
+from fewbit.frontends.torch.norm_statistics import reestimate_norms
 from fewbit.frontends.torch.output_statistics import output_statistics
 from fewbit.frontends.torch.probe import probe
 from fewbit.frontends.torch.product_forms import ProductForms, product_forms
 from fewbit.frontends.torch.product_statistics import product_statistics
 from fewbit.frontends.torch.quantized import quantized_layers, quantized_prefixes
+from fewbit.frontends.torch.relu6 import replace_relu6
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.frontends.torch.rounded_product import RoundedProduct
 from fewbit.frontends.torch.shared_inputs import shared_inputs
@@ -36,13 +41,13 @@ from fewbit.frontends.torch.stream_rotation import MatrixOf, rotate
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
 from fewbit.interfaces import QuantizedLayer as Quantized
+from fewbit.known_output import KnownOutput
 from fewbit.qtensor import QTensor
 from fewbit.schemes.scheme import ScaleType, Scheme
+from fewbit.statistics.mean import Mean
 from fewbit.transforms import Applied
+from fewbit.transforms.outlier_splitting import Split
 from fewbit.transforms.scope import Scope
-
-#: A range of twice this, divided by one step, still has a float32.
-_LARGEST = 2.0**120
 
 
 class TorchFrontend:
@@ -92,18 +97,7 @@ class TorchFrontend:
             NonFiniteError: it holds NaN or infinity.
 
         """
-        weight = canonical_weight(model.get_submodule(layer.name))
-        if not bool(torch.isfinite(weight).all()):
-            bad = int((~torch.isfinite(weight)).sum())
-            raise NonFiniteError(
-                f"{layer.name}: {bad} of {weight.numel()} weights are NaN or infinite; repair or keep it"
-            )
-        if weight.numel() and float(weight.abs().max()) > _LARGEST:
-            raise NonFiniteError(
-                f"{layer.name}: a weight of magnitude {float(weight.abs().max()):.3g} would overflow "
-                "float32 arithmetic; repair or keep it"
-            )
-        return weight
+        return finite_weight(model, layer.name)
 
     def bias(self, model: nn.Module, layer: Layer) -> Tensor:
         """Return the bias of a `layer` that has one, (out,).
@@ -112,13 +106,7 @@ class TorchFrontend:
             NonFiniteError: it holds NaN or infinity.
 
         """
-        bias = model.get_submodule(layer.name).bias
-        assert isinstance(bias, Tensor)
-        if bad := int((~torch.isfinite(bias)).sum()):
-            raise NonFiniteError(
-                f"{layer.name}.bias: {bad} of its numbers are NaN or infinite; repair them, or keep the layer"
-            )
-        return bias.detach()
+        return finite_bias(model, layer.name)
 
     def largest_weight(self, model: nn.Module, layer: Layer) -> float | None:
         """Return the largest magnitude of the weight of `layer`; `None` of a model without numbers."""
@@ -200,6 +188,20 @@ class TorchFrontend:
     def fold_norms(self, model: nn.Module, batch: Any, folded: Callable[..., tuple[Tensor, Tensor]]) -> Applied:
         """Fold every BatchNorm that can be folded; `folded` computes weight and bias of a pair."""
         return fold_norms(model, batch, folded)
+
+    def replace_relu6(self, model: nn.Module, batch: Any) -> Applied:
+        """Put ReLU where modules are ReLU6, and say how far that takes the output on `batch`."""
+        return replace_relu6(model, batch)
+
+    def known_inputs(
+        self, model: nn.Module, names: Sequence[str], outputs: Mapping[str, KnownOutput], batch: Any
+    ) -> Mapping[str, Mean]:
+        """Return the means of the rows of layers that BatchNorms tell, by what flows where in a run on `batch`."""
+        return known_inputs(model, names, outputs, batch)
+
+    def reestimate_norms(self, model: nn.Module, batches: Sequence[Any], storage_type: ScaleType) -> Repaired:
+        """Return what BatchNorms have seen of `batches` in the model as it is now, as numbers of `storage_type`."""
+        return reestimate_norms(model, batches, storage_type)
 
     def rotate(self, model: nn.Module, batch: Any, matrix: MatrixOf, *, heads: bool) -> Applied:
         """Rotate the residual stream, and values inside heads, where the model's output on `batch` stays the same."""

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewbit.frontends.torch.channel_scaling import exchange, input_magnitudes
+from fewbit.frontends.torch.absorption import absorb
+from fewbit.frontends.torch.channel_scaling import Changes, exchange, input_magnitudes
 from fewbit.frontends.torch.input_watch import InputWatch
 from fewbit.frontends.torch.layers import canonical_weight
 from fewbit.frontends.torch.links import Fold, LinkSearch
 from fewbit.interfaces import Layer
+from fewbit.known_output import KnownOutput
 from fewbit.transforms.link import Factors, Link
 
 #: Runs that links are looked for in, at most: more than one only where one does not reach every layer.
@@ -38,7 +40,9 @@ class LinkScope:
         #: What each parameter was at first.
         self._before: dict[tuple[nn.Module, str], nn.Parameter] = {}
         #: What links other parts had.
-        self._known = {} if known is None else known
+        self._alike = {} if known is None else known
+        #: What BatchNorms tell of the outputs of layers.
+        self.known: Mapping[str, KnownOutput] = {}
 
     @property
     def name(self) -> str:
@@ -54,8 +58,12 @@ class LinkScope:
     def _folds(self) -> tuple[Fold, ...]:
         if not self._repeatable:
             return ()
-        some = [self._runs[number] for number in range(min(_RUNS, len(self._runs)))]
-        return LinkSearch(self._model, self._part, list(self._layers.values()), some, known=self._known).folds()
+        layers = list(self._layers.values())
+        return LinkSearch(self._model, self._part, layers, self._some, known=self._alike).folds()
+
+    @property
+    def _some(self) -> list[Callable[[], Any]]:
+        return [self._runs[number] for number in range(min(_RUNS, len(self._runs)))]
 
     @property
     def layers(self) -> Collection[str]:
@@ -84,10 +92,24 @@ class LinkScope:
         """Divide the channels of the link's producer by about `factors`; return by what, to the last bit."""
         fold = next(fold for fold in self._folds if fold.link is link)
         exact = fold.storable(factors)
-        for module, parameters in fold.fold(exact):
+        self._remember(fold.fold(exact))
+        return exact
+
+    def absorb(self, link: Link, shift: Factors) -> float | str:
+        """Move biases along a link; return how far that took the output of the part, or why it was not done."""
+        fold = next(fold for fold in self._folds if fold.link is link)
+        found = absorb(fold, self._some, shift)
+        if isinstance(found, str):
+            return found
+        change, before = found
+        self._remember(before)
+        return change
+
+    def _remember(self, before: Changes) -> None:
+        """Keep what was there before anything was changed."""
+        for module, parameters in before:
             for name, parameter in parameters.items():
                 self._before.setdefault((module, name), parameter)
-        return exact
 
     def restorer(self) -> Callable[[], None]:
         """Return what gives every weight back its numbers; it holds nothing but those."""

@@ -20,7 +20,7 @@ from fewbit.problems import several
 from fewbit.transforms import Applied
 from fewbit.transforms.batchnorm import BatchNorm, folded_sentence
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 #: Roundings by which outputs may differ: those of the folded weights go through the whole model.
 _ROUNDINGS = 2.0**14
 _Folded = Callable[[Tensor, Tensor | None, BatchNorm], tuple[Tensor, Tensor]]
@@ -68,7 +68,7 @@ class NormFold:
 
 def fold_norms(model: nn.Module, batch: Any, folded: _Folded) -> Applied:
     """Fold every norm that can be folded, and say which were not and why."""
-    norms: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
+    norms: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, NORMS)}
     if not norms:
         return Applied(sentences=())
     if batch is None:
@@ -85,12 +85,14 @@ def fold_norms(model: nn.Module, batch: Any, folded: _Folded) -> Applied:
         for fold in kept:
             fold.restore()
 
-    return Applied(sentences=tuple(sentences), restore=restore)
+    names = {module: name for name, module in model.named_modules()}
+    outputs = {names[fold.pair.layer]: norm_numbers(fold.pair.norm).output() for fold in kept}
+    return Applied(sentences=tuple(sentences), restore=restore, outputs=outputs)
 
 
 def found_folds(model: nn.Module, batch: Any, folded: _Folded) -> list[NormFold]:
     """Return the folds that leave the model's output on `batch` as it is; none is applied yet."""
-    norms: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
+    norms: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, NORMS)}
     folds = [NormFold(model, pair, folded) for pair in _candidates(model, batch, norms)]
     run = partial(run_batch, model, batch, every_score=True)
     expected = copied(run())
@@ -136,7 +138,7 @@ def _candidates(model: nn.Module, batch: Any, norms: dict[str, nn.Module]) -> li
     handles += [
         norm.register_forward_pre_hook(partial(given, name=name), with_kwargs=True)
         for name, norm in norms.items()
-        if _foldable(norm)
+        if is_known(norm)
     ]
     try:
         run_batch(model, batch)
@@ -162,18 +164,22 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _foldable(norm: nn.Module) -> bool:
+def is_known(norm: nn.Module) -> bool:
     """Whether inference uses numbers that are known."""
     return getattr(norm, "running_mean", None) is not None and getattr(norm, "running_var", None) is not None
+
+
+def norm_numbers(norm: Any) -> BatchNorm:
+    """Return the numbers of a norm in inference."""
+    return BatchNorm(
+        mean=norm.running_mean, variance=norm.running_var, gain=norm.weight, shift=norm.bias, epsilon=norm.eps
+    )
 
 
 @torch.no_grad()
 def _folded_parameters(pair: NormPair, folded: _Folded) -> tuple[nn.Parameter, nn.Parameter]:
     layer: Any = pair.layer
-    norm: Any = pair.norm
-    numbers = BatchNorm(
-        mean=norm.running_mean, variance=norm.running_var, gain=norm.weight, shift=norm.bias, epsilon=norm.eps
-    )
+    numbers = norm_numbers(pair.norm)
     convolution = Convolution.of(layer)
     matrix = convolution.matrix(layer.weight) if convolution else layer.weight
     weight, bias = folded(matrix, layer.bias, numbers)
