@@ -30,6 +30,7 @@ from fewbit.samples.preprocessing import Preprocessing
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.notation import parse_scheme
 from fewbit.schemes.scheme import Scheme
+from fewbit.synthetic.options import Synthetic
 from fewbit.training.level_distance import level_distance
 from fewbit.training.options import Training
 from fewbit.training.qat import finish_qat, prepare_qat
@@ -61,6 +62,7 @@ __all__ = [
     "Rule",
     "Samples",
     "Scheme",
+    "Synthetic",
     "Training",
     "convert",
     "finish_qat",
