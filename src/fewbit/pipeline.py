@@ -174,7 +174,8 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
         described = given.described(data.batches) if given and data.batches else None
         described = instead.described(data.known) if instead else described
         report = replace(report, text=name, calibration=described)
-        example = (*data.batches[:1], *data.shown, first_batch(live, given, evaluated))[0]
+        shown = data.batches or data.shown
+        example = shown[0] if shown else first_batch(live, given, evaluated)
         return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=example)
 
 

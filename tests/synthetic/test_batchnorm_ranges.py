@@ -187,6 +187,28 @@ def test_a_static_preset_without_data_has_these_ranges_and_loses_little(network,
     assert float(10 * torch.log10(wanted.square().sum() / (got - wanted).square().sum())) > 30
 
 
+def test_a_graph_is_written_on_images_that_the_module_makes(network, real, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    given = fb.Synthetic(shape=SHAPE, samples=16, iterations=5)
+    result = fb.quantize(copy.deepcopy(network), "w8a8-static", to="ort-cpu", calibration=given)
+    result.save(tmp_path / "net.onnx")
+    session = ort.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (name,) = (own.name for own in session.get_inputs())
+    (found,) = session.run(None, {name: real[0].numpy()})
+    with torch.no_grad():
+        wanted = result.model(real[0])
+    # A sum in another order may take an input to the next code.
+    assert (found.argmax(1) == wanted.argmax(1).numpy()).mean() > 0.99
+
+
+def test_a_graph_with_ranges_between_layers_is_not_written_without_images(network, tmp_path):
+    given = fb.Synthetic(method="batchnorm", shape=SHAPE)
+    result = fb.quantize(network, "w8a8-static", to="ort-cpu", calibration=given)
+    with pytest.raises(CalibrationError, match=r"needs ranges of 7 values between layers, .* or 'synthetic' with a"):
+        result.save(tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_runs_give_the_same_numbers(network):
     one, two = (quantized(network).model.state_dict() for _ in range(2))
     assert list(one) == list(two)
