@@ -79,7 +79,8 @@ class NoData:
 
     def shown(self, made: Plan, model: Any) -> Sequence[Any]:
         """Return a batch of noise that shows what `model` computes, for transforms; none where nothing wants one."""
-        if not any(_fixed(row) for row in made.rows):
+        known = self.given.shape is not None or self.given.preprocessing is not None
+        if not any(_fixed(row) for row in made.rows) and not (made.recipe.transforms and known):
             return ()
         from fewbit.synthetic.batchnorm_ranges import shown
 
