@@ -26,6 +26,8 @@ CACHE = Path(__file__).resolve().parent / "cache"
 #: Epochs of the float models; training with rounding takes a tenth.
 EPOCHS = 5
 BATCH = 128
+#: The step of training from which norms keep their averages: the weights are rounded as folded with these.
+FREEZE_NORMS = 0
 #: Of learned ranges, as a share of what they are.
 RANGE_RATE = 1e-2
 
@@ -182,7 +184,7 @@ def rounded(model: Any, method: Method, setting: str, data: Data) -> Any:
         return fb.quantize(model, recipe, calibration=data.calibration).model
     teacher = copy.deepcopy(model) if method.distilled else None
     rate = model.tuned_rate
-    training = fb.Training(gradient=method.gradient)
+    training = fb.Training(gradient=method.gradient, freeze_norms=FREEZE_NORMS)
     prepared = fb.prepare_qat(model, recipe, training=training, batch=data.train[0][:256])
     return fb.finish_qat(trained(prepared, data, EPOCHS / 10, rate, teacher)).model
 

@@ -39,6 +39,7 @@ def test_the_public_names_are_these():
         "Rule",
         "Samples",
         "Scheme",
+        "Synthetic",
         "Training",
         "convert",
         "finish_qat",

@@ -32,6 +32,7 @@ from fewbit.samples.preprocessing import Preprocessing
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.notation import parse_scheme
 from fewbit.schemes.scheme import Scheme
+from fewbit.synthetic.options import Synthetic
 from fewbit.training.adapters import Adapters, load_adapters, merge_adapters, prepare_adapters, save_adapters
 from fewbit.training.level_distance import level_distance
 from fewbit.training.memory import training_memory
@@ -69,6 +70,7 @@ __all__ = [
     "Rule",
     "Samples",
     "Scheme",
+    "Synthetic",
     "Training",
     "convert",
     "finish_qat",

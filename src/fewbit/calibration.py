@@ -1,4 +1,4 @@
-"""What a model is calibrated with: batches, samples in files, a text file, or text that the model writes itself."""
+"""What a model is calibrated with: batches, samples in files, a text file, or what the model makes for itself."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.adoption import adopted, batches_given, opened
-from fewbit.errors import CalibrationError
-from fewbit.evaluation.token_ids import context_of, require_known
+from fewbit.errors import CalibrationError, PlanError
+from fewbit.evaluation.token_ids import context_of, require_known, writes_text
 from fewbit.interfaces import Frontend, Progress, Silent, Source
 from fewbit.samples.files import Samples, are_samples
+from fewbit.synthetic.images import SyntheticImages
+from fewbit.synthetic.options import Synthetic
 
 #: Without other wishes a model writes this much: two cores manage a few hundred tokens a second.
 SELF_SAMPLES, SELF_LENGTH = 32, 256
@@ -30,9 +32,11 @@ class Calibration:
     """
 
     #: Batches as for `Evaluation`, or what gives them: an iterable, or a reader with `get_next()`; samples in files, as
-    #: `Samples` or by their path; the path of a UTF-8 text file; or `self`.
-    data: Sequence[Any] | Samples | str | Path
-    #: Sequences to write, or to cut from a text, 32 if left out; samples to take of files, 512 if left out.
+    #: `Samples` or by their path; the path of a UTF-8 text file; `self`: text that the model writes; or what it makes
+    #: of itself, as `Synthetic` or `synthetic`.
+    data: Sequence[Any] | Samples | Synthetic | str | Path
+    #: Sequences to write, or to cut from a text, 32 if left out; samples to take of files, 512 if left out; images to
+    #: make, 64 if left out.
     samples: int | None = None
     #: Tokens of each; left out: 256 when the model writes, 512 of a text, or the context where it is shorter.
     length: int | None = None
@@ -48,11 +52,13 @@ class Calibration:
                 f"calibration with {self.samples} samples of {self.length} tokens; "
                 "give at least one sample of two tokens"
             )
+        if isinstance(self.data, str) and self.data == "synthetic":
+            object.__setattr__(self, "data", Synthetic())
 
     @property
     def holds_batches(self) -> bool:
         """Whether the data are batches, not files and not text."""
-        return not isinstance(self.data, str | Path | Samples)
+        return not isinstance(self.data, str | Path | Samples | Synthetic)
 
     def opened(self, model: Any, frontend: Frontend) -> Calibration:
         """Return the calibration with batches for `model`, in arrays of its framework, where it has any.
@@ -69,9 +75,14 @@ class Calibration:
 
     def described(self, batches: Sequence[Any]) -> str:
         """What the report says that it was calibrated with."""
-        if isinstance(self.data, Samples) or not isinstance(self.data, str | Path):
+        if isinstance(batches, SyntheticImages):
+            return str(batches)
+        if isinstance(self.data, str | Path) and self.data != "self":
+            what = Path(self.data).name
+        elif isinstance(self.data, str | Path | Synthetic):
+            what = "text that the model wrote"
+        else:
             return f"{self.name}: {len(batches)} batches"
-        what = "text that the model wrote" if self.data == "self" else Path(self.data).name
         return f"{what}: {len(batches)} x {batches[0].shape[-1]} tokens"
 
     def batches(self, model: Any, source: Source, *, seed: int = 0, progress: Progress | None = None) -> Sequence[Any]:
@@ -89,7 +100,15 @@ class Calibration:
         return found
 
     def _gathered(self, model: Any, source: Source, seed: int, progress: Progress) -> Sequence[Any]:
-        if self.data == "self":
+        writes = self.data == "self"
+        if isinstance(self.data, Synthetic):
+            from fewbit.synthetic.choice import chosen
+
+            asked = replace(self.data, samples=self.data.samples or self.samples)
+            if chosen(model, asked) != "self":
+                return asked.images(model, seed=seed, progress=progress)
+            writes = True
+        if writes:
             from fewbit.synthetic.self_text import written_by
 
             return written_by(
@@ -108,7 +127,7 @@ class Calibration:
             text, _ = read_text(self.data)
             length = self._length(TEXT_LENGTH, model)
             return token_sequences(tokenizer, text, sequences=self.samples or SELF_SAMPLES, length=length)
-        assert not isinstance(self.data, Samples)  # they are opened
+        assert not isinstance(self.data, Samples | Synthetic)  # they are opened, or made
         return self.data
 
     def _length(self, usual: int, model: Any) -> int:
@@ -131,7 +150,7 @@ def first_batch(model: Any, given: Calibration | None, evaluated: Sequence[Any])
 
 
 def parse_calibration(value: Any) -> Calibration | None:
-    """Return the calibration for `None` or `none`, `self`, a path, `Samples`, batches, a reader, or a `Calibration`.
+    """Return the calibration for `None` or `none`, `self`, `synthetic`, a path, or anything that a `Calibration` takes.
 
     Raises:
         CalibrationError: one batch instead of several, or a reader that gives no dicts.
@@ -143,3 +162,13 @@ def parse_calibration(value: Any) -> Calibration | None:
     if not found.holds_batches:
         return found
     return replace(found, data=batches_given(found.data, "calibration"))
+
+
+def default_calibration(model: Any) -> Calibration:
+    """Return what a model is calibrated with where nothing is given: text that it writes, or a `PlanError`."""
+    if not writes_text(model):
+        raise PlanError(
+            "this recipe needs calibration data (for gptq, static ranges, transforms) and the model writes no text; "
+            "give calibration=[batch, ...], the path of samples, or of a torch module calibration='synthetic'"
+        )
+    return Calibration(data="self")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fewbit.calibration import Calibration, parse_calibration
+from fewbit.calibration import Calibration, default_calibration, parse_calibration
 from fewbit.checkpoints.gguf.importance_matrix import ImportanceMatrix
 from fewbit.checkpoints.gguf.tensor_names import file_names
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.interfaces import CalibratedPart, frontend_of
 from fewbit.numerics.namespace import to_numpy
-from fewbit.pipeline import Options, default_calibration, float_source
+from fewbit.pipeline import Options, float_source
 from fewbit.statistics.mean_square import MeanSquare
 
 _STATISTIC = "mean_square"

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.attention import installed, round_products
-from fewbit.calibration import Calibration, first_batch, parse_calibration
+from fewbit.calibration import default_calibration, first_batch, parse_calibration
 from fewbit.clock import Clock
-from fewbit.errors import CalibrationError, CheckpointError, PlanError
+from fewbit.errors import CheckpointError, PlanError
 from fewbit.evaluation.side_by_side import Measured, measure
-from fewbit.evaluation.token_ids import require_known, writes_text
+from fewbit.evaluation.token_ids import require_known
 from fewbit.hints import hints_of
+from fewbit.instead import in_place_of_data
 from fewbit.interfaces import ONE_FILE, Forms, Frontend, Progress, Silent, Source, Switch, frontend_of, target_of
 from fewbit.measurement import parse_evaluation
 from fewbit.model_plan import checked, model_plan
+from fewbit.no_data import NoData
 from fewbit.overflow import needs_check, without_large_activations
 from fewbit.planning import Plan
 from fewbit.presets import parse_recipe
@@ -37,7 +39,6 @@ from fewbit.solved import Data
 from fewbit.solving import needs_data, solve
 from fewbit.sources import open_source
 from fewbit.transforming import transformed
-from fewbit.weighting import Weighting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class Options:
     command: str | None = None
 
 
-def plan(
+def plan(  # all that is said of a run
     model: Any,
     recipe: str | Path | Recipe,
     *,
@@ -61,6 +62,7 @@ def plan(
     dtype: str = "auto",
     batch: Any = None,
     importance: str | Path | None = None,
+    calibration: Any = None,
 ) -> Plan:
     """Return what `quantize` would do, and every problem, without doing it.
 
@@ -72,6 +74,8 @@ def plan(
         batch: what to run the model on, for a recipe with rules for the products inside attention, or a model with
             experts in one parameter: they show in a run only. A language model of transformers needs none.
         importance: an importance matrix in the place of calibration data, see `quantize`.
+        calibration: `none`: there is to be no data, so what needs some gives way or is a problem; any other data
+            changes nothing about a plan.
 
     >>> from torch import nn
     >>> print(plan(nn.Sequential(nn.Linear(64, 8), nn.ReLU()), "w8a16").rows[0].becomes)
@@ -79,13 +83,13 @@ def plan(
 
     """
     source, parsed = float_source(model), parse_recipe(recipe)
-    weighting = Weighting.read(importance, source) if importance is not None else None
+    instead = in_place_of_data(calibration, importance, source)
     skeleton = source.skeleton()
     frontend = frontend_of(source.framework)
     with frontend.experts_apart(skeleton, lambda: batch) as fused:
-        own = weighting.recipe(parsed) if weighting else parsed
+        own = instead.recipe(parsed) if instead else parsed
         made = model_plan(source, skeleton, own, to=to, dtype=dtype, batch=batch, fused=fused)
-        made = weighting.plan(made, parsed) if weighting else made
+        made = instead.plan(made, parsed) if instead else made
         return checked(made, frontend, skeleton, batch)
 
 
@@ -108,7 +112,8 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
         to: the checkpoint format to check against and whose type of scale to round to.
         dtype: type of floats and scales in files, see `plan`; float numbers of the model are rounded to it.
         calibration: data for algorithms that need it (`gptq`): batches or files as for `evaluation`, the path of a text
-            file, `self` (a language model writes its own text, what happens by default) or a `Calibration`.
+            file, `self` (a language model writes its own text, what happens by default), `synthetic` or a `Synthetic`
+            (a module makes images for itself), `none` (no data at all) or a `Calibration`.
         evaluation: what to measure quality on; without it only weights are measured. Batches, a reader with
             `get_next()`, an `Evaluation`, or files: `Samples`, or the path of an .npz or .npy file or of a folder.
             Casts are checked for overflow on both.
@@ -131,13 +136,11 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
 
     """
     options = options or Options()
-    given = parse_calibration(calibration)
-    if given is not None and importance is not None:
-        raise CalibrationError("an importance matrix stands in the place of calibration data; give one of the two")
+    given = None if NoData.of(calibration) else parse_calibration(calibration)
     asked = parse_evaluation(evaluation)
     source, parsed = float_source(model), parse_recipe(recipe)
-    weighting = Weighting.read(importance, source) if importance is not None else None
-    wished = weighting.recipe(parsed) if weighting else parsed
+    instead = in_place_of_data(calibration, importance, source)
+    wished = instead.recipe(parsed) if instead else parsed
     frontend = frontend_of(source.framework)
     clock = Clock()
     with clock.phase("load"), options.progress.phase("load"):
@@ -152,7 +155,7 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
 
         def planned() -> Plan:
             made = model_plan(source, live, wished, to=to, dtype=dtype, batch=sample, fused=fused)
-            made = weighting.plan(made, parsed) if weighting else made
+            made = instead.plan(made, parsed) if instead else made
             made = checked(made, frontend, live, sample)
             made.require_sound()
             return made
@@ -160,17 +163,19 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
         made = planned()
         frontend.require_finite(live, [own.layer for own in made.quantized], made.float_names, made.storage_type)
         require_known(evaluated, live, what="evaluation")
-        rescaling, data = Rescaling.of(made), Data(known=weighting.statistics(made) if weighting else {})
-        if needs_data(made) or rescaling or (given and (parsed.changes_model or needs_check(made))):
+        rescaling, data = Rescaling.of(made), Data(known=instead.statistics(made, live) if instead else {})
+        data = replace(data, shown=instead.shown(made, live) if instead else ())
+        if not instead and (needs_data(made) or rescaling or (given and (parsed.changes_model or needs_check(made)))):
             given = given or default_calibration(live)
             with clock.phase("calibration data"):
                 batches = given.batches(live, source, seed=options.seed, progress=options.progress)
             data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
         idle = given is not None and not data.batches and not (given.holds_batches and shown_by_runs)
-        data = replace(data, example=data.batches[0] if data.batches else first_batch(live, given, evaluated))
+        shown = data.batches or data.shown
+        data = replace(data, example=shown[0] if shown else first_batch(live, given, evaluated))
         made, report = _Work(live, frontend, data, evaluated, clock, options).done(planned, made, rescaling, idle=idle)
         described = given.described(data.batches) if given and data.batches else None
-        described = weighting.described if weighting else described
+        described = instead.described(data.known) if instead else described
         report = replace(report, text=name, calibration=described)
         return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=data.example)
 
@@ -192,7 +197,8 @@ class _Work:
         `planned` makes the plan anew where transforms have changed the model; `idle`: data was given for nothing.
         """
         model, frontend, batches = self.model, self.frontend, self.data.batches
-        with transformed(model, made.recipe, frontend, batches or self.evaluated, made.target) as changed, rescaling:
+        shown = batches or self.data.shown or self.evaluated
+        with transformed(model, made.recipe, frontend, shown, made.target) as changed, rescaling:
             made = planned() if changed.sentences else made
             rescaling.known.update(changed.outputs)
             with self.clock.phase("check") if needs_check(made) else nullcontext():
@@ -277,16 +283,6 @@ def load(
     made = replace(made, hints=hints_of(made, frontend_of(source.framework), model))
     loaded = source.load()
     return Result(model=loaded, plan=made, report=None, source=source, cache=source.cache(loaded))
-
-
-def default_calibration(model: Any) -> Calibration:
-    """Return what a model is calibrated with where nothing is given: text that it writes, or a `PlanError`."""
-    if not writes_text(model):
-        raise PlanError(
-            "this recipe needs calibration data (for gptq, static ranges, transforms) and the model writes no text; "
-            "give calibration=[batch, ...], or the path of samples"
-        )
-    return Calibration(data="self")
 
 
 def float_source(model: Any) -> Source:

@@ -77,5 +77,7 @@ class Data:
     sequential: bool = True
     #: For the order in which samples are trained on.
     seed: int = 0
+    #: Without such batches: what shows what the model computes, and tells nothing of its data.
+    shown: Sequence[Any] = ()
     #: Statistics that need no gathering, by layer.
     known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,12 +83,15 @@ class Weighting:
             problems=(*made.problems, *found),
         )
 
-    def statistics(self, made: Plan) -> dict[str, dict[str, MeanSquare]]:
+    def statistics(self, made: Plan, model: Any = None) -> dict[str, dict[str, MeanSquare]]:  # noqa: ARG002
         """Return what the layers whose searches are weighted know of their inputs."""
         return {row.layer.name: self._known(row.layer.name) for row in made.rows if row.algorithm == WEIGHTED}
 
-    @property
-    def described(self) -> str:
+    def shown(self, made: Plan, model: Any) -> Sequence[Any]:  # noqa: ARG002
+        """Return nothing: a matrix shows nothing of what a model computes."""
+        return ()
+
+    def described(self, known: Mapping[str, Any]) -> str:  # noqa: ARG002
         """What the report says that layers were weighted by."""
         own = self.matrix
         size = f", {own.chunks} x {own.chunk_size} tokens" if own.chunks and own.chunk_size else ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewbit.calibration import Calibration
 from fewbit.cli.console import Terminal
 from fewbit.cli.run import Run, is_onnx
-from fewbit.cli.samples import calibrating, measuring, require_used
+from fewbit.cli.samples import calibrating, made_of, measuring, require_used
 from fewbit.cli.words import (
     AsJson,
     BatchSize,
@@ -25,6 +25,7 @@ from fewbit.cli.words import (
     Quiet,
     SequenceLength,
     Sequences,
+    Shape,
     ShardSize,
     Text,
 )
@@ -60,8 +61,10 @@ def quantize(  # a command's options are its arguments
     quiet: Quiet = False,
     as_json: AsJson = False,
     calibration: CalibrationData = "self",
+    shape: Shape = None,
     samples: Annotated[
-        int | None, typer.Option(help="What to calibrate with: 32 sequences, or 512 samples of files.", min=1)
+        int | None,
+        typer.Option(help="What to calibrate with: 32 sequences, 512 samples of files, 64 made images.", min=1),
     ] = None,
     data: Data = None,
     batch_size: BatchSize = None,
@@ -105,8 +108,9 @@ def quantize(  # a command's options are its arguments
     target = target_name(output or usual, to, runtime)
     if imatrix is not None and calibration != "self":
         raise RecipeError("--imatrix and --calibration exclude each other: an importance matrix is gathered already")
+    data_made = made_of(calibration, shape, preprocess)
     if dry_run:
-        show_plan(terminal, model, chosen, to=target, dtype=dtype, importance=imatrix)
+        show_plan(terminal, model, chosen, to=target, dtype=dtype, importance=imatrix, calibration=data_made)
         return
     if output is None:
         raise RecipeError("nowhere to write: give -o OUT, or --dry-run to see the plan only")
@@ -114,7 +118,7 @@ def quantize(  # a command's options are its arguments
         model=model, recipe=chosen, output=output, to=target, dtype=dtype, text=text, sequences=sequences,
         length=length, overwrite=overwrite, device=device, seed=seed, command=context.obj,
         calibration=calibrating(
-            Calibration(data=calibration, samples=samples, length=calibration_length, sequential=sequential),
+            Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential),
             batch_size, preprocess,
         ),
         evaluation=measuring(data, text, batch_size, preprocess), shard_size=shard_size, importance=imatrix,
@@ -163,14 +167,22 @@ def choose_recipe(recipe: str | None, schemes: Schemes, keep: list[str]) -> Reci
     )
 
 
-def show_plan(
-    terminal: Terminal, model: str, recipe: Recipe, *, to: str, dtype: str, importance: Path | None = None
+def show_plan(  # all that is said of a plan
+    terminal: Terminal,
+    model: str,
+    recipe: Recipe,
+    *,
+    to: str,
+    dtype: str,
+    importance: Path | None = None,
+    calibration: Any = None,
 ) -> None:
     """Print the plan; raise its problems, so that the exit code tells."""
     with terminal.phase("plan"):
         import fewbit as fb
 
-        made = fb.plan(model, recipe, to=to, dtype=dtype, importance=importance)
+        given = calibration if importance is None else None
+        made = fb.plan(model, recipe, to=to, dtype=dtype, importance=importance, calibration=given)
     data = {
         "model": made.model,
         "recipe": made.recipe.name,

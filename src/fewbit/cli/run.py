@@ -61,9 +61,11 @@ class Run:
         made = self._planned(terminal)
         with terminal.phase("plan"):
             import fewbit as fb
+            from fewbit.no_data import NoData
             from fewbit.overflow import needs_check
             from fewbit.solving import needs_data
-        calibrates = needs_data(made)
+        nothing = self.importance is None and NoData.of(self.calibration) is not None
+        calibrates = nothing or needs_data(made)
         own_data = self.calibration.data != "self"
         result = fb.quantize(
             self.model,
@@ -93,7 +95,10 @@ class Run:
         with terminal.phase("plan"):
             import fewbit as fb
 
-            made = fb.plan(self.model, self.recipe, to=self.to, dtype=self.dtype, importance=self.importance)
+            made = fb.plan(
+                self.model, self.recipe, to=self.to, dtype=self.dtype, importance=self.importance,
+                calibration=self.calibration if self.importance is None else None,
+            )  # fmt: skip
         made.require_sound()
         require_room(self.output, made.bytes_after)
         terminal.say(plan_table(made))

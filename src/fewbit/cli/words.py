@@ -31,8 +31,12 @@ CalibrationData = Annotated[
     str,
     typer.Option(
         help="Data for gptq and static ranges: self (the model writes its own text), a UTF-8 text file, or samples: an "
-        ".npz or .npy file, a folder of .npy files or images."
+        ".npz or .npy file, a folder of .npy files or images; synthetic (it makes images for itself); none."
     ),
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(help="Channels,height,width of images, for --calibration synthetic or none.", show_default=False),
 ]
 BatchSize = Annotated[
     int | None,

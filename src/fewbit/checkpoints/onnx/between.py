@@ -56,7 +56,7 @@ def between(model: OnnxModel, runtime: Runtime, batches: Sequence[Any]) -> Betwe
     if not batches:
         raise CalibrationError(
             f"{runtime.name} needs ranges of {len(placement.values)} values between layers, and there is no "
-            "calibration data; give calibration=[batch, ...] to fewbit.quantize"
+            "calibration data; give calibration=[batch, ...] to fewbit.quantize, or 'synthetic' with a torch module"
         )
     values = _activations(placement, _seen(model, placement, batches))
     return Between(model, values, dict(_readers(model, values)), dict(_products(model, values)))
