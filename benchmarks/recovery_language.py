@@ -33,8 +33,8 @@ def language_part(given: argparse.Namespace) -> None:
 
     rows = {
         "GPTQ": solved,
-        "GPTQ, guided by gradients": lambda: solved(guided=True),
         f"finetuned from there, {given.steps} steps of {given.sequences} x {LENGTH} tokens": trained,
+        "GPTQ, guided by gradients": lambda: solved(guided=True),
     }
     columns = [f"{what}, {name}" for name in batches for what in ("KL", "top-1")]
     print(f"\nsmollm2, int3 g64; {SAMPLES} x {LENGTH} tokens that it writes itself\n")
