@@ -29,14 +29,14 @@ BATCH = 128
 #: The step of training from which norms keep their averages: the weights are rounded as folded with these.
 FREEZE_NORMS = 0
 #: Of learned ranges, as a share of what they are.
-RANGE_RATE = 1e-2
+RANGE_RATE = 2e-2
 
 
 class Cnn(nn.Sequential):
     """Convolutions with BatchNorm, two of them depthwise."""
 
     first, last = "0", "17"
-    rate, tuned_rate = 1e-2, 2e-3
+    rate, tuned_rate = 1e-2, 5e-3
     transforms = ("batchnorm",)
 
     def __init__(self) -> None:
@@ -116,10 +116,18 @@ class Method:
         return fb.Recipe(rules, transforms=(*folding, *self.transforms), corrections=self.corrections)
 
 
+_FOLDED = {"name": "bias", "means": "batchnorm"}
 AFTER = [
     Method("nearest"),
-    Method("GPTQ", "gptq"),
     Method("bias correction", corrections=("bias",)),
+    Method("bias correction by BatchNorms", corrections=(_FOLDED,), only="CNN"),
+    Method("equalization, absorption", transforms=("equalization", "high-bias-absorption"), only="CNN"),
+    Method("norms re-estimated", corrections=("batchnorm",), norms=True, only="CNN"),
+    Method("outlier splitting", transforms=("outlier-splitting",)),
+    Method("GPTQ", "gptq"),
+    Method("AdaRound", "adaround"),
+    Method("AdaRound, bias correction", "adaround", corrections=("bias",)),
+    Method("BRECQ", "brecq"),
 ]
 TRAINED = [
     Method(f"trained, {name}{', distilled' if distilled else ''}", gradient=name, distilled=distilled)
