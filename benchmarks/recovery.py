@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--fashion", type=Path, default=folder, help="folder of the images")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--methods", default="", help="only methods whose name holds this")
+    parser.add_argument("--methods", default="", help="only methods whose name holds this regular expression")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fresh", action="store_true", help="measure again what is in the cache")
     parser.add_argument("--text", action="append", default=[], help="language: further texts to measure on")

@@ -6,6 +6,7 @@ import argparse
 import copy
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -241,7 +242,7 @@ def fashion_part(given: argparse.Namespace) -> None:
         print(f"\n{name}, float accuracy {mean(before):.2f} %, {given.seeds} seeds; change in points\n")
         print(f"| method | {' | '.join(given.settings)} | CPU s |\n| --- |{' ---: |' * (len(given.settings) + 1)}")
         for method in [own for own in (*AFTER, *TRAINED) if own.only in (None, name)]:
-            if given.methods and given.methods not in method.name:
+            if not re.search(given.methods, method.name):
                 continue
             rows = {
                 setting: [bench.measured(name, seed, setting, method) for seed in range(given.seeds)]
