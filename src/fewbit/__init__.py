@@ -73,3 +73,12 @@ __all__ = [
     "prepare_qat",
     "quantize",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `fewbit.jax` when it is asked for: it needs JAX."""
+    if name != "jax":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module("fewbit.jax")

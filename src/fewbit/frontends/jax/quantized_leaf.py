@@ -1,0 +1,62 @@
+"""A leaf of the tree of parameters quantized: its matrices one after the other, or their shapes alone.
+
+Numbers are quantized by NumPy, whose bits are those of every framework; a tracer by JAX itself; of an abstract leaf the
+shapes and types that it would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fewbit.activation import Activation
+from fewbit.errors import NonFiniteError
+from fewbit.frontends.jax.packed_weight import Description, PackedWeight, abstract
+from fewbit.frontends.jax.view import to_matrices
+from fewbit.numerics.namespace import Array
+from fewbit.qtensor import QTensor, quantize
+from fewbit.schemes.granularity import PerTensor
+
+#: What a matrix (out, in) and its place in the stack become: codes, and how the input is rounded.
+Solve = Callable[[Array, int], tuple[QTensor, Activation | None]]
+
+
+def quantized_leaf(leaf: Any, about: Description, solve: Solve) -> PackedWeight:
+    """Return a parameter quantized.
+
+    Raises:
+        NonFiniteError: it holds NaN or infinity.
+
+    """
+    if isinstance(leaf, jax.core.Tracer):
+        return _packed(to_matrices(leaf.astype("float32"), about.layout), about, solve)
+    values = np.asarray(leaf).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise NonFiniteError(f"{about.name} holds NaN or infinity; repair it, or keep it")
+    return _packed(np.ascontiguousarray(to_matrices(values, about.layout)), about, solve).map(jnp.asarray)
+
+
+def _packed(matrices: Array, about: Description, solve: Solve) -> PackedWeight:
+    flat = matrices.reshape((-1, *matrices.shape[-2:]))
+    found = [solve(flat[place], place) for place in range(flat.shape[0])]
+    return PackedWeight.of([qtensor for qtensor, _ in found], about, [given for _, given in found])
+
+
+def abstract_leaf(about: Description, width: int) -> PackedWeight:
+    """Return the shapes and types of a quantized parameter whose input has rows of `width` channels."""
+    stack = about.layout.shape[:-2]
+    alone = replace(about, layout=replace(about.layout, stack=()))
+    matrix = abstract(about.layout.matrix, "float32")
+    one = jax.eval_shape(lambda own: PackedWeight.of([quantize(own, about.scheme)], alone), matrix)
+    arrays = {key: abstract((*stack, *own.shape), own.dtype) for key, own in one.arrays.items()}
+    given = about.input
+    if given is not None and given.static:
+        shape = () if given.granularity == PerTensor() or given.fixes_unit else (width,)
+        names = ("scale",) if given.symmetric else ("scale", "zero_point")
+        arrays |= {f"input_{name}": abstract((*stack, *shape), "float32") for name in names}
+    return PackedWeight(arrays, about)

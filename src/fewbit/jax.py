@@ -1,0 +1,227 @@
+"""fewbit for JAX: `quantize` rewrites any function of parameters and inputs; nothing is patched.
+
+y = f(p, x) becomes y' = g(q, x): the same operations, those that multiply by a parameter which a rule names replaced.
+Reachable as `fewbit.jax` after `import fewbit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fewbit.activation import Activation
+from fewbit.algorithms.block import BlockAlgorithm
+from fewbit.errors import CalibrationError, FewbitError, NotYetError
+from fewbit.frontends.jax.observation import Observation, Seen
+from fewbit.frontends.jax.operation import Operation
+from fewbit.frontends.jax.packed_weight import Description, PackedWeight, is_packed
+from fewbit.frontends.jax.parameters import Function
+from fewbit.frontends.jax.quantized_function import QuantizedFunction
+from fewbit.frontends.jax.quantized_leaf import abstract_leaf, quantized_leaf
+from fewbit.frontends.jax.rewriting import runs_as
+from fewbit.frontends.jax.weight import Weight
+from fewbit.plan_row import PlanRow
+from fewbit.planning import Plan, resolve
+from fewbit.presets import parse_recipe
+from fewbit.qtensor import QTensor
+from fewbit.recipe import Recipe
+from fewbit.rule import Rule
+from fewbit.solving import statistics_of
+from fewbit.statistics import GUIDED, PAIRED
+
+__all__ = ["Operation", "PackedWeight", "QuantizedFunction", "dequantize", "quantize"]
+
+
+def quantize(
+    function: Callable[..., Any],
+    parameters: Any,
+    rules: str | Path | Recipe | Sequence[Rule],
+    *example_inputs: Any,
+    calibration: Iterable[Any] | None = None,
+) -> tuple[QuantizedFunction, Any]:
+    """Return `function(parameters, *inputs)` with products by quantized parameters, and these parameters.
+
+    The function is traced for `example_inputs`, arrays or their shapes (`jax.ShapeDtypeStruct`), and looked at: a
+    parameter is a layer if a dot_general, convolution, ragged_dot or gather of rows reads it, behind no more than
+    moves, casts between floats, slices of a stack and products with one number. Rules match its path in the tree
+    (`layers.0.kernel`), or the scopes of these operations (`mlp.up`). As a matrix (out, in) its contracted axes are
+    the columns, of a convolution (O, I x positions). `calibration` holds batches, each the inputs of a call as a tuple,
+    or the one input; they go through the float function. Parameters that are `jax.ShapeDtypeStruct` become the shapes
+    of quantized ones.
+
+    Raises:
+        PlanError: a rule quantizes what the function changes before it multiplies, or a scheme does not fit.
+        RecipeError: no such preset, or a rule that matches nothing.
+        CalibrationError: an algorithm or a static range needs data, and there is none.
+        NotYetError: a recipe asks for what JAX functions do not have yet.
+        NonFiniteError: a parameter or an input holds NaN or infinity.
+
+    """
+    recipe = parse_recipe(rules if isinstance(rules, str | Path | Recipe) else Recipe(list(rules)))
+    _require_known(recipe)
+    found = Function.traced(function, parameters, example_inputs)
+    recipe = found.with_scopes(recipe)
+    found.require_reached(recipe)
+    plan = _planned(function, found, recipe)
+    plan.require_sound()
+    rows = {row.layer.name: row for row in plan.rows if row.scheme}
+    about = {own.place: own.described(rows[own.name]) for own in found.parameters if own.name in rows}
+    wanted = {name: names for name, row in rows.items() if (names := statistics_of(row))}
+    leaves, tree = jax.tree.flatten(parameters)
+    abstract = any(isinstance(leaves[place], jax.ShapeDtypeStruct) for place in about)
+    seen = Observation(wanted)
+    if wanted and not abstract:
+        _calibrate(seen, function, parameters, calibration, about)
+    remarks: dict[str, list[str]] = {}
+    for place, own in about.items():
+        if isinstance(leaves[place], jax.ShapeDtypeStruct):
+            leaves[place] = abstract_leaf(own, found.width(place))
+        else:
+            leaves[place] = quantized_leaf(leaves[place], own, _solver(rows[own.name], seen, remarks))
+    table = _table(found, plan, {own.name: own for own in about.values()}, remarks)
+    return QuantizedFunction(function, table, _notes(recipe, plan)), jax.tree.unflatten(tree, leaves)
+
+
+def _planned(function: Any, found: Function, recipe: Recipe) -> Plan:
+    """Return the plan of a recipe for the parameters of a function."""
+    types = {own.dtype for own in found.parameters}
+    storage: Any = types.pop() if len(types) == 1 else "float32"
+    return resolve(
+        getattr(function, "__name__", "function"),
+        found.layers,
+        (),
+        recipe,
+        storage_type=storage if storage in ("float16", "bfloat16") else "float32",
+        differentiable=False,
+    )
+
+
+def _calibrate(
+    seen: Observation,
+    function: Any,
+    parameters: Any,
+    calibration: Iterable[Any] | None,
+    about: dict[int, Description],
+) -> None:
+    """Run the batches.
+
+    Raises:
+        CalibrationError: there are none.
+
+    """
+    batches = 0
+    for batch in calibration or ():
+        seen.run(function, parameters, batch if isinstance(batch, tuple) else (batch,), about)
+        batches += 1
+    if not batches:
+        raise CalibrationError(
+            "an algorithm or a static range of the rules needs data; give calibration=[batch, ...], each the inputs "
+            "of a call as a tuple"
+        )
+
+
+def _solver(row: PlanRow, seen: Observation, remarks: dict[str, list[str]]) -> Any:
+    """Return what quantizes the matrices of a parameter one by one, and notes what fell back."""
+    statistics: Seen = seen.seen
+
+    def solve(matrix: Any, place: int) -> tuple[QTensor, Activation | None]:
+        own = statistics.get((row.layer.name, place), {})
+        assert row.algorithm is not None
+        assert row.scheme is not None
+        where = row.layer.name if not place else f"{row.layer.name}[{place}]"
+        try:
+            solution = row.algorithm(matrix, own, row.scheme)
+            given = _input(row, own)
+        except FewbitError as error:
+            raise type(error)(f"{where}: {error}") from error
+        noted = remarks.setdefault(row.layer.name, [])
+        noted += [remark for remark in solution.remarks if remark not in noted]
+        return solution.qtensor, given
+
+    return solve
+
+
+def _input(row: PlanRow, statistics: dict[str, Any]) -> Activation | None:
+    """Return how the input of a matrix is rounded; a static range comes from its statistic."""
+    if row.input is None or not row.input.static:
+        return Activation(scheme=row.input) if row.input else None
+    name = row.input.ranging.statistic
+    if name is not None and name not in statistics:
+        raise CalibrationError("no calibration input reached it, so it has no range; give other batches, or keep it")
+    given = Activation.calibrated(row.input, statistics.get(name) if name else None)
+    scale, zero = (None if own is None else np.asarray(own) for own in (given.scale, given.zero_point))
+    return replace(given, scale=scale, zero_point=zero)
+
+
+def _require_known(recipe: Recipe) -> None:
+    """Raise `NotYetError` for what a recipe has and JAX functions do not have yet."""
+    missing = [f"transform {own.name}" for own in recipe.transforms if own.name != "batchnorm" or not recipe.adapts]
+    missing += [f"correction {own.name}" for own in recipe.corrections]
+    missing += [f"GGUF mixture {recipe.mixture}"] if recipe.mixture else []
+    for rule in recipe.rules:
+        missing += ["kind 'attention'"] if rule.kind == "attention" and not rule.keep else []
+        missing += [f"output {rule.output}"] if rule.output else []
+        missing += [f"bias {rule.bias}"] if rule.bias != "float" else []
+        if rule.keep or rule.weight is None:
+            continue
+        asked = set(rule.algorithm.statistics)
+        blocks = isinstance(rule.algorithm, BlockAlgorithm)
+        guided = asked & set(GUIDED) and not recipe.adapts
+        if blocks or guided or asked & set(PAIRED):
+            missing.append(f"{rule.algorithm}")
+    if missing:
+        raise NotYetError(f"JAX functions do not have {missing[0]} in this version; leave it out")
+
+
+def _notes(recipe: Recipe, plan: Plan) -> tuple[str, ...]:
+    """Return what was changed to make a recipe fit."""
+    folded = [f"transform {own.name} is left out: norms stay operations of their own" for own in recipe.transforms]
+    return (*folded, *plan.adaptations)
+
+
+def _table(
+    found: Function, plan: Plan, about: dict[str, Description], remarks: dict[str, list[str]]
+) -> tuple[Operation, ...]:
+    """Return a row for each operation that multiplies."""
+    rows = {row.layer.name: row for row in plan.rows}
+    parameters = {own.place: own for own in found.parameters}
+    table = []
+    for use in found.discovery.uses:
+        if use.parameter is None or use.product is None:
+            note = "no parameter that a rule could name is multiplied here"
+            table.append(Operation(weight="", primitive=use.primitive, scope=use.scope, kind="product", notes=(note,)))
+            continue
+        own = parameters[use.parameter]
+        row, described = rows[own.name], about.get(own.name)
+        further = ["also returned, as floats"] if own.returned and described else []
+        table.append(
+            Operation(
+                weight=own.name,
+                primitive=use.primitive,
+                scope=use.scope,
+                kind=use.product.kind,
+                shape=use.product.layout.matrix,
+                stack=use.product.layout.shape[:-2],
+                becomes=row.becomes,
+                runs=runs_as(use.primitive, use.product, described) if described else "as it was",
+                notes=(*row.notes, *remarks.get(own.name, ()), *further),
+            )
+        )
+    read = {own.name for own in found.parameters}
+    changed = {name: f"changed by {why}" for name, (_, why) in found.changed.items() if name not in read}
+    table += [Operation(weight=name, primitive="", scope="", kind="", notes=(why,)) for name, why in changed.items()]
+    return tuple(table)
+
+
+def dequantize(parameters: Any) -> Any:
+    """Return quantized parameters as the float parameters that they stand for, of the shapes and types they had."""
+
+    def restored(own: Any) -> Any:
+        return jax.jit(lambda packed: Weight.of(packed).values())(own) if is_packed(own) else own
+
+    return jax.tree.map(restored, parameters, is_leaf=is_packed)
