@@ -14,9 +14,11 @@ import jax
 import numpy as np
 
 from fewbit.activation import Activation
+from fewbit.formats.integer import Int
+from fewbit.formats.learned import Learned
 from fewbit.frontends.jax.view import Layout
 from fewbit.numerics.namespace import Array, array_namespace
-from fewbit.numerics.packing import pack, unpack
+from fewbit.numerics.packing import pack, packed_length, unpack
 from fewbit.qtensor import QTensor, scale_shape
 from fewbit.schemes.scheme import Scheme
 
@@ -110,7 +112,7 @@ class PackedWeight:
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Array]], Any]:
         """Return the arrays by name, and the rest."""
-        keys = tuple(self.arrays)
+        keys = tuple(sorted(self.arrays))
         return [(jax.tree_util.DictKey(key), self.arrays[key]) for key in keys], (keys, self.about)
 
     @classmethod
@@ -155,6 +157,27 @@ def _stored(qtensor: QTensor, prefix: str = "") -> dict[str, Array]:
             found |= _stored(part, f"{prefix}{name}.")
         elif part is not None and qtensor.scheme.scaled:
             found[f"{prefix}{name}"] = part
+    return found
+
+
+def stored_shapes(scheme: Scheme, shape: tuple[int, ...], prefix: str = "") -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shapes and types, by name, of the arrays of a matrix of `shape` under `scheme`."""
+    form, inner = scheme.format, scale_shape(shape, scheme)
+    signed = "" if isinstance(form, Int) and form.signed and form.bits >= 8 else "u"
+    codes = f"{signed}int{8 if form.bits <= 8 else 16}"
+    numbers = "bfloat16" if scheme.scale_type == "bfloat16" and not prefix else "float32"
+
+    def packed(own: tuple[int, ...]) -> tuple[int, ...]:
+        return (*own[:-1], packed_length(own[-1], form.bits)) if form.bits < 8 else own
+
+    found = {f"{prefix}codes": (packed(shape), codes)}
+    if not scheme.symmetric and not scheme.minimum:
+        found[f"{prefix}zero_point"] = (inner, numbers) if scheme.float_zero else (packed(inner), codes)
+    if isinstance(form, Learned):
+        found[f"{prefix}codebook"] = ((shape[0], form.count), numbers)
+    for name in ("scale", *(["minimum"] if scheme.minimum else [])) if scheme.scaled else ():
+        own = scheme.scale_scheme
+        found |= stored_shapes(own, inner, f"{prefix}{name}.") if own else {f"{prefix}{name}": (inner, numbers)}
     return found
 
 

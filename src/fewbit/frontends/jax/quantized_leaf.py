@@ -7,7 +7,6 @@ shapes and types that it would have.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewbit.activation import Activation
-from fewbit.errors import NonFiniteError
-from fewbit.frontends.jax.packed_weight import Description, PackedWeight, abstract
+from fewbit.errors import NonFiniteError, SchemeError
+from fewbit.frontends.jax.packed_weight import Description, PackedWeight, abstract, stored_shapes
 from fewbit.frontends.jax.view import to_matrices
 from fewbit.numerics.namespace import Array
-from fewbit.qtensor import QTensor, quantize
+from fewbit.qtensor import QTensor
 from fewbit.schemes.granularity import PerTensor
 
 #: What a matrix (out, in) and its place in the stack become: codes, and how the input is rounded.
@@ -34,6 +33,11 @@ def quantized_leaf(leaf: Any, about: Description, solve: Solve) -> PackedWeight:
 
     """
     if isinstance(leaf, jax.core.Tracer):
+        if about.scheme.learned or about.scheme.span is not None:
+            raise SchemeError(
+                f"{about.name}: {about.scheme} is searched on the host, not under jit; quantize outside of it, or give "
+                "shapes (jax.ShapeDtypeStruct) where these will do"
+            )
         return _packed(to_matrices(leaf.astype("float32"), about.layout), about, solve)
     values = np.asarray(leaf).astype(np.float32)
     if not np.isfinite(values).all():
@@ -49,14 +53,11 @@ def _packed(matrices: Array, about: Description, solve: Solve) -> PackedWeight:
 
 def abstract_leaf(about: Description, width: int) -> PackedWeight:
     """Return the shapes and types of a quantized parameter whose input has rows of `width` channels."""
-    stack = about.layout.shape[:-2]
-    alone = replace(about, layout=replace(about.layout, stack=()))
-    matrix = abstract(about.layout.matrix, "float32")
-    one = jax.eval_shape(lambda own: PackedWeight.of([quantize(own, about.scheme)], alone), matrix)
-    arrays = {key: abstract((*stack, *own.shape), own.dtype) for key, own in one.arrays.items()}
+    found = stored_shapes(about.scheme, about.layout.matrix)
     given = about.input
     if given is not None and given.static:
         shape = () if given.granularity == PerTensor() or given.fixes_unit else (width,)
         names = ("scale",) if given.symmetric else ("scale", "zero_point")
-        arrays |= {f"input_{name}": abstract((*stack, *shape), "float32") for name in names}
-    return PackedWeight(arrays, about)
+        found |= {f"input_{name}": (shape, "float32") for name in names}
+    stack = about.layout.shape[:-2]
+    return PackedWeight({key: abstract((*stack, *shape), dtype) for key, (shape, dtype) in found.items()}, about)
