@@ -16,13 +16,16 @@ import numpy as np
 
 from fewbit.activation import Activation
 from fewbit.algorithms.block import BlockAlgorithm
+from fewbit.checkpoints.array_file import read_arrays, write_arrays
 from fewbit.errors import CalibrationError, FewbitError, NotYetError
+from fewbit.frontends.jax.named_arrays import from_arrays, to_arrays
 from fewbit.frontends.jax.observation import Observation, Seen
 from fewbit.frontends.jax.operation import Operation
 from fewbit.frontends.jax.packed_weight import Description, PackedWeight, is_packed
 from fewbit.frontends.jax.parameters import Function
 from fewbit.frontends.jax.quantized_function import QuantizedFunction
 from fewbit.frontends.jax.quantized_leaf import abstract_leaf, quantized_leaf
+from fewbit.frontends.jax.qwix_rules import rules_from_qwix
 from fewbit.frontends.jax.rewriting import runs_as
 from fewbit.frontends.jax.weight import Weight
 from fewbit.plan_row import PlanRow
@@ -34,7 +37,16 @@ from fewbit.rule import Rule
 from fewbit.solving import statistics_of
 from fewbit.statistics import GUIDED, PAIRED
 
-__all__ = ["Operation", "PackedWeight", "QuantizedFunction", "dequantize", "quantize"]
+__all__ = [
+    "Operation",
+    "PackedWeight",
+    "QuantizedFunction",
+    "dequantize",
+    "load",
+    "quantize",
+    "rules_from_qwix",
+    "save",
+]
 
 
 def quantize(
@@ -85,6 +97,28 @@ def quantize(
             leaves[place] = quantized_leaf(leaves[place], own, _solver(rows[own.name], seen, remarks))
     table = _table(found, plan, {own.name: own for own in about.values()}, remarks)
     return QuantizedFunction(function, table, _notes(recipe, plan)), jax.tree.unflatten(tree, leaves)
+
+
+def save(parameters: Any, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a tree of parameters, quantized ones among them, as a safetensors file, and return its path.
+
+    Names are paths in the tree: `a.kernel.codes`, `a.kernel.scale`, `b.bias`.
+
+    Raises:
+        CheckpointError: a file is there already, or cannot be written.
+
+    """
+    return write_arrays(Path(path), to_arrays(parameters), overwrite=overwrite)
+
+
+def load(path: str | Path, like: Any) -> Any:
+    """Return the tree of `like`, quantized parameters or their shapes, with the numbers that `save` wrote.
+
+    Raises:
+        CheckpointError: no such file, or one that was written from other shapes or schemes.
+
+    """
+    return from_arrays(read_arrays(Path(path)), like)
 
 
 def _planned(function: Any, found: Function, recipe: Recipe) -> Plan:

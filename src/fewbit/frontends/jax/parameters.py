@@ -73,7 +73,7 @@ class Function:
     def traced(cls, function: Any, parameters: Any, inputs: Sequence[Any]) -> Function:
         """Return what `function(parameters, *inputs)` does; nothing is computed."""
         paths, _ = jax.tree_util.tree_flatten_with_path(parameters)
-        names = tuple(_named(path) for path, _ in paths)
+        names = tuple(named(path) for path, _ in paths)
         closed = jax.make_jaxpr(function)(parameters, *inputs)
         discovery = discover(closed, len(names))
         found = []
@@ -142,6 +142,7 @@ class Function:
             raise PlanError("\n".join(problems))
 
 
-def _named(path: Any) -> str:
+def named(path: Any) -> str:
+    """Return the name of a leaf by its path."""
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     return next((name.removesuffix(box) for box in _BOXES if name.endswith(box)), name)
