@@ -81,4 +81,9 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return importlib.import_module("fewbit.jax")
+    from fewbit.errors import MissingExtraError
+
+    try:
+        return importlib.import_module("fewbit.jax")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"fewbit.jax needs {error.name}; pip install 'fewbit[jax]'") from error

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from fewbit.activation import Activation
-from fewbit.algorithms.block import BlockAlgorithm
 from fewbit.checkpoints.array_file import read_arrays, write_arrays
 from fewbit.errors import CalibrationError, FewbitError, NotYetError
+from fewbit.frontends.jax.missing_here import missing_here
 from fewbit.frontends.jax.named_arrays import from_arrays, to_arrays
 from fewbit.frontends.jax.observation import Observation, Seen
 from fewbit.frontends.jax.operation import Operation
@@ -35,7 +35,6 @@ from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule
 from fewbit.solving import statistics_of
-from fewbit.statistics import GUIDED, PAIRED
 
 __all__ = [
     "Operation",
@@ -75,7 +74,8 @@ def quantize(
 
     """
     recipe = parse_recipe(rules if isinstance(rules, str | Path | Recipe) else Recipe(list(rules)))
-    _require_known(recipe)
+    if missing := missing_here(recipe):
+        raise NotYetError(f"JAX functions do not have {missing[0]} in this version; leave it out")
     found = Function.traced(function, parameters, example_inputs)
     recipe = found.with_scopes(recipe)
     found.require_reached(recipe)
@@ -190,26 +190,6 @@ def _input(row: PlanRow, statistics: dict[str, Any]) -> Activation | None:
     given = Activation.calibrated(row.input, statistics.get(name) if name else None)
     scale, zero = (None if own is None else np.asarray(own) for own in (given.scale, given.zero_point))
     return replace(given, scale=scale, zero_point=zero)
-
-
-def _require_known(recipe: Recipe) -> None:
-    """Raise `NotYetError` for what a recipe has and JAX functions do not have yet."""
-    missing = [f"transform {own.name}" for own in recipe.transforms if own.name != "batchnorm" or not recipe.adapts]
-    missing += [f"correction {own.name}" for own in recipe.corrections]
-    missing += [f"GGUF mixture {recipe.mixture}"] if recipe.mixture else []
-    for rule in recipe.rules:
-        missing += ["kind 'attention'"] if rule.kind == "attention" and not rule.keep else []
-        missing += [f"output {rule.output}"] if rule.output else []
-        missing += [f"bias {rule.bias}"] if rule.bias != "float" else []
-        if rule.keep or rule.weight is None:
-            continue
-        asked = set(rule.algorithm.statistics)
-        blocks = isinstance(rule.algorithm, BlockAlgorithm)
-        guided = asked & set(GUIDED) and not recipe.adapts
-        if blocks or guided or asked & set(PAIRED):
-            missing.append(f"{rule.algorithm}")
-    if missing:
-        raise NotYetError(f"JAX functions do not have {missing[0]} in this version; leave it out")
 
 
 def _notes(recipe: Recipe, plan: Plan) -> tuple[str, ...]:

@@ -31,6 +31,13 @@ class Made:
 
     of: frozenset[tuple[int, str]] = frozenset()
 
+    def changes(self) -> list[tuple[int, str]]:
+        """Return each parameter with all that changed it."""
+        return [
+            (own, " and ".join(sorted(why for place, why in self.of if place == own)))
+            for own in sorted({place for place, _ in self.of})
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Fed:
@@ -148,7 +155,7 @@ class _Walk:
         if self.counting:
             self.found.uses += [use] if name != "gather" or use.product else []
             for trace in traces if fed else ():
-                for parameter, why in trace.of if isinstance(trace, Made) and name != "gather" else ():
+                for parameter, why in trace.changes() if isinstance(trace, Made) and name != "gather" else ():
                     self.found.unreached.setdefault(parameter, why)
         return use.product is not None
 

@@ -9,7 +9,7 @@ from typing import Any
 def bind(equation: Any, operands: Sequence[Any]) -> list[Any]:
     """Return what the operation of `equation` gives for `operands`."""
     given = equation.primitive.get_bind_params(equation.params)
-    # Functions that an operation holds were operands of their own up to JAX 0.9.
+    # Older versions of JAX give the functions that an operation holds as operands of their own.
     functions, parameters = given if isinstance(given, tuple) else ((), given)
     with equation.ctx.manager:
         found = equation.primitive.bind(*functions, *operands, **parameters)
