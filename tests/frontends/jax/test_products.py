@@ -241,6 +241,41 @@ def test_a_weight_that_is_changed_before_it_is_multiplied_with_is_an_error(opera
     assert (becomes["w"], becomes["other"]) == ("float", "int8 channel")
 
 
+def test_a_weight_inside_of_what_is_not_looked_into_is_an_error():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @jax.jit
+    def sharded(p, x):
+        spec = jax.sharding.PartitionSpec("data")
+        own = jax.shard_map(matmul, mesh=mesh, in_specs=(jax.sharding.PartitionSpec(), spec), out_specs=spec)
+        return own(p, x)
+
+    with pytest.raises(PlanError, match=r"^w: a rule .* changed by 'shard_map', which fewbit does not look"):
+        fb.jax.quantize(sharded, W, W8A8, X)
+
+
+def test_a_weight_that_is_multiplied_along_both_axes():
+    def both_ways(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["w"].T
+
+    run, quantized = fb.jax.quantize(both_ways, W, [fb.Rule("w", weight="int4 g16")], X)
+    assert [row.shape for row in run.table] == [(16, 32), (32, 16)]
+    want = both_ways(fb.jax.dequantize(quantized), X)
+    np.testing.assert_allclose(run(quantized, X), want, rtol=1e-5, atol=1e-5)
+    with pytest.raises(PlanError, match=r"^w: operations multiply it along different axes"):
+        fb.jax.quantize(both_ways, W, W8A8, X)
+
+
+def test_a_parameter_that_is_a_stack_here_and_a_matrix_there_is_an_error():
+    stack = {"w": normal(2, 32, 32)}
+
+    def two_ways(p, x):
+        return x @ p["w"][0] + (jnp.ones((6, 64)) * x.sum()) @ p["w"].reshape(64, 32)
+
+    with pytest.raises(PlanError, match=r"^w: it is a stack"):
+        fb.jax.quantize(two_ways, stack, W8A8, X)
+
+
 def test_biases_and_norms_are_no_layers():
     parameters = {**W, "bias": normal(16), "norm": normal(32)}
 

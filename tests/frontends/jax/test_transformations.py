@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fewbit as fb
+from fewbit.qtensor import quantize
 
 INT4 = [fb.Rule(".*", weight="int4 g8")]
 
@@ -122,10 +123,6 @@ FUNCTIONS = [
 STACKED = {"w": normal(3, 16, 16)}
 
 
-def first(found):
-    return jax.tree.leaves(found)[0]
-
-
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda own: own.__name__)
 def test_it_equals_the_float_function_on_the_values_of_the_codes(function):
     run, quantized = fb.jax.quantize(function, STACKED, INT4, X)
@@ -154,6 +151,14 @@ def test_inputs_have_the_gradients_of_the_float_function(function):
         want = jax.grad(lambda x: function(floats, x).sum())(X)
         got = jax.grad(lambda x: run(quantized, x).sum())(X)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_each_matrix_of_a_stack_is_quantized_by_itself():
+    _, quantized = fb.jax.quantize(scanned_layers, STACKED, INT4, X)
+    for own, matrix in zip(quantized["w"].qtensors(), np.asarray(STACKED["w"]), strict=True):
+        alone = quantize(matrix.T, own.scheme)
+        np.testing.assert_array_equal(own.codes, alone.codes)
+        np.testing.assert_array_equal(own.scale, alone.scale)
 
 
 def test_a_derivative_of_its_own_is_kept():

@@ -9,16 +9,18 @@ import jax.numpy as jnp
 
 from fewbit.frontends.jax.equation import bind
 from fewbit.frontends.jax.packed_weight import PackedWeight, rebuilt
+from fewbit.frontends.jax.product import Product
 from fewbit.frontends.jax.weight import Weight
 from fewbit.numerics.namespace import Array
 
 
-def gathered(equation: Any, weight: Weight, operands: list[Any]) -> Array:
+def gathered(equation: Any, product: Product, operands: list[Any], weight: Weight) -> Array:
     """Return what `equation`, a gather of whole rows, picks from an embedding."""
     packed = weight.held
     numbers = equation.params["dimension_numbers"]
     last = (len(equation.outvars[0].aval.shape) - 1,)
     plain = tuple(numbers.collapsed_slice_dims) == (0,) and tuple(numbers.offset_dims) == last
+    plain &= product.layout == weight.about.layout
     if not isinstance(packed, PackedWeight) or not plain or packed.stack or not _by_row(packed):
         return bind(equation, [weight.values(), *operands[1:]])[0]
     rows, width = packed.about.layout.matrix

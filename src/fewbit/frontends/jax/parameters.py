@@ -124,7 +124,7 @@ class Function:
         return [*known, *(layer for layer, _ in self.changed.values() if layer.name not in names)]
 
     def require_reached(self, recipe: Recipe) -> None:
-        """Raise `PlanError` where a rule quantizes a weight that is changed before anything multiplies by it."""
+        """Raise `PlanError` where a rule quantizes a weight that is changed first, or used in unlike ways."""
         problems = []
         for layer, why in self.changed.values():
             winner = recipe.winner(layer)
@@ -138,6 +138,12 @@ class Function:
             winner = recipe.winner(own.layer)
             if len(stacks) > 1 and winner is not None and not recipe.rules[winner].keep:
                 problems.append(f"{own.name}: it is a stack of matrices in one place and another in the next; keep it")
+            layouts = {product.layout for product in own.products if product.kind != "embedding"}
+            if len(layouts) > 1 and winner is not None and recipe.rules[winner].input is not None:
+                problems.append(
+                    f"{own.name}: operations multiply it along different axes, and a rule rounds the input of one; "
+                    "leave out `input`, or keep it"
+                )
         if problems:
             raise PlanError("\n".join(problems))
 

@@ -20,7 +20,7 @@ from fewbit.numerics.namespace import Array
 def multiply(equation: Any, product: Product, operands: list[Any], weight: Weight) -> Array:
     """Return what a product gives with the weight quantized, its input rounded where that is asked for."""
     if product.kind == "embedding":
-        return gathered(equation, weight, operands)
+        return gathered(equation, product, operands, weight)
     packed, given = weight.held, operands[1 - product.position]
     assert isinstance(packed, PackedWeight)
     if weight.about.input is not None:

@@ -32,11 +32,6 @@ class FloatWeight:
         """Return the matrices."""
         return self.values
 
-    @property
-    def stack(self) -> tuple[int, ...]:
-        """The axes that are left of the stack."""
-        return tuple(self.places.shape)
-
     def tree_flatten(self) -> tuple[Any, Any]:
         """Return arrays, and the rest."""
         return (self.values, self.places), self.about
