@@ -216,6 +216,28 @@ def test_rows_of_an_embedding_are_picked_before_they_are_dequantized():
     assert max(sizes) < 1000
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_that_vmap_picks_and_tables_that_lie_on_their_side(transposed):
+    parameters, ids = {"table": normal(24, 64) if not transposed else normal(64, 24)}, jnp.asarray([0, 5, 23])
+
+    def pick(p, ids):
+        if transposed:
+            return jnp.take(p["table"], ids, axis=1)
+        return jax.vmap(lambda own: p["table"][own])(ids)
+
+    run, quantized = fb.jax.quantize(pick, parameters, [fb.Rule(kind="embedding", weight="int4 g16")], ids)
+    assert [(row.kind, row.shape) for row in run.table] == [("embedding", (24, 64))]
+    np.testing.assert_array_equal(run(quantized, ids), pick(fb.jax.dequantize(quantized), ids))
+
+
+def test_a_matrix_that_inputs_choose_is_an_error():
+    def experts(p, x):
+        return jnp.einsum("bd,bdo->bo", x, p["w"][jnp.argmax(x, -1) % 3])
+
+    with pytest.raises(PlanError, match=r"^w: a rule quantizes it, and it is changed by 'gather' before"):
+        fb.jax.quantize(experts, {"w": normal(3, 32, 8)}, W8A8, X)
+
+
 UNREACHED = {
     "mul": lambda p, x: x @ (p["w"] * (X[:1].T > 0)),
     "concatenate": lambda p, x: x @ jnp.concatenate([p["w"], p["w"]], axis=1),

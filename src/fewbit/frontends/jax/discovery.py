@@ -122,7 +122,9 @@ class _Walk:
                 return [Fed()] * len(equation.outvars)
         elif holds_function(equation):
             self._lose(traces, f"{_where(name, scope)}, which fewbit does not look into")
-        return [self._mixed(traces, _where(name, scope))] * len(equation.outvars)
+        # Which of several matrices is taken may hang on inputs: what is taken is still a weight.
+        chosen = name in ("gather", "dynamic_slice") and _is_stack(traces[0])
+        return [self._mixed(traces[:1] if chosen else traces, _where(name, scope))] * len(equation.outvars)
 
     def _moved(self, equation: Any, traces: list[Trace]) -> Held | None:
         """Return the view that an equation makes of the one that it gets, or `None`."""
@@ -230,6 +232,10 @@ class _Walk:
 
 
 _LOOPS: dict[str, Any] = {"scan": _Walk.scan, "while": _Walk.loop, "cond": _Walk.branch}
+
+
+def _is_stack(trace: Trace) -> bool:
+    return isinstance(trace, Held) and sum(size > 1 for size in trace.view.shape) > 2
 
 
 def _where(primitive: str, scope: str) -> str:

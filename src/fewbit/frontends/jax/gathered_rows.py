@@ -17,9 +17,9 @@ from fewbit.numerics.namespace import Array
 def gathered(equation: Any, product: Product, operands: list[Any], weight: Weight) -> Array:
     """Return what `equation`, a gather of whole rows, picks from an embedding."""
     packed = weight.held
-    numbers = equation.params["dimension_numbers"]
-    last = (len(equation.outvars[0].aval.shape) - 1,)
-    plain = tuple(numbers.collapsed_slice_dims) == (0,) and tuple(numbers.offset_dims) == last
+    numbers, axes = equation.params["dimension_numbers"], equation.outvars[0].aval.ndim
+    last = tuple(range(axes - len(numbers.offset_dims), axes))
+    plain = product.contracted == (1,) and tuple(numbers.offset_dims) == last
     plain &= product.layout == weight.about.layout
     if not isinstance(packed, PackedWeight) or not plain or packed.stack or not _by_row(packed):
         return bind(equation, [weight.values(), *operands[1:]])[0]

@@ -33,7 +33,7 @@ class Product:
 def product_of(equation: Any, position: int, view: View) -> Product | None:
     """Return what an equation multiplies with its operand at `position` as the weight; `None`: it does not."""
     read = PRODUCTS.get(equation.primitive.name)
-    return read(equation.params, position, view) if read else None
+    return read(equation, position, view) if read else None
 
 
 def _laid_out(view: View, stacked: tuple[int, ...], out: tuple[int, ...], columns: tuple[int, ...]) -> Layout:
@@ -48,7 +48,8 @@ def _rest(view: View, *used: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis in range(len(view.axes)) if not any(axis in axes for axes in used))
 
 
-def _dot(parameters: Any, position: int, view: View) -> Product | None:
+def _dot(equation: Any, position: int, view: View) -> Product | None:
+    parameters = equation.params
     contracted, batch = parameters["dimension_numbers"]
     columns, stacked = tuple(sorted(contracted[position])), tuple(batch[position])
     out = _rest(view, columns, stacked)
@@ -56,7 +57,8 @@ def _dot(parameters: Any, position: int, view: View) -> Product | None:
     return Product("linear", position, layout, columns, stacked) if columns else None
 
 
-def _convolution(parameters: Any, position: int, view: View) -> Product | None:
+def _convolution(equation: Any, position: int, view: View) -> Product | None:
+    parameters = equation.params
     if position != 1 or parameters["batch_group_count"] != 1:
         return None
     out, *columns = parameters["dimension_numbers"].rhs_spec
@@ -64,7 +66,8 @@ def _convolution(parameters: Any, position: int, view: View) -> Product | None:
     return Product("conv", 1, layout, tuple(columns), groups=parameters["feature_group_count"])
 
 
-def _ragged(parameters: Any, position: int, view: View) -> Product | None:
+def _ragged(equation: Any, position: int, view: View) -> Product | None:
+    parameters = equation.params
     numbers = parameters["ragged_dot_dimension_numbers"]
     contracted, batch = numbers.dot_dimension_numbers
     experts, ragged = tuple(numbers.rhs_group_dimensions), tuple(numbers.lhs_ragged_dimensions)
@@ -75,15 +78,16 @@ def _ragged(parameters: Any, position: int, view: View) -> Product | None:
     return Product("linear", 1, _laid_out(view, experts, _rest(view, columns, experts), columns), columns, experts)
 
 
-def _gather(parameters: Any, position: int, view: View) -> Product | None:
-    numbers, sizes = parameters["dimension_numbers"], tuple(parameters["slice_sizes"])
-    rows = tuple(numbers.collapsed_slice_dims)
-    plain = rows == tuple(numbers.start_index_map) and not getattr(numbers, "operand_batching_dims", ())
-    plain &= tuple(numbers.offset_dims) != (0,)  # one row, as of a stack of biases, is no embedding
-    if position != 0 or len(view.axes) != 2 or len(rows) != 1 or not plain:
+def _gather(equation: Any, position: int, view: View) -> Product | None:
+    numbers, sizes = equation.params["dimension_numbers"], tuple(equation.params["slice_sizes"])
+    rows = tuple(axis for axis in numbers.start_index_map if sizes[axis] == 1)
+    batched = getattr(numbers, "operand_batching_dims", ())
+    # One row alone, as of a stack of biases, is no embedding.
+    several = equation.outvars[0].aval.ndim > len(numbers.offset_dims)
+    if position != 0 or len(view.axes) != 2 or len(rows) != 1 or batched or not several:
         return None
     width = _rest(view, rows)
-    if sizes[rows[0]] != 1 or sizes[width[0]] != view.shape[width[0]]:
+    if sizes[width[0]] != view.shape[width[0]] or not set(numbers.collapsed_slice_dims) <= set(rows):
         return None
     return Product("embedding", 0, _laid_out(view, (), rows, width), width)
 
