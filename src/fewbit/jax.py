@@ -15,22 +15,20 @@ import jax
 import numpy as np
 
 from fewbit.activation import Activation
+from fewbit.algorithms.nearest import Nearest
 from fewbit.checkpoints.array_file import read_arrays, write_arrays
 from fewbit.errors import CalibrationError, FewbitError, NotYetError
-from fewbit.frontends.jax.missing_here import missing_here
 from fewbit.frontends.jax.named_arrays import from_arrays, to_arrays
 from fewbit.frontends.jax.observation import Observation, Seen
 from fewbit.frontends.jax.operation import Operation
 from fewbit.frontends.jax.packed_weight import Description, PackedWeight, is_packed
-from fewbit.frontends.jax.parameters import Function
 from fewbit.frontends.jax.quantized_function import QuantizedFunction
 from fewbit.frontends.jax.quantized_leaf import abstract_leaf, quantized_leaf
 from fewbit.frontends.jax.qwix_rules import rules_from_qwix
-from fewbit.frontends.jax.rewriting import runs_as
+from fewbit.frontends.jax.resolved import Resolved
+from fewbit.frontends.jax.trained_weight import TrainedFunction
 from fewbit.frontends.jax.weight import Weight
 from fewbit.plan_row import PlanRow
-from fewbit.planning import Plan, resolve
-from fewbit.presets import parse_recipe
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule
@@ -42,6 +40,7 @@ __all__ = [
     "QuantizedFunction",
     "dequantize",
     "load",
+    "prepare_qat",
     "quantize",
     "rules_from_qwix",
     "save",
@@ -73,16 +72,8 @@ def quantize(
         NonFiniteError: a parameter or an input holds NaN or infinity.
 
     """
-    recipe = parse_recipe(rules if isinstance(rules, str | Path | Recipe) else Recipe(list(rules)))
-    if missing := missing_here(recipe):
-        raise NotYetError(f"JAX functions do not have {missing[0]} in this version; leave it out")
-    found = Function.traced(function, parameters, example_inputs)
-    recipe = found.with_scopes(recipe)
-    found.require_reached(recipe)
-    plan = _planned(function, found, recipe)
-    plan.require_sound()
-    rows = {row.layer.name: row for row in plan.rows if row.scheme}
-    about = {own.place: own.described(rows[own.name]) for own in found.parameters if own.name in rows}
+    work = Resolved.of(function, parameters, rules, example_inputs)
+    rows, about = work.rows, work.about
     wanted = {name: names for name, row in rows.items() if (names := statistics_of(row))}
     leaves, tree = jax.tree.flatten(parameters)
     abstract = any(isinstance(leaves[place], jax.ShapeDtypeStruct) for place in about)
@@ -92,11 +83,35 @@ def quantize(
     remarks: dict[str, list[str]] = {}
     for place, own in about.items():
         if isinstance(leaves[place], jax.ShapeDtypeStruct):
-            leaves[place] = abstract_leaf(own, found.width(place))
+            leaves[place] = abstract_leaf(own, work.found.width(place))
         else:
             leaves[place] = quantized_leaf(leaves[place], own, _solver(rows[own.name], seen, remarks))
-    table = _table(found, plan, {own.name: own for own in about.values()}, remarks)
-    return QuantizedFunction(function, table, _notes(recipe, plan)), jax.tree.unflatten(tree, leaves)
+    run = QuantizedFunction(function, work.table(remarks), work.notes)
+    return run, jax.tree.unflatten(tree, leaves)
+
+
+def prepare_qat(
+    function: Callable[..., Any],
+    parameters: Any,
+    rules: str | Path | Recipe | Sequence[Rule],
+    *example_inputs: Any,
+) -> TrainedFunction:
+    """Return `function` of float parameters that rounds them, and inputs, as `rules` say, for training.
+
+    Gradients of parameters and inputs pass straight through the rounding. What it gives is what `quantize` with the
+    same rules gives for the same parameters, within float rounding. Optimizers, `jax.grad` and jit take it as any
+    function.
+
+    Raises:
+        NotYetError: static inputs, schemes that are searched on the host, algorithms but rounding to nearest.
+        PlanError, RecipeError: as `quantize`.
+
+    """
+    work = Resolved.of(function, parameters, rules, example_inputs)
+    for row in work.rows.values():
+        if row.algorithm != Nearest():
+            raise NotYetError(f"{row.layer.name}: training rounds to nearest, leave out {row.algorithm}")
+    return TrainedFunction(function, work.about)
 
 
 def save(parameters: Any, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -119,20 +134,6 @@ def load(path: str | Path, like: Any) -> Any:
 
     """
     return from_arrays(read_arrays(Path(path)), like)
-
-
-def _planned(function: Any, found: Function, recipe: Recipe) -> Plan:
-    """Return the plan of a recipe for the parameters of a function."""
-    types = {own.dtype for own in found.parameters}
-    storage: Any = types.pop() if len(types) == 1 else "float32"
-    return resolve(
-        getattr(function, "__name__", "function"),
-        found.layers,
-        (),
-        recipe,
-        storage_type=storage if storage in ("float16", "bfloat16") else "float32",
-        differentiable=False,
-    )
 
 
 def _calibrate(
@@ -190,46 +191,6 @@ def _input(row: PlanRow, statistics: dict[str, Any]) -> Activation | None:
     given = Activation.calibrated(row.input, statistics.get(name) if name else None)
     scale, zero = (None if own is None else np.asarray(own) for own in (given.scale, given.zero_point))
     return replace(given, scale=scale, zero_point=zero)
-
-
-def _notes(recipe: Recipe, plan: Plan) -> tuple[str, ...]:
-    """Return what was changed to make a recipe fit."""
-    folded = [f"transform {own.name} is left out: norms stay operations of their own" for own in recipe.transforms]
-    return (*folded, *plan.adaptations)
-
-
-def _table(
-    found: Function, plan: Plan, about: dict[str, Description], remarks: dict[str, list[str]]
-) -> tuple[Operation, ...]:
-    """Return a row for each operation that multiplies."""
-    rows = {row.layer.name: row for row in plan.rows}
-    parameters = {own.place: own for own in found.parameters}
-    table = []
-    for use in found.discovery.uses:
-        if use.parameter is None or use.product is None:
-            note = "no parameter that a rule could name is multiplied here"
-            table.append(Operation(weight="", primitive=use.primitive, scope=use.scope, kind="product", notes=(note,)))
-            continue
-        own = parameters[use.parameter]
-        row, described = rows[own.name], about.get(own.name)
-        further = ["also returned, as floats"] if own.returned and described else []
-        table.append(
-            Operation(
-                weight=own.name,
-                primitive=use.primitive,
-                scope=use.scope,
-                kind=use.product.kind,
-                shape=use.product.layout.matrix,
-                stack=use.product.layout.shape[:-2],
-                becomes=row.becomes,
-                runs=runs_as(use.primitive, use.product, described) if described else "as it was",
-                notes=(*row.notes, *remarks.get(own.name, ()), *further),
-            )
-        )
-    read = {own.name for own in found.parameters}
-    changed = {name: f"changed by {why}" for name, (_, why) in found.changed.items() if name not in read}
-    table += [Operation(weight=name, primitive="", scope="", kind="", notes=(why,)) for name, why in changed.items()]
-    return tuple(table)
 
 
 def dequantize(parameters: Any) -> Any:

@@ -311,6 +311,13 @@ def test_biases_and_norms_are_no_layers():
         fb.jax.quantize(layer, parameters, [fb.Rule("bias", weight="int8")], X)
 
 
+def test_a_parameter_that_is_also_returned_comes_back_as_floats():
+    run, quantized = fb.jax.quantize(lambda p, x: (x @ p["w"], p), W, W8A8, X)
+    _, returned = run(quantized, X)
+    np.testing.assert_array_equal(returned["w"], fb.jax.dequantize(quantized)["w"])
+    assert run.table[0].notes == ("also returned, as floats",)
+
+
 def test_rules_match_the_scopes_of_operations_too():
     def scoped(p, x):
         with jax.named_scope("mlp"), jax.named_scope("up"):

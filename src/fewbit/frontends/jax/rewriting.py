@@ -9,7 +9,7 @@ from fewbit.frontends.jax.equation import bind
 from fewbit.frontends.jax.gathered_rows import gathered
 from fewbit.frontends.jax.integer_product import integer_stack, multiplies_codes
 from fewbit.frontends.jax.interpreter import Interpreter
-from fewbit.frontends.jax.packed_weight import Description, PackedWeight
+from fewbit.frontends.jax.packed_weight import Description, PackedWeight, is_packed
 from fewbit.frontends.jax.product import Product
 from fewbit.frontends.jax.rounded_rows import rounded_by_expert, rounded_samples, rounded_stack
 from fewbit.frontends.jax.rows import rows_of
@@ -21,8 +21,8 @@ def multiply(equation: Any, product: Product, operands: list[Any], weight: Weigh
     """Return what a product gives with the weight quantized, its input rounded where that is asked for."""
     if product.kind == "embedding":
         return gathered(equation, product, operands, weight)
-    packed, given = weight.held, operands[1 - product.position]
-    assert isinstance(packed, PackedWeight)
+    packed: Any = weight.held
+    given = operands[1 - product.position]
     if weight.about.input is not None:
         if product.layout != weight.about.layout:
             raise SchemeError(
@@ -30,7 +30,7 @@ def multiply(equation: Any, product: Product, operands: list[Any], weight: Weigh
                 "is rounded; leave out `input`, or keep it"
             )
         rows = rows_of(equation, product, given)
-        if equation.primitive.name == "dot_general" and multiplies_codes(weight.about):
+        if equation.primitive.name == "dot_general" and is_packed(packed) and multiplies_codes(weight.about):
             return _from_codes(equation, product, rows.values, weight)
         if product.kind == "conv":
             values = rounded_samples(rows.values, packed)

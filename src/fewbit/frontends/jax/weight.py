@@ -6,14 +6,14 @@ A pytree, so that it goes through scan, checkpoint and cond as it is. # matrices
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from fewbit.errors import SchemeError
 from fewbit.frontends.jax.movement import SCALINGS, moved, sliced_axis, slices_stack
-from fewbit.frontends.jax.packed_weight import Description, PackedWeight
+from fewbit.frontends.jax.packed_weight import Description
 from fewbit.frontends.jax.view import View, from_matrices
 from fewbit.numerics.namespace import Array
 
@@ -43,12 +43,23 @@ class FloatWeight:
         return cls(values, places, rest)
 
 
+class Matrices(Protocol):
+    """A parameter as matrices, or what is left of its stack; a pytree whose arrays have the axes of the stack first."""
+
+    @property
+    def about(self) -> Description:
+        """What parameter it is."""
+
+    def matrices(self) -> Array:
+        """Return the float matrices (..., out, in)."""
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, slots=True)
 class Weight:
     """What is left of a parameter's stack, how it is looked at, and the numbers that it was multiplied with."""
 
-    held: PackedWeight | FloatWeight
+    held: Matrices
     view: View
     #: Types that it has been cast to one after the other, its own first.
     casts: tuple[Any, ...]
@@ -56,7 +67,7 @@ class Weight:
     factor: Array | None = None
 
     @classmethod
-    def of(cls, held: PackedWeight | FloatWeight) -> Weight:
+    def of(cls, held: Matrices) -> Weight:
         """Return a parameter as the function gets it."""
         return cls(held, View.of(held.about.shape), (jnp.dtype(held.about.dtype),))
 
