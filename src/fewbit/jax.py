@@ -83,7 +83,7 @@ def quantize(
     remarks: dict[str, list[str]] = {}
     for place, own in about.items():
         if isinstance(leaves[place], jax.ShapeDtypeStruct):
-            leaves[place] = abstract_leaf(own, work.found.width(place))
+            leaves[place] = abstract_leaf(leaves[place], own, work.found.width(place))
         else:
             leaves[place] = quantized_leaf(leaves[place], own, _solver(rows[own.name], seen, remarks))
     run = QuantizedFunction(function, work.table(remarks), work.notes)

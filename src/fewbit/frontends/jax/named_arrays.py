@@ -20,13 +20,20 @@ from fewbit.schemes.notation import input_scheme_to_text
 
 
 def to_arrays(parameters: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of a tree by name."""
+    """Return the arrays of a tree by name.
+
+    Raises:
+        CheckpointError: a random key is among them.
+
+    """
     found: dict[str, np.ndarray[Any, Any]] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(parameters, is_leaf=is_packed)[0]:
         name = named(path)
         if is_packed(leaf):
             found |= {f"{name}.{key}": np.asarray(own) for key, own in leaf.arrays.items()}
             found[f"{name}.scheme"] = _notation(leaf.about)
+        elif jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise CheckpointError(f"{name} is a random key, which files do not hold; leave it out of the tree")
         else:
             found[name] = np.asarray(leaf)
     return found

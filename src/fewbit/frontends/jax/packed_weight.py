@@ -122,10 +122,10 @@ class PackedWeight:
         return cls(dict(zip(keys, arrays, strict=True)), about)
 
 
-def abstract(shape: tuple[int, ...], dtype: str) -> Any:
+def abstract(shape: tuple[int, ...], dtype: str, sharding: Any = None) -> Any:
     """Return an array without numbers."""
     make: Any = jax.ShapeDtypeStruct
-    return make(shape, np.dtype(dtype))
+    return make(shape, np.dtype(dtype), sharding=sharding)
 
 
 def is_packed(value: Any) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from fewbit.activation import Activation
 from fewbit.errors import NonFiniteError, SchemeError
 from fewbit.frontends.jax.packed_weight import Description, PackedWeight, abstract, stored_shapes
+from fewbit.frontends.jax.placement import placed, shardings
 from fewbit.frontends.jax.view import to_matrices
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import QTensor
@@ -42,7 +43,8 @@ def quantized_leaf(leaf: Any, about: Description, solve: Solve) -> PackedWeight:
     values = np.asarray(leaf).astype(np.float32)
     if not np.isfinite(values).all():
         raise NonFiniteError(f"{about.name} holds NaN or infinity; repair it, or keep it")
-    return _packed(np.ascontiguousarray(to_matrices(values, about.layout)), about, solve).map(jnp.asarray)
+    packed = _packed(np.ascontiguousarray(to_matrices(values, about.layout)), about, solve)
+    return placed(packed, leaf.sharding) if isinstance(leaf, jax.Array) else packed.map(jnp.asarray)
 
 
 def _packed(matrices: Array, about: Description, solve: Solve) -> PackedWeight:
@@ -51,8 +53,11 @@ def _packed(matrices: Array, about: Description, solve: Solve) -> PackedWeight:
     return PackedWeight.of([qtensor for qtensor, _ in found], about, [given for _, given in found])
 
 
-def abstract_leaf(about: Description, width: int) -> PackedWeight:
-    """Return the shapes and types of a quantized parameter whose input has rows of `width` channels."""
+def abstract_leaf(leaf: Any, about: Description, width: int) -> PackedWeight:
+    """Return the shapes and types of a quantized parameter whose input has rows of `width` channels.
+
+    Where the float one, shapes too, has a sharding, so do they.
+    """
     found = stored_shapes(about.scheme, about.layout.matrix)
     given = about.input
     if given is not None and given.static:
@@ -60,4 +65,9 @@ def abstract_leaf(about: Description, width: int) -> PackedWeight:
         names = ("scale",) if given.symmetric else ("scale", "zero_point")
         found |= {f"input_{name}": (shape, "float32") for name in names}
     stack = about.layout.shape[:-2]
-    return PackedWeight({key: abstract((*stack, *shape), dtype) for key, (shape, dtype) in found.items()}, about)
+    packed = PackedWeight({key: abstract((*stack, *shape), dtype) for key, (shape, dtype) in found.items()}, about)
+    if leaf.sharding is None:
+        return packed
+    where = shardings(packed, leaf.sharding)
+    arrays = {key: abstract(own.shape, own.dtype, where[key]) for key, own in packed.arrays.items()}
+    return PackedWeight(arrays, about)
