@@ -298,6 +298,17 @@ def test_a_parameter_that_is_a_stack_here_and_a_matrix_there_is_an_error():
         fb.jax.quantize(two_ways, stack, W8A8, X)
 
 
+def test_a_number_that_is_a_parameter_may_scale_a_weight():
+    parameters = {**W, "gain": jnp.float32(3.0)}
+
+    def scaled(p, x):
+        return x @ (p["w"] * p["gain"])
+
+    run, quantized = fb.jax.quantize(scaled, parameters, W8A8, X)
+    want = rounded(X, "int8") @ scaled(fb.jax.dequantize(quantized), jnp.eye(32))
+    np.testing.assert_allclose(run(quantized, X), want, rtol=1e-5, atol=1e-3)
+
+
 def test_biases_and_norms_are_no_layers():
     parameters = {**W, "bias": normal(16), "norm": normal(32)}
 

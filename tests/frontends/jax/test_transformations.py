@@ -112,6 +112,16 @@ def weight_first(p, x):
     return p["w"][0].T @ x.T
 
 
+def scaled_stack(p, x):
+    return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["w"] * x.sum() * 0.1)[0]
+
+
+def a_stack_of_one(p, x):
+    return x @ p["w"][:1][0] + jax.lax.fori_loop(
+        0, 1, lambda at, h: h @ jax.lax.dynamic_slice_in_dim(p["w"][1:2], at, 1)[0], x
+    )
+
+
 def with_derivatives(p, x):
     return doubled(tripled(x, p["w"][0]), p["w"][1])
 
@@ -119,6 +129,7 @@ def with_derivatives(p, x):
 FUNCTIONS = [
     scanned, scanned_backwards, scanned_layers, nested_scan, unrolled, indexed, carried, branched, rematerialized,
     scanned_remat, jitted, ensemble, einsums, scaled, weight_first, with_derivatives,
+    scaled_stack, a_stack_of_one,
 ]  # fmt: skip
 STACKED = {"w": normal(3, 16, 16)}
 

@@ -30,9 +30,12 @@ def scan(run: Interpreter, equation: Any, operands: list[Any]) -> list[Any]:
         operands[constants + carried :],
     )
     state = _State(start, carried_along(inner.jaxpr, constants, carried))
+    factors = [own.factor if isinstance(own, Weight) else None for own in rest]
+    rest = [own.scaled_by(None) if isinstance(own, Weight) else own for own in rest]
 
     def body(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-        own = [part.sliced() if isinstance(part, Weight) else part for part in slices]
+        both = zip(slices, factors, strict=True)
+        own = [part.sliced().scaled_by(by) if isinstance(part, Weight) else part for part, by in both]
         found = run(inner.jaxpr, inner.consts, [*fixed, *state.whole(carry), *own])
         return state.changing(found[:carried]), [concrete(part) for part in found[carried:]]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, TypeAlias
 
 from jax.extend.core import Literal
@@ -128,7 +129,7 @@ class _Walk:
 
     def _moved(self, equation: Any, traces: list[Trace]) -> Held | None:
         """Return the view that an equation makes of the one that it gets, or `None`."""
-        held = [place for place, trace in enumerate(traces) if isinstance(trace, Held)]
+        held = [place for place, trace in enumerate(traces) if isinstance(trace, Held) and prod(trace.view.shape) > 1]
         if len(held) != 1:
             return None
         trace = traces[held[0]]

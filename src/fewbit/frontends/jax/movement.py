@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from fewbit.frontends.jax.view import View
 
+#: Operations that cut; of a stack they take a matrix.
+_SLICES = ("slice", "dynamic_slice")
 #: Operations that give what they get.
 _UNCHANGED = ("copy", "copy_p", "stop_gradient", "name", "sharding_constraint", "pvary")
 #: Operations with a single number on the other side, or with none.
@@ -29,8 +31,9 @@ def moved(equation: Any, position: int, view: View) -> View | None:
 
 
 def slices_stack(equation: Any) -> bool:
-    """Return whether an equation takes one index of an axis."""
-    return equation.primitive.name in ("slice", "dynamic_slice")
+    """Return whether an equation takes a part of an array, of which one index of an axis is a matrix of a stack."""
+    whole = equation.invars[0].aval.shape == equation.outvars[0].aval.shape
+    return equation.primitive.name in _SLICES and not whole
 
 
 def sliced_axis(equation: Any) -> int | None:
@@ -81,5 +84,5 @@ _MOVES: dict[str, Callable[[Any, View], View | None]] = {
     "squeeze": _squeezed,
     "broadcast_in_dim": _broadcast,
     "convert_element_type": _converted,
-    **dict.fromkeys(_UNCHANGED, lambda _, view: view),
+    **dict.fromkeys((*_UNCHANGED, *_SLICES), lambda _, view: view),
 }

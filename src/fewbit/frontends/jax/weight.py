@@ -96,6 +96,10 @@ class Weight:
         """Return what scan has cut off: its arrays have lost their first axis already."""
         return replace(self, view=self.view.without(0))
 
+    def scaled_by(self, factor: Array | None) -> Weight:
+        """Return it with another factor, which has no axis to cut."""
+        return replace(self, factor=factor)
+
     def after(self, equation: Any, position: int, operands: list[Any]) -> Weight | None:
         """Return what an equation that only moves or scales it makes of it; `None`: it does more."""
         if slices_stack(equation):
