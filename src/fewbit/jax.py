@@ -196,7 +196,9 @@ def _input(row: PlanRow, statistics: dict[str, Any]) -> Activation | None:
 def dequantize(parameters: Any) -> Any:
     """Return quantized parameters as the float parameters that they stand for, of the shapes and types they had."""
 
-    def restored(own: Any) -> Any:
-        return jax.jit(lambda packed: Weight.of(packed).values())(own) if is_packed(own) else own
+    return jax.tree.map(lambda own: _floats(own) if is_packed(own) else own, parameters, is_leaf=is_packed)
 
-    return jax.tree.map(restored, parameters, is_leaf=is_packed)
+
+@jax.jit
+def _floats(packed: PackedWeight) -> Any:
+    return Weight.of(packed).values()
