@@ -195,7 +195,6 @@ def _input(row: PlanRow, statistics: dict[str, Any]) -> Activation | None:
 
 def dequantize(parameters: Any) -> Any:
     """Return quantized parameters as the float parameters that they stand for, of the shapes and types they had."""
-
     return jax.tree.map(lambda own: _floats(own) if is_packed(own) else own, parameters, is_leaf=is_packed)
 
 

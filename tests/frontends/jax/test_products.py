@@ -343,6 +343,15 @@ def test_rules_match_the_scopes_of_operations_too():
     ]
 
 
+def test_scopes_are_named_without_the_transformations_around_them():
+    def scoped(p, x):
+        with jax.named_scope("mlp"):
+            return jax.vmap(lambda row: row @ p["w"])(x)
+
+    run, _ = fb.jax.quantize(jax.vmap(scoped, (None, 0)), W, [fb.Rule("mlp", weight="int8")], X[None])
+    assert run.table[0].scope == "mlp"
+
+
 def test_the_table_has_products_without_a_parameter():
     run, _ = fb.jax.quantize(lambda p, x: (x @ p["w"]) @ (x @ p["w"]).T, W, W8A8, X)
     assert [(row.weight, row.becomes) for row in run.table] == [("w", "int8 channel, input int8 token asym")] * 2 + [

@@ -5,6 +5,7 @@ A jaxpr is walked without numbers. A value is a view of a parameter, or made of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -103,7 +104,7 @@ class _Walk:
             return _CONSTANT if isinstance(atom, Literal) else known[atom]
 
         for equation in jaxpr.eqns:
-            own = ".".join(part for part in (scope, *str(equation.source_info.name_stack).split("/")) if part)
+            own = ".".join(part for part in (scope, *_scopes(str(equation.source_info.name_stack))) if part)
             found = self._equation(equation, [read(atom) for atom in equation.invars], own)
             known.update(zip(equation.outvars, found, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
@@ -233,6 +234,12 @@ class _Walk:
 
 
 _LOOPS: dict[str, Any] = {"scan": _Walk.scan, "while": _Walk.loop, "cond": _Walk.branch}
+
+
+def _scopes(stack: str) -> list[str]:
+    """Return the names of scopes, without the transformations around them: `vmap(mlp/up)` is `mlp` and `up`."""
+    plain = re.sub(r"\b(?:vmap|jvp|transpose|checkpoint|rematted_computation)\(", "", stack)
+    return (plain.replace(")", "") if plain != stack else stack).split("/")
 
 
 def _is_stack(trace: Trace) -> bool:
