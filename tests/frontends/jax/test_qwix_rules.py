@@ -181,3 +181,19 @@ def test_a_preset_with_gptq_on_a_stack_and_a_convolution():
     static, _ = fb.jax.quantize(run, p, "w8a8-static", images, calibration=[images])
     assert static.table[0].becomes == "int8 channel, input int8 tensor asym static"
     assert any("batchnorm" in note for note in static.notes)
+
+
+@pytest.mark.parametrize(
+    ("qtype", "tile"), [("int8", None), ("int4", 32), ("int2", 32), ("nf4", 32), ("float8_e4m3fn", None), ("mxfp4", 32)]
+)
+def test_a_rule_of_qwix_itself_leaves_the_error_that_it_leaves_there(qtype, tile):
+    qwix = pytest.importorskip("qwix")
+    p = {"w": normal(64, 32)}
+    rules = fb.jax.rules_from_qwix([qwix.QuantizationRule(module_path=".*", weight_qtype=qtype, tile_size=tile)])
+    _, quantized = fb.jax.quantize(lambda p, x: x @ p["w"], p, rules, normal(2, 64))
+    tiles = {0: tile} if tile else None
+    theirs = qwix.dequantize(qwix.quantize(p["w"], qtype, channelwise_axes=(1,), tiled_axes=tiles))
+    own, other = (float(jnp.linalg.norm(values - p["w"])) for values in (fb.jax.dequantize(quantized)["w"], theirs))
+    # Scales are float16 here and float32 there. MXFP4 takes the next power of two a little earlier here.
+    assert own == pytest.approx(other, rel=0.01 if qtype != "mxfp4" else 0.05)
+    assert own < 1.01 * other
