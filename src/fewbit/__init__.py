@@ -90,3 +90,17 @@ __all__ = [
     "save_adapters",
     "training_memory",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `fewbit.jax` when it is asked for: it needs JAX."""
+    if name != "jax":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    from fewbit.errors import MissingExtraError
+
+    try:
+        return importlib.import_module("fewbit.jax")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"fewbit.jax needs {error.name}; pip install 'fewbit[jax]'") from error

@@ -15,9 +15,12 @@ from fewbit.corrections import CORRECTIONS
 from fewbit.errors import SchemeError
 from fewbit.formats import FORMATS, LEARNED
 from fewbit.formats.integer import Int
-from fewbit.interfaces import CHECKPOINTS, Layer, QuantizedLayer, checkpoint_format
+from fewbit.frontends.jax.missing_here import missing_here
+from fewbit.interfaces import CHECKPOINTS, FRONTENDS, Layer, QuantizedLayer, checkpoint_format
 from fewbit.presets import GGUF_PRESETS, PRESETS
 from fewbit.ranges import RANGES
+from fewbit.recipe import Recipe
+from fewbit.rule import Rule
 from fewbit.schemes.notation import WHOLE, parse_input_scheme, parse_scheme
 from fewbit.schemes.scheme import Scheme
 from fewbit.transforms import TRANSFORMS
@@ -192,11 +195,18 @@ def tables() -> dict[str, Any]:
         "algorithms": list(ALGORITHMS),
         "transforms": list(TRANSFORMS),
         "corrections": list(CORRECTIONS),
+        "frontends": {**{name: list(ALGORITHMS) for name in FRONTENDS}, "jax": _of_jax()},
         "presets": {name: f"{weight}, input {given}" if given else weight for name, (weight, given) in PRESETS.items()}
         | {name: f"GGUF types, most of them {kind}" for name, kind in GGUF_PRESETS.items()},
         "files": list(CHECKPOINTS),
         "kernels": [asdict(row) for row in kernels()],
     }
+
+
+def _of_jax() -> list[str]:
+    """Return the algorithms that work on JAX functions."""
+    recipes = {name: Recipe([Rule(".*", weight="int4", algorithm=name)]) for name in ALGORITHMS}
+    return [name for name, recipe in recipes.items() if not missing_here(recipe)]
 
 
 def _plain(name: str) -> FormatRow:

@@ -35,6 +35,9 @@ def _lines(data: dict[str, Any]) -> list[str]:
     lines += ["", "kernel      runs"]
     for row in data["kernels"]:
         lines += _kernel_lines(row)
+    wide = max(len(name) for name in data["frontends"])
+    lines += ["", "front end   algorithms"]
+    lines += [f"{name:{max(wide, 11)}} {', '.join(own)}" for name, own in data["frontends"].items()]
     lines += ["", f"ranges      {', '.join(data['ranges'])}"]
     lines += [f"{name:12}{', '.join(data[name])}" for name in ("transforms", "corrections")]
     lines += [f"presets     {', '.join(f'{name} ({scheme})' for name, scheme in data['presets'].items())}"]
