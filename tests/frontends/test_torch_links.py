@@ -161,6 +161,20 @@ def test_channels_that_are_zero_in_the_run_stay_as_they_are():
     assert link.channels.tolist() == [-1, -1, -1, *range(3, 12)]
 
 
+def test_channels_that_are_seldom_more_than_zero_are_linked():
+    model = mlp(nn.ReLU())
+    with torch.no_grad():
+        model.one.bias[:3], model.one.weight[:3] = -1.0, 0.0
+        model.one.weight[:3, 0] = 1.0
+    x = X.repeat(50, 1)
+    x[:, 0] = -9.0
+    x[777, 0] = 30.0
+    model.norm = nn.Identity()
+    assert (model.one(x)[:, :3] > 0).sum() == 3
+    link = fold_called(folds_of(model, x, part=""), "one").link
+    assert link.channels.tolist() == list(range(12))
+
+
 def test_a_flattened_convolution_is_linked_to_each_position_of_the_layer_behind():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 5)).eval()

@@ -32,6 +32,24 @@ class _TangledError(BaseException):
     """Stops a run in which marks have become something else; no `except Exception` inside a model catches it."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some rows of an input (rows, channels): spread over it, and one of each channel that is 0 in those."""
+
+    count: int
+    places: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> _Rows:
+        """Return those to compare."""
+        places = torch.arange(0, len(rows), max(1, len(rows) // _ROWS), device=rows.device)
+        silent = (rows[places] == 0).all(0)
+        if len(rows) and bool(silent.any()):
+            places = torch.unique(torch.cat([places, rows[:, silent].abs().argmax(0)]))
+        return cls(len(rows), places, rows[places].clone())
+
+
 @dataclass(slots=True)
 class MarkedRuns:
     """Runs of a part of a model, what its layers were given and what it put out."""
@@ -43,8 +61,8 @@ class MarkedRuns:
     producers: Sequence[nn.Module]
     #: Each runs the part and returns its output.
     runs: Sequence[Callable[[], Any]]
-    #: Of each reader the rows that are compared, call by call, (rows, channels).
-    rows: dict[str, list[Tensor]] = field(default_factory=dict)
+    #: Of each reader what is compared, call by call.
+    rows: dict[str, list[_Rows]] = field(default_factory=dict)
     #: Shape of the first output of each producer that was called, () of one that is no tensor.
     shapes: dict[nn.Module, tuple[int, ...]] = field(default_factory=dict)
     outputs: list[Any] = field(default_factory=list)
@@ -54,7 +72,7 @@ class MarkedRuns:
 
         def given(name: str) -> Any:
             def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-                self.rows.setdefault(name, []).append(_rows(module, _first(args, kwargs)).clone())
+                self.rows.setdefault(name, []).append(_Rows.of(_flat(module, _first(args, kwargs))))
 
             return enter
 
@@ -145,7 +163,7 @@ class MarkedRuns:
             def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
                 calls[name] = calls.get(name, -1) + 1
                 given = _first(args, kwargs)
-                exponents = _exponents(_rows(module, given), self.rows.get(name, [])[calls[name] :])
+                exponents = _exponents(_flat(module, given), self.rows.get(name, [])[calls[name] :])
                 if not bool(exponents.any()):
                     return None
                 # A channel of zeros in one call shows in another.
@@ -214,11 +232,10 @@ def _output_axis(module: Any, shape: tuple[int, ...]) -> int | None:
     return next((axis for axis in axes if len(shape) > max(axis, 0) and shape[axis] == len(module.weight)), None)
 
 
-def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return some rows of an input, (rows, channels)."""
+def _flat(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return an input as (rows, channels)."""
     rows = inputs.detach().movedim(_input_axis(module), -1)
-    rows = rows.reshape(-1, rows.shape[-1])
-    return rows[:: max(1, len(rows) // _ROWS)]
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def _multiplied(values: Tensor, exponents: Tensor, axis: int) -> Tensor:
@@ -227,16 +244,16 @@ def _multiplied(values: Tensor, exponents: Tensor, axis: int) -> Tensor:
     return values * torch.exp2(exponents.to(values)).reshape(shape)
 
 
-def _exponents(rows: Tensor, calls: Sequence[Tensor]) -> Tensor:
+def _exponents(rows: Tensor, calls: Sequence[_Rows]) -> Tensor:
     """Return by which power of two each column has grown since the first of `calls`, 0 for one of zeros.
 
     Raises:
         _TangledError: by something else.
 
     """
-    if not calls or rows.shape != calls[0].shape:
+    if not calls or (len(rows), rows.shape[1]) != (calls[0].count, calls[0].values.shape[1]):
         raise _TangledError
-    before = calls[0]
+    before, rows = calls[0].values, rows[calls[0].places]
     largest, own = before.abs().amax(0), rows.abs().amax(0)
     live = (largest > 0) & (own > 0)
     ones = torch.ones_like(own)
