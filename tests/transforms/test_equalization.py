@@ -25,7 +25,7 @@ def uneven(model):
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 rows = 10 ** (2 * torch.rand(len(layer.weight)) - 1)
                 layer.weight.mul_(rows.reshape(-1, *[1] * (layer.weight.ndim - 1)))
-                layer.bias.abs_().add_(0.3).mul_(rows)
+                layer.bias.mul_(rows)
     return model.eval()
 
 
@@ -97,7 +97,7 @@ def gained(model, shape):
 @pytest.mark.parametrize("case", CASES)
 def test_weights_of_one_scale_lose_less_with_it(case):
     build, shape = CASES[case]
-    # Rows alone are uneven here, columns not: what one network gains varies by 3 dB, and about one in ten loses.
+    # Rows alone are uneven here, columns not: one network gains 10 dB, and one loses 1.
     assert np.mean([gained(build(seed=seed), shape) for seed in range(10)]) > 3
 
 
@@ -114,12 +114,11 @@ def planted(model):
     return model
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("case", CASES)
-def test_planted_ranges_are_evened_out_whatever_the_network(case, seed):
+def test_planted_ranges_are_evened_out_whatever_the_network(case):
     build, shape = CASES[case]
-    # Spreads of a hundredfold take most of the 6 bits of most rows; 11 to 33 dB come back over eight seeds.
-    assert gained(planted(build(seed=seed, rows=False)), shape) > 8
+    # Spreads of a hundredfold take most of the 6 bits of most rows; 19 to 32 dB come back.
+    assert min(gained(planted(build(seed=seed, rows=False)), shape) for seed in range(8)) > 15
 
 
 @torch.no_grad()
