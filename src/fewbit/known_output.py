@@ -7,7 +7,7 @@ E z = a P(a) + b (1 - P(b)) + p(a) - p(b). Source: Nagel et al. 2019, arXiv 1906
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import erfc, inf, prod
 from typing import Any, TypeAlias
 
@@ -26,6 +26,9 @@ class KnownOutput:
     mean: Channels
     #: `None`: only the means are known, as behind a pooling, whose numbers vary less than those that it takes.
     variance: Channels | None
+    #: |gamma| of the norm that says so, which the deviation is but for its epsilon: what ranges are made of. `None`: it
+    #: is no norm's output any more.
+    gain: Channels | None = field(default=None, repr=False)
 
     def clipped(self, low: float = 0.0, high: float = inf) -> KnownOutput | None:
         """Return what min(max(y, low), high) has, y being normal: ReLU, or ReLU6 with a `high` of 6.
@@ -57,11 +60,15 @@ class KnownOutput:
 
     def divided(self, factors: Channels) -> KnownOutput:
         """Return what it has once channel c is divided by `factors[c]`."""
-        return KnownOutput(self.mean / factors, None if self.variance is None else self.variance / factors**2)
+        return KnownOutput(
+            self.mean / factors,
+            None if self.variance is None else self.variance / factors**2,
+            None if self.gain is None else self.gain / factors,
+        )
 
     def less(self, shift: Channels) -> KnownOutput:
         """Return what it has once `shift[c]` is taken off channel c."""
-        return KnownOutput(self.mean - shift, self.variance)
+        return replace(self, mean=self.mean - shift)
 
     def averaged(self) -> KnownOutput:
         """Return what averages over positions have: the means."""

@@ -14,16 +14,22 @@ from fewbit.algorithms.block import BlockAlgorithm
 from fewbit.algorithms.nearest import Nearest
 from fewbit.calibration import Calibration
 from fewbit.errors import CalibrationError
+from fewbit.interfaces import Frontend
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
 from fewbit.problems import several
 from fewbit.ranges import OutputRange
 from fewbit.recipe import Recipe
+from fewbit.rescaling import Rescaling
 from fewbit.rule import Rule
+from fewbit.solved import Data
 from fewbit.synthetic.options import Synthetic
-from fewbit.transforms import on_models
+from fewbit.transforms import on_links, on_models
+from fewbit.transforms.batchnorm import FoldBatchNorm
+from fewbit.transforms.relu6 import ReplaceRelu6
 
 if TYPE_CHECKING:
+    from fewbit.known_output import KnownOutput
     from fewbit.statistics.extremes import Extremes
     from fewbit.synthetic.request import Request
 
@@ -61,8 +67,28 @@ class NoData:
             made, adaptations=(*made.adaptations, *said), problems=(*made.problems, *_problems(made), *_changes(made))
         )
 
-    def statistics(self, made: Plan, model: Any) -> dict[str, dict[str, Extremes]]:
+    def prepared(self, made: Plan, model: Any, frontend: Frontend, data: Data, rescaling: Rescaling) -> Data:
+        """Return `data` with the ranges of inputs, once `rescaling` has done all that it does to the float model.
+
+        Raises:
+            CalibrationError: as `statistics`.
+
+        """
+        if rescaling:
+            wanted: dict[str, tuple[str, ...]] = {row.layer.name: () for row in made.quantized}
+            layers = [row.layer for row in made.rows]
+            for part in frontend.calibrate(model, layers, wanted, data.shown, sequential=False, prepare=rescaling):
+                for _ in part:
+                    pass
+            rescaling.finished = True
+        return replace(data, known=self.statistics(made, model, rescaling.known_now()))
+
+    def statistics(
+        self, made: Plan, model: Any, outputs: Mapping[str, KnownOutput] | None = None
+    ) -> dict[str, dict[str, Extremes]]:
         """Return what BatchNorms know of the inputs of layers whose ranges are to be fixed.
+
+        `outputs` are those of layers that norms were folded into, as they are now.
 
         Raises:
             CalibrationError: a layer whose input no BatchNorm tells of, or a model that is no torch module or does not
@@ -74,22 +100,28 @@ class NoData:
             return {}
         from fewbit.synthetic.batchnorm_ranges import batchnorm_ranges
 
-        found = batchnorm_ranges(model, layers, self._request(model))
+        found = batchnorm_ranges(model, layers, self._request(model), outputs)
         return {name: {_STATISTIC: own} for name, own in found.items()}
 
     def shown(self, made: Plan, model: Any) -> Sequence[Any]:
-        """Return a batch of noise that shows what `model` computes, for transforms; none where nothing wants one."""
+        """Return a batch of noise that shows what `model` computes, for transforms; none where nothing wants one.
+
+        Raises:
+            CalibrationError: links are to be found, and it is not known what shape of input the model takes.
+
+        """
         known = self.given.shape is not None or self.given.preprocessing is not None
-        if not any(_fixed(row) for row in made.rows) and not (made.recipe.transforms and known):
+        wished = bool(on_links(made.recipe.transforms)) or (bool(made.recipe.transforms) and known)
+        if not wished and not any(_fixed(row) for row in made.rows):
             return ()
         from fewbit.synthetic.batchnorm_ranges import shown
 
         request = self._request(model)
         return (shown(request).to(request.device, request.dtype),)
 
-    def described(self, known: Mapping[str, Any]) -> str:
+    def described(self, made: Plan) -> str:
         """What the report says that it was calibrated with."""
-        if not known:
+        if not any(_fixed(row) for row in made.rows):
             return "no data"
         from fewbit.synthetic.batchnorm_ranges import INPUT_REACH, REACH
 
@@ -105,7 +137,8 @@ class NoData:
         if not isinstance(model, nn.Module):
             raise CalibrationError(
                 "static ranges without data are read from the BatchNorms of a torch module, and this is an ONNX model, "
-                "in which they are folded; quantize the module that it was exported from, or give data"
+                "in which they are folded, nor is noise made for one to find links by; quantize the module that it was "
+                "exported from, or give data"
             )
         return Request.of(model, self.given, 1, 0, Silent())
 
@@ -152,9 +185,10 @@ def _wants(row: PlanRow) -> list[str]:
 
 def _changes(made: Plan) -> list[str]:
     """Return a sentence for the transforms that cannot do without data."""
-    blind = [own.name for own in made.recipe.transforms if own not in on_models(made.recipe.transforms)]
+    blind = [own.name for own in on_links(made.recipe.transforms) if own.needs_data]
     fixed = any(_fixed(row) for row in made.rows)
-    changing = [own.name for own in on_models(made.recipe.transforms) if own.name != "batchnorm" and fixed]
+    followed = FoldBatchNorm | ReplaceRelu6
+    changing = [own.name for own in on_models(made.recipe.transforms) if fixed and not isinstance(own, followed)]
     found = [f"transform {' and '.join(blind)} needs data; leave it out, or {_REMEDY}"] if blind else []
     if changing:
         found.append(

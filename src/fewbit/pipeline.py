@@ -39,6 +39,7 @@ from fewbit.solved import Data
 from fewbit.solving import needs_data, solve
 from fewbit.sources import open_source
 from fewbit.transforming import transformed
+from fewbit.weighting import Weighting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +164,7 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
         made = planned()
         frontend.require_finite(live, [own.layer for own in made.quantized], made.float_names, made.storage_type)
         require_known(evaluated, live, what="evaluation")
-        rescaling, data = Rescaling.of(made), Data(known=instead.statistics(made, live) if instead else {})
-        data = replace(data, shown=instead.shown(made, live) if instead else ())
+        rescaling, data = Rescaling.of(made), Data(shown=instead.shown(made, live) if instead else ())
         if not instead and (needs_data(made) or rescaling or (given and (parsed.changes_model or needs_check(made)))):
             given = given or default_calibration(live)
             with clock.phase("calibration data"):
@@ -173,9 +173,10 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
         idle = given is not None and not data.batches and not (given.holds_batches and shown_by_runs)
         shown = data.batches or data.shown
         data = replace(data, example=shown[0] if shown else first_batch(live, given, evaluated))
-        made, report = _Work(live, frontend, data, evaluated, clock, options).done(planned, made, rescaling, idle=idle)
+        work = _Work(live, frontend, data, evaluated, clock, options, instead)
+        made, report = work.done(planned, made, rescaling, idle=idle)
         described = given.described(data.batches) if given and data.batches else None
-        described = instead.described(data.known) if instead else described
+        described = instead.described(made) if instead else described
         report = replace(report, text=name, calibration=described)
         return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=data.example)
 
@@ -190,6 +191,8 @@ class _Work:
     evaluated: Sequence[Any]
     clock: Clock
     options: Options
+    #: What stands in the place of data.
+    instead: Weighting | NoData | None = None
 
     def done(self, planned: Callable[[], Plan], made: Plan, rescaling: Rescaling, *, idle: bool) -> tuple[Plan, Report]:
         """Quantize the model in place; return the plan in its last form, and the report.
@@ -204,7 +207,9 @@ class _Work:
             with self.clock.phase("check") if needs_check(made) else nullcontext():
                 made, unchecked = without_large_activations(made, frontend, model, Joined(batches, self.evaluated))
             with self.clock.phase("solve"):
-                solved = solve(model, made, frontend, self.data, self.options.progress, rescaling)
+                instead, data = self.instead, self.data
+                data = instead.prepared(made, model, frontend, data, rescaling) if instead else data
+                solved = solve(model, made, frontend, data, self.options.progress, rescaling)
                 layers = [done.replacement for done in solved.values()]
                 forms = [*layers, *round_products(model, made, layers, frontend, batches)]
                 beside = _between(model, made, forms, batches)

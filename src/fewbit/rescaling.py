@@ -26,6 +26,8 @@ class Rescaling:
     schemes: Mapping[str, Rounded]
     #: What BatchNorms tell of the outputs of layers, as these are now.
     known: dict[str, KnownOutput] = field(default_factory=dict)
+    #: Whether it is at its end, ahead of the layers.
+    finished: bool = False
     _undo: list[Callable[[], None]] = field(default_factory=list)
     _done: list[tuple[LinkTransform, Rescaled]] = field(default_factory=list)
 
@@ -36,17 +38,18 @@ class Rescaling:
         return cls(on_links(made.recipe.transforms), schemes)
 
     def __bool__(self) -> bool:
-        return bool(self.transforms)
+        """Whether there is something left to do."""
+        return bool(self.transforms) and not self.finished
 
     def __call__(self, scope: Scope) -> None:
         """Rescale the links of a part of the model."""
         self._undo.append(scope.restorer())
-        scope.known = self._known_now()
+        scope.known = self.known_now()
         for transform in self.transforms:
             self._done += [(transform, rescaled) for rescaled in transform.rescaled(scope, self.schemes)]
-            scope.known = self._known_now()
+            scope.known = self.known_now()
 
-    def _known_now(self) -> dict[str, KnownOutput]:
+    def known_now(self) -> dict[str, KnownOutput]:
         """Return what BatchNorms tell of outputs whose channels were divided and shifted since."""
         known = dict(self.known)
         for _, rescaled in self._done:

@@ -246,7 +246,7 @@ def _bias(
     if not needs_bias(row):
         return solution, None, False
     own, seen = run.frontend.bias(run.model, row.layer), run.outputs.get(row.layer.name, {})
-    wanted = run.rescaling.outputs(row.layer.name, seen) if run.rescaling else seen
+    wanted = run.rescaling.outputs(row.layer.name, seen) if run.rescaling is not None else seen
     known = _known_means(row, own, run)
     bias, remarks = corrected(row, solution, {**statistics, BATCHNORM: known[0]}, {**wanted, BATCHNORM: known[1]})
     solution = replace(solution, remarks=(*solution.remarks, *remarks))
@@ -261,7 +261,7 @@ def _known_means(row: PlanRow, bias: Any, run: _Run) -> tuple[Mean | None, Mean 
     given = run.known.get(row.layer.name)
     if given is None:
         return None, None
-    given = run.rescaling.inputs(row.layer.name, given) if run.rescaling else given
+    given = run.rescaling.inputs(row.layer.name, given) if run.rescaling is not None else given
     return given, known_output(run.frontend.weight(run.model, row.layer), bias, given)
 
 

@@ -24,6 +24,7 @@ from fewbit.planning import Plan
 from fewbit.problems import several
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule
+from fewbit.solved import Data
 from fewbit.solving import needs_data
 from fewbit.statistics.mean_square import MeanSquare
 from fewbit.transforms.batchnorm import FoldBatchNorm
@@ -83,7 +84,11 @@ class Weighting:
             problems=(*made.problems, *found),
         )
 
-    def statistics(self, made: Plan, model: Any = None) -> dict[str, dict[str, MeanSquare]]:  # noqa: ARG002
+    def prepared(self, made: Plan, model: Any, frontend: Any, data: Data, rescaling: Any) -> Data:  # noqa: ARG002
+        """Return `data` with what the layers know of their inputs."""
+        return replace(data, known=self.statistics(made))
+
+    def statistics(self, made: Plan) -> dict[str, dict[str, MeanSquare]]:
         """Return what the layers whose searches are weighted know of their inputs."""
         return {row.layer.name: self._known(row.layer.name) for row in made.rows if row.algorithm == WEIGHTED}
 
@@ -91,7 +96,7 @@ class Weighting:
         """Return nothing: a matrix shows nothing of what a model computes."""
         return ()
 
-    def described(self, known: Mapping[str, Any]) -> str:  # noqa: ARG002
+    def described(self, made: Plan) -> str:  # noqa: ARG002
         """What the report says that layers were weighted by."""
         own = self.matrix
         size = f", {own.chunks} x {own.chunk_size} tokens" if own.chunks and own.chunk_size else ""

@@ -153,11 +153,60 @@ def test_a_relu6_is_passed_as_little_if_no_activation_of_the_run_reaches_six():
     assert "one" not in described(folds_of(mlp(nn.ReLU6()), X, part=""))
 
 
-def test_channels_that_are_zero_in_the_run_stay_as_they_are():
-    model = mlp(nn.ReLU())
+class Mixed(nn.Module):
+    """Another function for the first three channels, ReLU for the rest."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return torch.cat([self.function(x[..., :3]), x[..., 3:].relu()], -1)
+
+
+def with_dead_channels(between):
+    model = mlp(between)
     with torch.no_grad():
         model.one.bias[:3], model.one.bias[3:] = -100.0, 3.0
-    link = fold_called(folds_of(model, X, part=""), "one").link
+    return model
+
+
+@torch.no_grad()
+def test_channels_that_relu_makes_zero_in_the_run_are_in_the_link_and_the_fold_is_exact_where_they_wake_up():
+    model = with_dead_channels(nn.ReLU())
+    # For the first norm, whose outputs have a deviation of 1 whatever comes in.
+    model.norm.weight.mul_(100)
+    woken = torch.randn(200, 8, generator=torch.Generator().manual_seed(5))
+    asleep = next(own[None] for own in woken if bool((model.one(model.norm(own))[:3] < 0).all()))
+    fold = fold_called(folds_of(model, asleep, part=""), "one")
+    assert fold.link.channels[:3].tolist() == [0, 1, 2]
+    expected = model(woken)
+    assert bool((model.one(model.norm(woken))[:, :3] > 0).any(0).all())
+    fold.fold(np.exp2(np.arange(12) % 5))
+    assert torch.equal(model(woken), expected)
+
+
+@torch.no_grad()
+def test_a_channel_that_one_of_many_rows_wakes_up_is_in_the_link():
+    model, many = mlp(nn.ReLU()), torch.randn(640, 8, generator=torch.Generator().manual_seed(2))
+    model.one.weight[11] *= 100  # what the marks do to this channel shows in the output
+    outputs = model.one(model.norm(many))[:, 11]
+    assert int(outputs.argmax()) % 10  # every tenth row is compared, and this is none of them
+    model.one.bias[11] -= outputs.sort().values[-2]
+    link = fold_called(folds_of(model, many, part=""), "one").link
+    assert link.channels.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.ReLU6(),  # numbers above 0 show it
+        lambda x: x.relu() - (-x - 200).relu(),  # numbers far below 0
+        torch.zeros_like,  # what no number passes is linked to nothing
+    ],
+)
+def test_channels_that_another_function_makes_zero_in_the_run_stay_as_they_are(function):
+    link = fold_called(folds_of(with_dead_channels(Mixed(function)), X, part=""), "one").link
     assert link.channels.tolist() == [-1, -1, -1, *range(3, 12)]
 
 

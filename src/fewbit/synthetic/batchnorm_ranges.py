@@ -6,6 +6,7 @@ A norm puts out about N(beta, gamma^2) in each channel; n = 6 holds all of it. S
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from fewbit.errors import CalibrationError
 from fewbit.frontends.torch.calls import evaluating
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.interfaces import Layer
+from fewbit.known_output import KnownOutput
 from fewbit.problems import several
 from fewbit.statistics.extremes import Extremes
 from fewbit.synthetic.channel_range import ChannelRange
@@ -27,8 +29,12 @@ from fewbit.synthetic.request import Request
 REACH, INPUT_REACH = 6.0, 3.0
 
 
-def batchnorm_ranges(model: nn.Module, layers: Sequence[Layer], request: Request) -> dict[str, Extremes]:
+def batchnorm_ranges(
+    model: nn.Module, layers: Sequence[Layer], request: Request, outputs: Mapping[str, KnownOutput] | None = None
+) -> dict[str, Extremes]:
     """Return the extremes of the input of each of `layers`, by name.
+
+    `outputs` are those of layers that norms were folded into, as they are now; norms that stand say themselves.
 
     Raises:
         CalibrationError: layers behind something else than a BatchNorm, named all at once.
@@ -48,18 +54,22 @@ def batchnorm_ranges(model: nn.Module, layers: Sequence[Layer], request: Request
         else:
             found[layer.name] = own
 
-    handles = [
-        model.get_submodule(layer.name).register_forward_pre_hook(partial(enter, layer=layer), with_kwargs=True)
-        for layer in layers
-    ]
-    try:
+    def put_out(module: nn.Module, _: Any, output: Any, *, known: KnownOutput) -> None:
+        if _channels_second(module, output) and output.shape[1] == known.width and known.gain is not None:
+            flow.note(output, ChannelRange.normal(*(torch.from_numpy(own).float() for own in (known.mean, known.gain))))
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hook = model.get_submodule(layer.name).register_forward_pre_hook(
+                partial(enter, layer=layer), with_kwargs=True
+            )
+            hooks.callback(hook.remove)
+        for name, known in (outputs or {}).items():
+            hooks.callback(model.get_submodule(name).register_forward_hook(partial(put_out, known=known)).remove)
         with evaluating(model), torch.no_grad(), flow:
             images = shown(request)
             flow.note(images, _input_range(request.form))
             request.call(model, images)
-    finally:
-        for handle in handles:
-            handle.remove()
     missing = [layer.name for layer in layers if layer.name in unknown or layer.name not in found]
     if missing:
         raise CalibrationError(
@@ -86,10 +96,14 @@ def _extremes(own: ChannelRange, module: nn.Module, given: Tensor) -> Extremes |
     if not own.known:
         return None
     convolution = Convolution.of(module)
-    channels_are_features = convolution is not None or given.ndim == 2
-    low, high = (own if channels_are_features else own.whole(REACH)).extent(REACH)
+    low, high = (own if _channels_second(module, given) else own.whole(REACH)).extent(REACH)
     width = convolution.in_channels if convolution else given.shape[-1]
     return Extremes(low.expand(width).clone(), high.expand(width).clone(), count=1)
+
+
+def _channels_second(module: nn.Module, tensor: Tensor) -> bool:
+    """Whether what a layer is given, or puts out, has its channels where ranges are followed, on the second axis."""
+    return Convolution.of(module) is not None or tensor.ndim == 2
 
 
 def _placed(own: Extremes, request: Request) -> Extremes:

@@ -48,6 +48,11 @@ class Awq:
         """Links are rescaled."""
         return "rescaled"
 
+    @property
+    def needs_data(self) -> bool:
+        """Means of inputs and errors of outputs are measured."""
+        return True
+
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no weight is rounded to a scale, if so."""
         if any(own.weight.scaled for own in schemes.values()):

@@ -38,7 +38,7 @@ class BatchNorm:
         variance = _numbers(self.variance)
         gain = np.ones_like(variance) if self.gain is None else _numbers(self.gain)
         shift = np.zeros_like(variance) if self.shift is None else _numbers(self.shift)
-        return KnownOutput(shift, gain**2 * variance / (variance + self.epsilon))
+        return KnownOutput(shift, gain**2 * variance / (variance + self.epsilon), np.abs(gain))
 
 
 def _numbers(values: Array) -> Any:

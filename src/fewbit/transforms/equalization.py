@@ -52,6 +52,11 @@ class Equalization:
         """Links are rescaled."""
         return "rescaled"
 
+    @property
+    def needs_data(self) -> bool:
+        """It looks at weights alone, and at a run on anything for the links."""
+        return False
+
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no weight is rounded to a scale, if so."""
         if any(own.weight.scaled for own in schemes.values()):

@@ -45,6 +45,11 @@ class HighBiasAbsorption:
         """Biases move along links."""
         return "absorbed"
 
+    @property
+    def needs_data(self) -> bool:
+        """BatchNorms tell how high biases are."""
+        return False
+
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no input is rounded, if so."""
         if any(own.input is not None and own.input.scaled for own in schemes.values()):

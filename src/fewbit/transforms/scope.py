@@ -103,6 +103,10 @@ class LinkTransform(Protocol):
     def verb(self) -> str:
         """What it does to links, for the report: they were `rescaled`."""
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether numbers of what flows through the model count; else any input does, to find the links with."""
+
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return why it makes no sense for layers that are rounded so, with the remedy, or `None`."""
 

@@ -44,6 +44,11 @@ class SmoothQuant:
         """Links are rescaled."""
         return "rescaled"
 
+    @property
+    def needs_data(self) -> bool:
+        """Largest inputs are measured."""
+        return True
+
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no input is rounded, if so."""
         if any(_smoothed(own) for own in schemes.values()):

@@ -32,22 +32,25 @@ class _TangledError(BaseException):
     """Stops a run in which marks have become something else; no `except Exception` inside a model catches it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Some rows of an input (rows, channels): spread over it, and one of each channel that is 0 in those."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """Rows of what a layer was given in a call."""
 
+    #: How many there were.
     count: int
+    #: Which of them are compared, int64.
     places: Tensor
-    values: Tensor
+    #: Those, (places, channels).
+    rows: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor) -> _Rows:
-        """Return those to compare."""
+    def of(cls, rows: Tensor) -> Compared:
+        """Return some rows at equal distances, and the largest of each channel that is 0 in all of those."""
         places = torch.arange(0, len(rows), max(1, len(rows) // _ROWS), device=rows.device)
-        silent = (rows[places] == 0).all(0)
-        if len(rows) and bool(silent.any()):
-            places = torch.unique(torch.cat([places, rows[:, silent].abs().argmax(0)]))
-        return cls(len(rows), places, rows[places].clone())
+        hidden = (rows[places] == 0).all(0)
+        if len(rows) and bool(hidden.any()):
+            places = torch.cat([places, rows[:, hidden].abs().argmax(0)])
+        return cls(len(rows), places, rows[places])
 
 
 @dataclass(slots=True)
@@ -61,8 +64,8 @@ class MarkedRuns:
     producers: Sequence[nn.Module]
     #: Each runs the part and returns its output.
     runs: Sequence[Callable[[], Any]]
-    #: Of each reader what is compared, call by call.
-    rows: dict[str, list[_Rows]] = field(default_factory=dict)
+    #: Of each reader the rows that are compared, call by call.
+    rows: dict[str, list[Compared]] = field(default_factory=dict)
     #: Shape of the first output of each producer that was called, () of one that is no tensor.
     shapes: dict[nn.Module, tuple[int, ...]] = field(default_factory=dict)
     outputs: list[Any] = field(default_factory=list)
@@ -72,7 +75,7 @@ class MarkedRuns:
 
         def given(name: str) -> Any:
             def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-                self.rows.setdefault(name, []).append(_Rows.of(_flat(module, _first(args, kwargs))))
+                self.rows.setdefault(name, []).append(Compared.of(_rows(module, _first(args, kwargs))))
 
             return enter
 
@@ -163,7 +166,7 @@ class MarkedRuns:
             def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
                 calls[name] = calls.get(name, -1) + 1
                 given = _first(args, kwargs)
-                exponents = _exponents(_flat(module, given), self.rows.get(name, [])[calls[name] :])
+                exponents = _exponents(_rows(module, given), self.rows.get(name, [])[calls[name] :])
                 if not bool(exponents.any()):
                     return None
                 # A channel of zeros in one call shows in another.
@@ -232,8 +235,8 @@ def _output_axis(module: Any, shape: tuple[int, ...]) -> int | None:
     return next((axis for axis in axes if len(shape) > max(axis, 0) and shape[axis] == len(module.weight)), None)
 
 
-def _flat(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return an input as (rows, channels)."""
+def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the rows of an input, (rows, channels)."""
     rows = inputs.detach().movedim(_input_axis(module), -1)
     return rows.reshape(-1, rows.shape[-1])
 
@@ -244,16 +247,16 @@ def _multiplied(values: Tensor, exponents: Tensor, axis: int) -> Tensor:
     return values * torch.exp2(exponents.to(values)).reshape(shape)
 
 
-def _exponents(rows: Tensor, calls: Sequence[_Rows]) -> Tensor:
+def _exponents(given: Tensor, calls: Sequence[Compared]) -> Tensor:
     """Return by which power of two each column has grown since the first of `calls`, 0 for one of zeros.
 
     Raises:
         _TangledError: by something else.
 
     """
-    if not calls or (len(rows), rows.shape[1]) != (calls[0].count, calls[0].values.shape[1]):
+    if not calls or given.shape != (calls[0].count, calls[0].rows.shape[1]):
         raise _TangledError
-    before, rows = calls[0].values, rows[calls[0].places]
+    before, rows = calls[0].rows, given[calls[0].places]
     largest, own = before.abs().amax(0), rows.abs().amax(0)
     live = (largest > 0) & (own > 0)
     ones = torch.ones_like(own)

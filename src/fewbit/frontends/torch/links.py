@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,8 +139,41 @@ class LinkSearch:
         for form in forms(producer):
             fold = Fold(self.model, link, form)
             if self._is_exact(fold):
-                yield fold
+                yield self._with_dead_channels(fold)
                 return
+
+    def _with_dead_channels(self, fold: Fold) -> Fold:
+        """Return the link with channels that were 0 in every run, as behind ReLU, where runs on +|y| and -|y| prove it.
+
+        y is what the producer puts out: so each channel is seen on either side of 0.
+        """
+        link, producer = fold.link, self.model.get_submodule(fold.link.producer)
+        if (link.channels >= 0).all():
+            return fold
+        with self._with_sign(producer, 1.0) as marked:
+            read = marked.channels(producer)
+            channels = next(iter(read.values()), link.channels)
+            known = link.channels >= 0
+            alike = all(np.array_equal(own, channels) for own in read.values())
+            if tuple(read) != link.consumers or not alike or not np.array_equal(channels[known], link.channels[known]):
+                return fold
+            whole = replace(fold, link=replace(link, channels=channels))
+            if not self._is_exact(whole, marked):
+                return fold
+        with self._with_sign(producer, -1.0) as marked:
+            proven = self._moves_nothing(whole, marked)
+        return whole if proven and self._is_exact(whole) else fold
+
+    @contextmanager
+    def _with_sign(self, producer: nn.Module, sign: float) -> Iterator[MarkedRuns]:
+        """Yield runs in which all that `producer` puts out has one sign."""
+        handle = producer.register_forward_hook(lambda _, __, output: sign * output.abs())
+        try:
+            marked = MarkedRuns(self.model, self._marked.readers, [producer], self.runs)
+            marked.record()
+            yield marked
+        finally:
+            handle.remove()
 
     def _missed(self, outputs: int) -> bool:
         """Whether a layer that no run has reached could read that many channels too: an expert without tokens."""
@@ -148,30 +182,39 @@ class LinkSearch:
             for layer in self.layers
         )
 
-    def _is_exact(self, fold: Fold) -> bool:
-        draw, outputs = np.random.RandomState(0), fold.link.outputs
-        powers = draw.choice(_POWERS[fold.form], outputs) * draw.choice((-1, 1), outputs)
-        used = np.isin(np.arange(outputs), fold.link.channels)
-        factors = np.where(used, np.exp2(powers), 1.0)
-        right = max(self._change(fold, own, own) for own in (factors, 1.0 / factors))
-        wrong = self._change(fold, factors, np.roll(factors, 1) * 2.0)
+    def _is_exact(self, fold: Fold, marked: MarkedRuns | None = None) -> bool:
+        factors, marked = _drawn(fold), marked or self._marked
+        right = max(self._change(fold, own, own, marked) for own in (factors, 1.0 / factors))
+        wrong = self._change(fold, factors, np.roll(factors, 1) * 2.0, marked)
         return right < np.inf and not wrong <= CLEARLY * right  # NaN, of float16 that overflows, is wrong enough
 
-    def _change(self, fold: Fold, factors: Factors, columns: Factors) -> float:
+    def _moves_nothing(self, fold: Fold, marked: MarkedRuns) -> bool:
+        """Whether the output stays, which may be because nothing reaches it."""
+        factors = _drawn(fold)
+        return all(self._change(fold, own, own, marked) < np.inf for own in (factors, 1.0 / factors))
+
+    def _change(self, fold: Fold, factors: Factors, columns: Factors, marked: MarkedRuns) -> float:
         """Return how far the output goes with these factors, which are taken back.
 
         Infinitely far if the columns have the factors of the rows and a number still differs by more than roundings.
         """
         before = fold.fold(factors, columns)
         try:
-            same = factors is not columns or self._marked.same_outputs(_ROUNDINGS[fold.form])
-            return self._marked.change() if same else np.inf
+            same = factors is not columns or marked.same_outputs(_ROUNDINGS[fold.form])
+            return marked.change() if same else np.inf
         finally:
             exchange(before)
 
     @staticmethod
     def _outputs(producer: nn.Module) -> int:
         return len(producer.weight) if is_norm(producer) else canonical_weight(producer).shape[0]  # type: ignore[arg-type]
+
+
+def _drawn(fold: Fold) -> Factors:
+    """Return random powers of two, the same each time, 1 of channels that nothing reads."""
+    draw, outputs = np.random.RandomState(0), fold.link.outputs
+    powers = draw.choice(_POWERS[fold.form], outputs) * draw.choice((-1, 1), outputs)
+    return np.where(np.isin(np.arange(outputs), fold.link.channels), np.exp2(powers), 1.0)
 
 
 def _like(module: Any, factors: Factors) -> torch.Tensor:
