@@ -2,6 +2,7 @@
 
 import gguf
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -105,3 +106,31 @@ def test_a_trained_network_predicts_in_onnxruntime_what_it_predicts_in_torch(tmp
     assert (expected == labels.numpy()).mean() > 0.9
     # Values between layers are rounded in the file only, which may move a prediction that hangs in the balance.
     assert (found == expected).mean() >= 0.99
+
+
+@pytest.mark.parametrize("behind", [(nn.ReLU(),), (nn.ReLU(), nn.MaxPool2d(2)), ()])
+def test_a_file_for_onnxruntime_has_the_very_ranges_that_were_learned(behind, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *behind, nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+    images = torch.randn(32, 3, 14, 14)
+    model(images)
+    given = "int8 tensor asym static"
+    rules = [fb.Rule(kind=kind, weight="int8 narrow", input=given, bias="int32") for kind in ("conv", "linear")]
+    fb.prepare_qat(model, fb.Recipe(rules), to="ort-cpu", batch=images[:8])
+    model.train()
+    model(images[:16]).square().sum().backward()
+    with torch.no_grad():
+        for name, own in model.named_parameters():
+            if name.endswith("scale"):
+                own.mul_(0.8)
+    result = fb.finish_qat(model.eval())
+    stored = {str(float(value)) for value in _scales(result.save(tmp_path / "m.onnx"))}
+    learned = [value for name, value in result.model.state_dict().items() if name.endswith("input.scale")]
+    assert len(learned) == 3
+    assert {str(float(scale)) for scale in learned} <= stored
+
+
+def _scales(path):
+    graph = onnx.load(path).graph
+    constants = {own.name: onnx.numpy_helper.to_array(own) for own in graph.initializer}
+    return [constants[node.input[1]] for node in graph.node if node.op_type == "QuantizeLinear"]

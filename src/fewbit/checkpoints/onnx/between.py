@@ -1,6 +1,7 @@
-"""Roundings of values between layers, by their ranges on calibration data: what keeps a runtime in integers.
+"""Roundings of values between layers: what keeps a runtime in integers.
 
-The ranges are those of the quantized layers' outputs, before any value between them is rounded.
+Where the layers that read a value have a fixed range, it has that; else the range of the quantized layers' outputs on
+calibration data, before any value between them is rounded.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fewbit.activation import Activation
+from fewbit.checkpoints.onnx.fixed_ranges import fixed_ranges
 from fewbit.checkpoints.onnx.writer import described
 from fewbit.errors import CalibrationError
 from fewbit.float_bias import FloatBias
 from fewbit.interfaces import frontend_of
 from fewbit.onnx_graph.attention import find_products
 from fewbit.onnx_graph.live import OnnxModel, Rounded
-from fewbit.onnx_graph.placement import Placement, place
+from fewbit.onnx_graph.placement import place
 from fewbit.runtimes.runtime import Runtime
+from fewbit.schemes.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,14 @@ def between(model: OnnxModel, runtime: Runtime, batches: Sequence[Any]) -> Betwe
     placement = place(model, [described(model, name) for name in model.layers], runtime)
     if not placement.values:
         return None
-    if not batches:
+    fixed = fixed_ranges(model, placement)
+    open_values = {name: scheme for name, scheme in placement.values.items() if name not in fixed}
+    if open_values and not batches:
         raise CalibrationError(
-            f"{runtime.name} needs ranges of {len(placement.values)} values between layers, and there is no "
+            f"{runtime.name} needs ranges of {len(open_values)} values between layers, and there is no "
             "calibration data; give calibration=[batch, ...] to fewbit.quantize, or 'synthetic' with a torch module"
         )
-    values = _activations(placement, _seen(model, placement, batches))
+    values = fixed | _activations(open_values, _seen(model, open_values, placement.groups, batches))
     return Between(model, values, dict(_readers(model, values)), dict(_products(model, values)))
 
 
@@ -73,18 +78,21 @@ def _products(model: OnnxModel, values: Mapping[str, Activation]) -> Iterator[tu
 def _readers(model: OnnxModel, values: Mapping[str, Activation]) -> Iterator[tuple[str, Rounded]]:
     for name, rounded in model.layers.items():
         given = values.get(str(model.found[name].data.name))
-        if given is not None and rounded.activations.input is not None:
+        before = rounded.activations.input
+        if given is not None and before is not None and before is not given:
             # An int32 bias counts in the scale of the input; the writer makes its own where the runtime wants one.
             bias = rounded.bias if isinstance(rounded.bias, FloatBias) else None
             yield name, replace(rounded, activations=replace(rounded.activations, input=given), bias=bias)
 
 
-def _seen(model: OnnxModel, placement: Placement, batches: Sequence[Any]) -> dict[str, Any]:
+def _seen(
+    model: OnnxModel, values: Mapping[str, Scheme], groups: Sequence[Sequence[str]], batches: Sequence[Any]
+) -> dict[str, Any]:
     """Return the statistic of each value; values that share a scale share what all of them saw."""
-    wanted = {name: own.ranging.statistic for name, own in placement.values.items() if own.ranging.statistic}
+    wanted = {name: own.ranging.statistic for name, own in values.items() if own.ranging.statistic}
     frontend: Any = frontend_of("onnx")
     seen: dict[str, Any] = dict(frontend.value_statistics(model, wanted, batches)) if wanted else {}
-    for group in placement.groups:
+    for group in groups:
         first, *others = [seen[name] for name in group if name in seen] or [None]
         for other in others:
             first.merge(other)
@@ -92,9 +100,9 @@ def _seen(model: OnnxModel, placement: Placement, batches: Sequence[Any]) -> dic
     return seen
 
 
-def _activations(placement: Placement, seen: Mapping[str, Any]) -> dict[str, Activation]:
+def _activations(values: Mapping[str, Scheme], seen: Mapping[str, Any]) -> dict[str, Activation]:
     found = {}
-    for name, scheme in placement.values.items():
+    for name, scheme in values.items():
         if scheme.ranging.statistic and name not in seen:
             raise CalibrationError(f"value {name!r}: no calibration input reached it, so it has no range")
         found[name] = Activation.calibrated(scheme, seen.get(name))
