@@ -42,4 +42,4 @@ def test_without_jax_the_error_names_the_extra():
 
 
 def test_fewbit_support_says_which_algorithms_work_on_functions():
-    assert tables()["frontends"]["jax"] == ["nearest", "gptq", "hqq"]
+    assert tables()["frontends"]["jax"] == ["nearest", "gptq", "hqq", "adaround"]

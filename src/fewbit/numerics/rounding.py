@@ -26,7 +26,7 @@ def straight_through(values: Array, rounded: Array, low: Array | float, high: Ar
     if is_torch(values) and not compiling(values):
         from fewbit.numerics.torch_gradient import Straight
 
-        return Straight.apply(values, rounded, low, high)  # type: ignore[no-untyped-call]
+        return Straight.apply(values, stop_gradient(rounded), low, high)  # type: ignore[no-untyped-call]
     xp = array_namespace(values)
     inside = xp.where((values >= low) & (values <= high), values, xp.zeros_like(values))
     # x - x is 0 in value and 1 in gradient; adding it before the rounded value would lose bits of that.

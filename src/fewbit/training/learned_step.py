@@ -38,6 +38,24 @@ class _Slowed(torch.autograd.Function):
         return gradients[0] * ctx.factor, None
 
 
+class _Where(torch.autograd.Function):
+    """Few numbers spread over where a mask is set, 0 elsewhere; the mask is kept as it is, a byte a number."""
+
+    @staticmethod
+    def forward(values: Tensor, mask: Tensor) -> Tensor:
+        return values * mask.to(values.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.shape = inputs[0].shape
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (mask,), gradient = ctx.saved_tensors, gradients[0]
+        return (gradient * mask.to(gradient.dtype)).sum_to_size(ctx.shape), None
+
+
 def initial(low: Tensor, high: Tensor, grid: Grid) -> dict[str, Tensor]:
     """Return the scale, and the zero point of an asymmetric grid, for bounds."""
     scale, zero = grid.parameters(low, high)
@@ -68,5 +86,5 @@ def rounded(boxes: Tensor, parameters: Parameters, grid: Grid, sharing: int) -> 
     places = (boxes * (1.0 / scale)).detach() + fixed
     clipped = (places < grid.integer.qmin - 0.5) | (places > grid.integer.qmax + 0.5)
     # What is clipped is the end of the range less the zero point; fixed - zero is 0 in value.
-    moved: Tensor = units + (fixed - zero) * clipped.to(units.dtype)
+    moved: Tensor = units + _Where.apply(fixed - zero, clipped)  # type: ignore[no-untyped-call]
     return moved * scale
