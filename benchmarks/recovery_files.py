@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 
 import fewbit as fb
-from recovery_images import EPOCHS, MODELS, accuracy, fashion_data, float_model, trained
+from recovery_images import EPOCHS, MODELS, fashion_data, float_model, trained
 
 #: Runtimes whose files onnxruntime runs, with the biases that they want. Of float ones its optimizer makes int32.
 RUNTIMES = {"ort-cpu": "int32", "tensorrt": "float"}
@@ -35,7 +35,6 @@ def files_part(given: argparse.Namespace) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 there = predictions(result.save(Path(folder) / "m.onnx", runtime=runtime), images)
             right = [100 * float(np.mean(own == labels.numpy())) for own in (here, there)]
-            assert abs(right[0] - accuracy(result.model, images, labels)) < 1e-9
             same = 100 * float(np.mean(here == there))
             print(f"| {name} | {runtime} | {right[0]:.2f} | {right[1]:.2f} | {same:.2f} |", flush=True)
 

@@ -8,20 +8,22 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import fewbit as fb
+import small_images
 from fewbit.training.distillation import Distillation
 from fewbit.training.gradients import GRADIENTS
-from small_images import Block, accuracy, images
+from small_images import accuracy, images
 
 CACHE = Path(__file__).resolve().parent / "cache"
 #: Epochs of the float models; training with rounding takes a tenth.
@@ -33,43 +35,26 @@ FREEZE_NORMS = 0
 RANGE_RATE = 2e-2
 
 
-class Cnn(nn.Sequential):
-    """Convolutions with BatchNorm, two of them depthwise."""
+class Cnn(small_images.Cnn):
+    """Two of its convolutions are depthwise."""
 
     first, last = "0", "17"
     rate, tuned_rate = 1e-2, 5e-3
     transforms = ("batchnorm",)
 
     def __init__(self) -> None:
-        def unit(before: int, after: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-            convolution = nn.Conv2d(before, after, 3, stride, padding=1, groups=groups, bias=False)
-            return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
-
-        super().__init__(
-            *unit(1, 32, 2), *unit(32, 32, 1, 32), *unit(32, 48), *unit(48, 48, 2, 48), *unit(48, 96),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10),
-        )  # fmt: skip
+        super().__init__((1, 32, 2, 1), (32, 32, 1, 32), (32, 48, 1, 1), (48, 48, 2, 48), (48, 96, 1, 1))
 
 
-class Vit(nn.Module):
-    """Patches of 7 x 7, a mean over the tokens."""
+class Vit(small_images.Vit):
+    """A small one."""
 
     first, last = "patches", "head"
     rate, tuned_rate = 3e-3, 1e-3
     transforms = ()
 
-    def __init__(self, width: int = 48, depth: int = 3) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(1, width, 7, 7)
-        self.positions = nn.Parameter(0.02 * torch.randn(16, width))
-        self.blocks = nn.ModuleList(Block(width, 4) for _ in range(depth))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.head(self.norm(tokens).mean(1))
+    def __init__(self) -> None:
+        super().__init__(width=48, depth=3, patch=7)
 
 
 MODELS: dict[str, Any] = {"CNN": Cnn, "ViT": Vit}
@@ -117,11 +102,12 @@ class Method:
         return fb.Recipe(rules, transforms=(*folding, *self.transforms), corrections=self.corrections)
 
 
-_FOLDED = {"name": "bias", "means": "batchnorm"}
+#: Bias correction without data.
+BY_NORMS = {"name": "bias", "means": "batchnorm"}
 AFTER = [
     Method("nearest"),
     Method("bias correction", corrections=("bias",)),
-    Method("bias correction by BatchNorms", corrections=(_FOLDED,), only="CNN"),
+    Method("bias correction by BatchNorms", corrections=(BY_NORMS,), only="CNN"),
     Method("equalization, absorption", transforms=("equalization", "high-bias-absorption"), only="CNN"),
     Method("norms re-estimated", corrections=("batchnorm",), norms=True, only="CNN"),
     Method("outlier splitting", transforms=("outlier-splitting",)),
@@ -176,7 +162,7 @@ def float_model(name: str, seed: int, data: Data) -> Any:
     """Return the model trained from a seed, from the cache where it was trained before."""
     torch.manual_seed(seed)
     model = MODELS[name]()
-    path = CACHE / f"fashion-{name}-{digest(str(model), seed, EPOCHS)}.safetensors"
+    path = CACHE / f"fashion-{name}-{digest(str(model), seed, model.rate, EPOCHS, BATCH)}.safetensors"
     if not path.exists():
         trained(model, data, EPOCHS, model.rate)
         partial_path = path.with_suffix(".partial")
@@ -208,10 +194,9 @@ class Bench:
 
     def measured(self, name: str, seed: int, setting: str, method: Method | None) -> Mapping[str, float]:
         """Return accuracy (percent) and seconds, of the float model without a method."""
-        path = (
-            CACHE
-            / f"recovery-{digest(str(MODELS[name]()), seed, setting, repr(method), EPOCHS, BATCH, RANGE_RATE)}.json"
-        )
+        own = MODELS[name]()
+        key = [str(own), seed, setting, repr(method), own.rate, own.tuned_rate, EPOCHS, BATCH, RANGE_RATE, FREEZE_NORMS]
+        path = CACHE / f"recovery-{digest(*key)}.json"
         if self.fresh or not path.exists():
             model = float_model(name, seed, self.data)
             torch.manual_seed(seed)
@@ -235,11 +220,11 @@ def fashion_data(given: argparse.Namespace) -> Data:
 
 
 def fashion_part(given: argparse.Namespace) -> None:
-    """Accuracy on Fashion-MNIST, points lost to the float model, and CPU seconds of the last setting."""
+    """Accuracy on Fashion-MNIST, points lost to the float model, and CPU seconds, the mean over the settings."""
     bench = Bench(fashion_data(given), given.fresh)
     for name in given.models:
         before = [bench.measured(name, seed, "", None)["accuracy"] for seed in range(given.seeds)]
-        print(f"\n{name}, float accuracy {mean(before):.2f} %, {given.seeds} seeds; change in points\n")
+        print(f"\n{name}, float accuracy {fmean(before):.2f} %, {given.seeds} seeds; change in points\n")
         print(f"| method | {' | '.join(given.settings)} | CPU s |\n| --- |{' ---: |' * (len(given.settings) + 1)}")
         for method in [own for own in (*AFTER, *TRAINED) if own.only in (None, name)]:
             if not re.search(given.methods, method.name):
@@ -248,15 +233,10 @@ def fashion_part(given: argparse.Namespace) -> None:
                 setting: [bench.measured(name, seed, setting, method) for seed in range(given.seeds)]
                 for setting in given.settings
             }
-            cells = [f"{mean(own['accuracy'] for own in row) - mean(before):+.2f}" for row in rows.values()]
-            seconds = mean(own["seconds"] for row in rows.values() for own in row)
+            cells = [f"{fmean(own['accuracy'] for own in row) - fmean(before):+.2f}" for row in rows.values()]
+            seconds = fmean(own["seconds"] for row in rows.values() for own in row)
             print(f"| {method.name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
 
 
 def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import argparse
 import copy
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
 import fewbit as fb
-from recovery_images import Cnn, Data, accuracy, fashion_data, float_model, mean
+from recovery_images import BY_NORMS, Cnn, Data, fashion_data, float_model
+from small_images import accuracy
 
 #: Powers of two between which the channels of a layer are spread.
 SPREAD = 5
-_BIAS, _KNOWN = {"name": "bias"}, {"name": "bias", "means": "batchnorm"}
 WAYS: dict[str, tuple[list[Any], list[Any]]] = {
     "nearest": (["batchnorm"], []),
-    "bias correction": (["batchnorm"], [_BIAS]),
+    "bias correction": (["batchnorm"], ["bias"]),
     "equalization": (["batchnorm", "equalization"], []),
-    "equalization, bias correction": (["batchnorm", "equalization"], [_BIAS]),
-    "equalization, bias correction by BatchNorms": (["batchnorm", "equalization"], [_KNOWN]),
-    "equalization, absorption, bias correction": (["batchnorm", "equalization", "high-bias-absorption"], [_BIAS]),
+    "equalization, bias correction": (["batchnorm", "equalization"], ["bias"]),
+    "equalization, bias correction by BatchNorms": (["batchnorm", "equalization"], [BY_NORMS]),
+    "equalization, absorption, bias correction": (["batchnorm", "equalization", "high-bias-absorption"], ["bias"]),
 }
 
 
@@ -31,15 +32,15 @@ def ranges_part(given: argparse.Namespace) -> None:
     print(f"\nCNN, ranges of channels planted over 2^{2 * SPREAD}; int8 tensor throughout; {given.seeds} seeds\n")
     print("| method | same predictions as float, % | accuracy, % |\n| --- | ---: | ---: |")
     models = [planted(float_model("CNN", seed, data), seed, data) for seed in range(given.seeds)]
-    print(f"| float | 100.00 | {mean(accuracy(model, *data.test) for model in models):.2f} |")
+    print(f"| float | 100.00 | {fmean(accuracy(model, *data.test) for model in models):.2f} |")
     for name, (transforms, corrections) in WAYS.items():
         rules = [
             fb.Rule(kind=kind, weight="int8 tensor", input="int8 tensor asym static") for kind in ("conv", "linear")
         ]
         recipe = fb.Recipe(rules, transforms=transforms, corrections=corrections)
         rounded = [fb.quantize(copy.deepcopy(model), recipe, calibration=data.calibration).model for model in models]
-        same = mean(agreement(*pair, data) for pair in zip(rounded, models, strict=True))
-        right = mean(accuracy(model, *data.test) for model in rounded)
+        same = fmean(agreement(*pair, data) for pair in zip(rounded, models, strict=True))
+        right = fmean(accuracy(model, *data.test) for model in rounded)
         print(f"| {name} | {same:.2f} | {right:.2f} |", flush=True)
 
 

@@ -24,17 +24,14 @@ METHODS = [
 
 
 class Cnn(nn.Sequential):
-    """Convolutions with BatchNorm, one of them depthwise."""
+    """Convolutions 3 x 3 with BatchNorm; a unit is its channels before and after, its stride and its groups."""
 
-    def __init__(self) -> None:
-        def block(before: int, after: int, stride: int, groups: int = 1) -> list[nn.Module]:
+    def __init__(self, *units: tuple[int, int, int, int]) -> None:
+        parts: list[nn.Module] = []
+        for before, after, stride, groups in units or ((1, 24, 1, 1), (24, 48, 2, 1), (48, 48, 1, 48), (48, 96, 2, 1)):
             convolution = nn.Conv2d(before, after, 3, stride, padding=1, groups=groups, bias=False)
-            return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
-
-        super().__init__(
-            *block(1, 24, 1), *block(24, 48, 2), *block(48, 48, 1, groups=48), *block(48, 96, 2),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10),
-        )  # fmt: skip
+            parts += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+        super().__init__(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(after, 10))
 
 
 class Block(nn.Module):
@@ -56,12 +53,12 @@ class Block(nn.Module):
 
 
 class Vit(nn.Module):
-    """Patches of 4 x 4, a mean over the tokens."""
+    """Square patches, a mean over the tokens."""
 
-    def __init__(self, width: int = 64, depth: int = 4) -> None:
+    def __init__(self, width: int = 64, depth: int = 4, patch: int = 4) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, width, 4, 4)
-        self.positions = nn.Parameter(0.02 * torch.randn(49, width))
+        self.patches = nn.Conv2d(1, width, patch, patch)
+        self.positions = nn.Parameter(0.02 * torch.randn((28 // patch) ** 2, width))
         self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 

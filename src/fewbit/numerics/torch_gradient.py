@@ -35,6 +35,6 @@ class Straight(torch.autograd.Function):
         """Return the gradient of the values."""
         gradient = gradients[0].to(ctx.dtype)
         if ctx.bounded:
-            # A product with a float: torch's `where` and its products with bool take 10 times as long on a CPU.
+            # A product with a float: torch's `where` and its products with bool are not vectorized on a CPU.
             gradient = gradient * ctx.saved_tensors[0].to(ctx.dtype)
         return gradient, None, None, None
