@@ -7,41 +7,26 @@ h(V) in [0, 1], beta falling until every h is 0 or 1. Source: arXiv 2004.10568.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from fewbit.algorithms.annealing import Annealing
 from fewbit.algorithms.few_rows import few_rows
 from fewbit.algorithms.output_moment import output_moment
-from fewbit.algorithms.rounding_options import neighbours_problem, require_precision
 from fewbit.algorithms.solution import Solution, in_framework_of
-from fewbit.errors import MissingExtraError, RecipeError, SchemeError
+from fewbit.errors import MissingExtraError, SchemeError
 from fewbit.numerics.namespace import Array
 from fewbit.qtensor import quantize
 from fewbit.schemes.scheme import Scheme
 
 
-@dataclass(frozen=True, slots=True)
-class AdaRound:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaRound(Annealing):
     """Learned rounding of each layer for its own output, under the scales of the range method."""
 
     #: Steps by Adam; 0 rounds to nearest.
     steps: int = 1000
     #: What a rounding between up and down costs at most, in mean errors of a weight that is rounded to nearest.
     regularization: float = 30.0
-    #: The share of the steps before that counts.
-    warm: float = 0.2
-    #: How far the steps of a variable go together; 2.4 are from the middle to up or down.
-    reach: float = 10.0
-    #: Let every row of the input count alike, however large; otherwise the plain second moment, as in the paper.
-    relative: bool = False
-    #: Type of products while learning; `auto` is bfloat16 where the device has instructions for it.
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-
-    def __post_init__(self) -> None:
-        _ = self.annealing
-        if not isinstance(self.relative, bool):
-            raise RecipeError(f"adaround: relative = {self.relative!r:.80} is not true or false")
-        require_precision(self.name, self.precision)
 
     @property
     def name(self) -> str:
@@ -49,20 +34,9 @@ class AdaRound:
         return "adaround"
 
     @property
-    def annealing(self) -> Annealing:
-        """The schedule of its steps."""
-        return Annealing(
-            name=self.name, steps=self.steps, regularization=self.regularization, warm=self.warm, reach=self.reach
-        )
-
-    @property
     def statistics(self) -> tuple[str, ...]:
         """The second moment of the layer's input."""
         return ("relative_second_moment" if self.relative else "second_moment",)
-
-    def problem(self, scheme: Scheme) -> str | None:
-        """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
-        return neighbours_problem(self.name, scheme)
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
         """Return `weight` (out, in) with each code that of the level below or above it.
@@ -93,7 +67,7 @@ class AdaRound:
             values,
             nearest.qtensor.map(as_torch),
             as_torch(moment.result()).to(values.device),
-            self.annealing,
+            self,
             halved=halves(self.precision, values.device.type),
         )
         return replace(nearest, qtensor=in_framework_of(weight, found))

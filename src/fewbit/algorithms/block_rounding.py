@@ -30,8 +30,7 @@ def rounded_together(block: Block, options: Brecq, seed: int) -> BlockSolution:
     if not before or not options.steps:
         return BlockSolution(qtensors=block.starts, losses=(before, before))
     soft = {
-        name: SoftRounding(Neighbours.of(weight, block.starts[name]), options.annealing)
-        for name, weight in block.weights.items()
+        name: SoftRounding(Neighbours.of(weight, block.starts[name]), options) for name, weight in block.weights.items()
     }
     unit = sum(weight.numel() for weight in block.weights.values()) / before
     for samples in samples_of(block, options.steps, options.samples, seed):
