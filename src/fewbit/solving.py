@@ -225,9 +225,11 @@ def _train_alike(
         solved[name].replacement.install()
     starts = {name: solved[name].replacement.qtensor for name in rows}
     started = time.perf_counter()
-    found = algorithm.solve_block(
-        Block(forward=part.block.forward, targets=part.block.targets, weights=weights, starts=starts), run.seed
-    )
+    block = Block(
+        forward=part.block.forward, targets=part.block.targets, weights=weights, starts=starts,
+        curvature=part.block.curvature,
+    )  # fmt: skip
+    found = algorithm.solve_block(block, run.seed)
     seconds = time.perf_counter() - started
     total = sum(prod(weight.shape) for weight in weights.values())
     for name, row in rows.items():

@@ -10,6 +10,7 @@ from torch import nn
 import fewbit as fb
 from fewbit.errors import RecipeError
 from fewbit.frontends.torch.layers import find_layers
+from fewbit.frontends.torch.loss_gradient import LossGradient
 from fewbit.frontends.torch.token_weights import GradientRun, TokenWeights
 
 UNKNOWN = (
@@ -29,7 +30,7 @@ def llama():
 
 
 def measured(model):
-    run = GradientRun(model, find_layers(model), BATCHES)
+    run = GradientRun(LossGradient.of(model, find_layers(model)), find_layers(model), BATCHES)
     assert len(run) == len(list(run)) == 3
     return run.weights
 

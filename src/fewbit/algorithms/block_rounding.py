@@ -25,7 +25,7 @@ def rounded_together(block: Block, options: Brecq, seed: int) -> BlockSolution:
 
     A layer that no gradient reaches keeps its start.
     """
-    loss = BlockLoss(block, relative=options.relative, precision=options.precision)
+    loss = BlockLoss(block, relative=options.relative, precision=options.precision, fisher=options.fisher)
     before = loss.mean({name: start.dequantize() for name, start in block.starts.items()})
     if not before or not options.steps:
         return BlockSolution(qtensors=block.starts, losses=(before, before))

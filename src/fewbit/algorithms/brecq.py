@@ -1,7 +1,7 @@
 """BRECQ: learn whether the weights of a block go up or down together, by the error of the block's output.
 
-min over V of |block(W'(V), x') - block(W, x)|^2 + lambda sum(1 - |2 h(V) - 1|^beta), with W' and h as in AdaRound; x'
-comes from the quantized blocks before, x from the float ones. Source: arXiv 2102.05426.
+min over V of |g (block(W'(V), x') - block(W, x))|^2 + lambda sum(1 - |2 h(V) - 1|^beta), W' and h as in AdaRound, g = 1
+or the gradient of the loss; x' comes from the quantized blocks before, x from the float ones. Source: arXiv 2102.05426.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Brecq(Annealing, Started):
     samples: int = 2
     #: What a rounding between up and down costs at most, in the loss of the start divided among the weights.
     regularization: float = 10.0
+    #: Weigh the error of each number of the output by the square of the loss's gradient there.
+    fisher: bool = False
 
     def __post_init__(self) -> None:
         Annealing.__post_init__(self)
@@ -40,6 +42,10 @@ class Brecq(Annealing, Started):
         object.__setattr__(self, "start", start)
         if type(self.samples) is not int or self.samples < 1:
             raise RecipeError(f"brecq: samples {self.samples!r:.80} is no number of them; 2 is usual")
+        if not isinstance(self.fisher, bool):
+            raise RecipeError(f"brecq: fisher = {self.fisher!r:.80} is not true or false")
+        if self.fisher and self.relative:
+            raise RecipeError("brecq: fisher and relative weigh errors by different things; use one of them")
 
     @property
     def name(self) -> str:
