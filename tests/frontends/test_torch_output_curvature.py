@@ -50,11 +50,12 @@ def curvature(model, block, heads=()):
 
 @pytest.mark.parametrize("block", [nn.Linear(6, 5), Paired()], ids=["tensor", "tuple"])
 def test_a_projection_has_the_squares_of_what_lies_behind(block):
-    model, draw = network(block), torch.Generator().manual_seed(0)
+    model = network(block)
     before = copy.deepcopy(model.state_dict())
     found = curvature(model, model[0])
-    for own in found:
-        assert torch.equal(own, (torch.randn(4, 5, generator=draw) * model[2].factors).square())
+    for number, own in enumerate(found):
+        drawn = torch.randn(4, 5, generator=torch.Generator().manual_seed(number))
+        assert torch.equal(own, (drawn * model[2].factors).square())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert not any(part._forward_hooks for part in model.modules())
     assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())

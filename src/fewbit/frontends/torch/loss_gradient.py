@@ -42,23 +42,27 @@ class LossGradient:
         return cls(model, blocks, frozenset(layer.shape[0] for layer in layers if layer.kind == "head"))
 
     @contextmanager
-    def differentiated(self) -> Iterator[Callable[[Any], Tensor | None]]:
-        """Return what runs the model on a batch and the gradient back; it returns the scores, `None` without one."""
-        with _frozen(self.model), _run_again(self.model, self.blocks):
-            yield partial(self._go_back, torch.Generator().manual_seed(0))
+    def differentiated(self) -> Iterator[Callable[[int, Any], Tensor | None]]:
+        """Return what runs the model on the batch of a number and the gradient back.
+
+        It returns the scores, `None` without a gradient. What is drawn depends on the number alone.
+        """
+        with frozen(self.model), _run_again(self.model, self.blocks):
+            yield self._go_back
 
     def labelled(self, scores: Tensor) -> bool:
         """Whether they are scores of labels; else the loss is a projection, of curvature 1 in every number."""
         return scores.shape[-1] in self.heads
 
-    def _go_back(self, draw: torch.Generator, batch: Any) -> Tensor | None:
+    def _go_back(self, number: int, batch: Any) -> Tensor | None:
+        draw = torch.Generator().manual_seed(number)
         try:
             output = run_with_gradients(self.model, batch)
             scores = getattr(output, "logits", None)
             scores = hidden(output) if scores is None else scores
             if scores is None or not scores.requires_grad:
                 return None
-            scores.backward(_slope(scores.detach(), draw, labelled=self.labelled(scores)))
+            scores.backward(loss_slope(scores.detach(), draw, labelled=self.labelled(scores)))
         except RuntimeError as error:  # of an operator without gradient, or of what is written over
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -66,7 +70,7 @@ class LossGradient:
         return scores
 
 
-def _slope(scores: Tensor, draw: torch.Generator, *, labelled: bool) -> Tensor:
+def loss_slope(scores: Tensor, draw: torch.Generator, *, labelled: bool) -> Tensor:
     """Return the gradient of the loss at the model's output; `labelled`: of the cross-entropy of drawn labels."""
     if not labelled:
         return torch.randn(scores.shape, generator=draw).to(scores)
@@ -85,7 +89,7 @@ def _labels(probabilities: Tensor, draw: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Let no parameter ask for a gradient: those of what flows are enough."""
     asking = [own for own in model.parameters() if own.requires_grad]
     for own in asking:

@@ -37,9 +37,9 @@ def output_curvature(loss: LossGradient, block: nn.Module, batches: Sequence[Any
     found: list[Tensor] = []
     try:
         with loss.differentiated() as go_back:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 seen.clear()
-                scores = go_back(batch)
+                scores = go_back(number, batch)
                 if scores is None or not seen:
                     return None
                 for end, other in seen:

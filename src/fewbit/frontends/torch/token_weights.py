@@ -62,12 +62,12 @@ class GradientRun:
     def __iter__(self) -> Iterator[None]:
         """Yield after each batch."""
         with self._loss.differentiated() as go_back:
-            for batch in self._batches:
+            for number, batch in enumerate(self._batches):
                 for calls in self._seen.values():
                     calls.append([])
                 if self._differentiable:
                     with _listening(self._model, self._seen):
-                        self._differentiable = go_back(batch) is not None
+                        self._differentiable = go_back(number, batch) is not None
                     trim()  # what one batch leaves behind must not add up over all of them
                 yield
 
