@@ -81,3 +81,5 @@ class Data:
     shown: Sequence[Any] = ()
     #: Statistics that need no gathering, by layer.
     known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: The statistic of the output that fixes its range, by layer, where that needs no gathering.
+    known_outputs: Mapping[str, Any] = field(default_factory=dict)

@@ -125,8 +125,9 @@ def _fix_outputs(
 ) -> None:
     """Fix the static ranges of outputs, by what the quantized layers put out before any of those is rounded."""
     fixed = {name: row.output for name, row in rows.items() if row.output and row.output.static}
-    wanted = {name: statistic for name in fixed if (statistic := _output_statistic(rows[name]))}
-    found = frontend.output_statistics(model, wanted, data.batches) if wanted else {}
+    asked = {name: statistic for name in fixed if (statistic := _output_statistic(rows[name]))}
+    wanted = {name: statistic for name, statistic in asked.items() if name not in data.known_outputs}
+    found = {**data.known_outputs, **(frontend.output_statistics(model, wanted, data.batches) if wanted else {})}
     for name, scheme in fixed.items():
         if name in wanted and name not in found:
             raise CalibrationError(f"{name}: {UNREACHED}")
@@ -224,9 +225,11 @@ def _train_alike(
         solved[name].replacement.install()
     starts = {name: solved[name].replacement.qtensor for name in rows}
     started = time.perf_counter()
-    found = algorithm.solve_block(
-        Block(forward=part.block.forward, targets=part.block.targets, weights=weights, starts=starts), run.seed
-    )
+    block = Block(
+        forward=part.block.forward, targets=part.block.targets, weights=weights, starts=starts,
+        curvature=part.block.curvature,
+    )  # fmt: skip
+    found = algorithm.solve_block(block, run.seed)
     seconds = time.perf_counter() - started
     total = sum(prod(weight.shape) for weight in weights.values())
     for name, row in rows.items():

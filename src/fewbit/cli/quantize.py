@@ -18,6 +18,7 @@ from fewbit.cli.words import (
     CalibrationData,
     Data,
     Device,
+    Iterations,
     Model,
     Output,
     Overwrite,
@@ -62,6 +63,7 @@ def quantize(  # a command's options are its arguments
     as_json: AsJson = False,
     calibration: CalibrationData = "self",
     shape: Shape = None,
+    iterations: Iterations = None,
     samples: Annotated[
         int | None,
         typer.Option(help="What to calibrate with: 32 sequences, 512 samples of files, 64 made images.", min=1),
@@ -108,7 +110,7 @@ def quantize(  # a command's options are its arguments
     target = target_name(output or usual, to, runtime)
     if imatrix is not None and calibration != "self":
         raise RecipeError("--imatrix and --calibration exclude each other: an importance matrix is gathered already")
-    data_made = made_of(calibration, shape, preprocess)
+    data_made = made_of(calibration, shape, preprocess, iterations)
     if dry_run:
         show_plan(terminal, model, chosen, to=target, dtype=dtype, importance=imatrix, calibration=data_made)
         return

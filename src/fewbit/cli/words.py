@@ -38,6 +38,12 @@ Shape = Annotated[
     str | None,
     typer.Option(help="Channels,height,width of images, for --calibration synthetic or none.", show_default=False),
 ]
+Iterations = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Steps in which images are made, for --calibration synthetic. Default: 500.", show_default=False
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(min=1, help="Samples of a batch. Default: what the model takes, or 32.", show_default=False),

@@ -20,6 +20,7 @@ from fewbit.frontends.torch.float_inputs import FloatInputs
 from fewbit.frontends.torch.held_weights import HeldWeights
 from fewbit.frontends.torch.input_watch import InputWatch
 from fewbit.frontends.torch.link_scope import LinkScope
+from fewbit.frontends.torch.loss_gradient import LossGradient
 from fewbit.frontends.torch.reconstruction import block_part, model_part
 from fewbit.frontends.torch.resident_memory import give_back, trim
 from fewbit.frontends.torch.token_weights import GradientRun, TokenWeights
@@ -51,14 +52,15 @@ class CalibrationRun:
         self._model, self._wanted, self._batches, self._sequential = model, wanted, batches, sequential
         self._prepare, self._trained = prepare, trained
         self._layers, found = layers, find_blocks(model, layers)
-        #: Those that transforms see; units are there for the training alone.
+        #: Those that transforms see; units are there for training, and for what they get in the float model.
         self._repeated = {block.name for block in found.blocks}
-        self._units = bool(trained) and convolves(layers) and bool(batches)
+        paired = any(set(PAIRED) & set(names) for names in wanted.values())
+        self._units = (bool(trained) or paired) and convolves(layers) and bool(batches)
         self._partition: Partition = with_units(model, found, batches[0]) if self._units else found
-        self._weights = TokenWeights()
+        self._weights, self._loss = TokenWeights(), LossGradient.of(model, layers)
         guided = {name for name, names in wanted.items() if set(GUIDED) & set(names)}
         #: What is to be gone through first, a step a batch: what the rows of inputs count in the float model.
-        self.gradients = GradientRun(model, layers, batches, guided) if guided else ()
+        self.gradients = GradientRun(self._loss, layers, batches, guided) if guided else ()
 
     def __len__(self) -> int:
         return len(self._partition.blocks) + 1
@@ -101,7 +103,7 @@ class CalibrationRun:
     def _outside_parts(self, layers: list[Layer], runs: Sequence[Callable[[], Any]]) -> Iterator[CalibratedPart]:
         """Yield the parts of layers outside of blocks, and those that are trained together."""
         trained = tuple(layer for layer in layers if layer.name in self._trained)
-        together = model_part(self._model, trained, self._batches) if trained else None
+        together = model_part(trained, self._loss, self._batches) if trained else None
         yield from self._parts(layers, runs)
         if together:
             yield together
@@ -112,7 +114,7 @@ class CalibrationRun:
         # Behind quantized layers an expert gets other tokens, with no float ones to go with them.
         own = {layer.name for layer in layers if not layer.expert} & paired
         if paired or self._trained:
-            with FloatInputs(self._model, own) as inputs:
+            with FloatInputs(step.unchanged, own) as inputs:
                 step.keep_float_outputs()
             return inputs.by_layer(len(step.calls))
         return {}
@@ -127,7 +129,7 @@ class CalibrationRun:
         if trained:
             step.rewind(calls)
             held.renew()
-            yield block_part(self._model, trained, step)
+            yield block_part(trained, step, self._loss, self._batches)
 
     def _measured_parts(
         self, layers: list[Layer], step: BlockInputs, held: HeldWeights, floats: Mapping[str, Sequence[Tensor]]
