@@ -70,7 +70,7 @@ class GradientRun:
     def __iter__(self) -> Iterator[None]:
         """Yield after each batch."""
         draw = torch.Generator().manual_seed(0)
-        with _frozen(self._model), _run_again(self._model, self._blocks):
+        with frozen(self._model), _run_again(self._model, self._blocks):
             for batch in self._batches:
                 for calls in self._seen.values():
                     calls.append([])
@@ -98,7 +98,7 @@ def _go_back(model: nn.Module, batch: Any, head: set[int], draw: torch.Generator
         scores = hidden(output) if scores is None else scores
         if scores is None or not scores.requires_grad:
             return False
-        scores.backward(_slope(scores.detach(), draw, labelled=scores.shape[-1] in head))
+        scores.backward(loss_slope(scores.detach(), draw, labelled=scores.shape[-1] in head))
     except RuntimeError as error:  # of an operator without gradient, or of what is written over
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -106,7 +106,7 @@ def _go_back(model: nn.Module, batch: Any, head: set[int], draw: torch.Generator
     return True
 
 
-def _slope(scores: Tensor, draw: torch.Generator, *, labelled: bool) -> Tensor:
+def loss_slope(scores: Tensor, draw: torch.Generator, *, labelled: bool) -> Tensor:
     """Return the gradient of the loss at the model's output; `labelled`: of the cross-entropy of drawn labels."""
     if not labelled:
         return torch.randn(scores.shape, generator=draw).to(scores)
@@ -147,7 +147,7 @@ def _listening(model: nn.Module, seen: Mapping[str, list[list[Tensor]]]) -> Iter
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Let no parameter ask for a gradient: those of what flows are enough."""
     asking = [own for own in model.parameters() if own.requires_grad]
     for own in asking:
