@@ -37,7 +37,16 @@ def kl_divergence(subject: Subject, pairs: Sequence[Pair]) -> Scores:
                 for candidate in layers[layer.name]:
                     seen = part.statistics.get(layer.name, {})
                     found[layer.name, candidate] = _measured(subject, layer, candidate, seen)
+        _keep(subject, found)
     return found
+
+
+def _keep(subject: Subject, found: Scores) -> None:
+    """Write what is known so far: these scores are dear, and a run may be stopped."""
+    if subject.cache.path is not None:
+        for pair, score in found.items():
+            subject.cache.put(subject.key("kl_divergence", pair, solved=True), score)
+        subject.cache.save()
 
 
 def _measured(subject: Subject, layer: Layer, candidate: str, statistics: Any) -> float:
