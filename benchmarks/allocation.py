@@ -99,7 +99,7 @@ def show(bench: Bench, label: str, found: dict[str, Any]) -> None:
 
 
 def efficientnet_part() -> None:
-    """EfficientNet-Lite0: one scheme of 6 bits, and bits by layer at its size; agreement with float32 on photographs."""
+    """EfficientNet-Lite0: 6 bits everywhere, and bits by layer at that size; agreement with float32 on photographs."""
     from photographs import crops, efficientnet, scores
 
     images = crops()
