@@ -13,7 +13,7 @@ from fewbit.allocation.allocation import Allocation
 from fewbit.allocation.budget import Budget
 from fewbit.allocation.candidates import Candidates
 from fewbit.allocation.costs import PAIRS, Costs, costs_of
-from fewbit.allocation.exact import allocate_exactly
+from fewbit.allocation.exact import allocate_exactly, require_solver
 from fewbit.allocation.findings import Found, report_of
 from fewbit.allocation.greedy import allocate_greedily
 from fewbit.allocation.kernel_times import kernel_times
@@ -100,8 +100,10 @@ def allocate(  # noqa: PLR0913  # all that is said of a search
         candidates=chosen, to=to, dtype=dtype, calibration=calibration, evaluation=evaluation, keep=tuple(keep),
         equal=equal, cache=cache, options=options or Options(),
     )  # fmt: skip
+    if solver == "exact":
+        require_solver()
     with opened(model, wanted) as place:
-        return _Search(place, asked, solver, rounds).found(costs_of(place.subject, metric, pairs))
+        return _Search(place, asked, solver, rounds).found(partial(costs_of, place.subject, metric, pairs))
 
 
 @dataclass(slots=True)
@@ -114,21 +116,23 @@ class _Search:
     rounds: int
     _fixed: int = field(init=False)
 
-    def found(self, costs: Costs) -> Allocation:
-        """Return the allocation by these costs."""
+    def found(self, scoring: Callable[[], Costs]) -> Allocation:
+        """Return the allocation by the costs that `scoring` returns; what cannot be is refused before."""
         units = self.place.units
-        table = [
-            [sum(costs.costs.get((layer.name, own.name), 0.0) for layer in unit.layers) for own in unit.choices]
-            for unit in units
-        ]
         sizes = [[float(own.bytes) for own in unit.choices] for unit in units]
         lightest = Selection(tuple(min(range(len(own)), key=own.__getitem__) for own in sizes))
         self._fixed = self.place.workplace.plan(self._recipe(lightest)).bytes_after - round(lightest.sum(sizes))
         weights, fixed_seconds = sizes, None
         if self.budget.what == "latency":
             weights, fixed_seconds = kernel_times(self.place.subject, units)
+        limit = self._limit(fixed_seconds or 0.0, weights)
+        costs = scoring()
+        table = [
+            [sum(costs.costs.get((layer.name, own.name), 0.0) for layer in unit.layers) for own in unit.choices]
+            for unit in units
+        ]
         task = Task(
-            units=units, costs=table, bytes=sizes, weights=weights, limit=self._limit(fixed_seconds or 0.0, weights),
+            units=units, costs=table, bytes=sizes, weights=weights, limit=limit,
             limits_divergence=self.budget.what == "divergence", solver=SOLVERS[self.solver],
         )  # fmt: skip
         best, rounds = self._carried_out(task)

@@ -1,11 +1,13 @@
 """What each candidate costs each layer: cheap scores of all pairs, put to scale by a few measured divergences.
 
-cost = score * ratio, ratio = measured / score where a layer was measured; between layers of one kind its logarithm is
-interpolated by their place in the model. What has no cheap score is measured for every candidate.
+cost = score * exp(b_layer + a_candidate), fitted to log(measured / score): the first is what an error there counts,
+interpolated between layers of one kind by their place; the second what an algorithm gains on rounding to nearest under
+a scheme. What has no cheap score is measured for every candidate.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +23,12 @@ from fewbit.errors import PlanError
 PAIRS = 96
 #: Divergences below this are roundings of float32, and no scale for anything.
 _NOISE = 1e-7
-#: How far a measured ratio may be from the usual one of its kind: what lies beyond is noise of few tokens.
+#: How far a layer may be from the usual one: what lies beyond is noise of few tokens.
 _APART = 30.0
+#: Candidates that are measured in turn, the coarsest with them.
+_TURNS = 5
+#: How strongly what is not known is drawn to 0.
+_RIDGE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,44 +98,87 @@ def kind_of(name: str) -> str:
 
 
 def chosen_pairs(subject: Subject, cheap: Mapping[Pair, float], pairs: int) -> list[Pair]:
-    """Return which pairs to measure: of each kind some layers, evenly spread, each in its two coarsest candidates."""
+    """Return which pairs to measure: of each kind some layers, evenly spread, in two candidates each.
+
+    One is the coarsest, whose divergence is far from noise; the other one goes through the next ones in turn.
+    """
     kinds: dict[str, list[str]] = {}
     for name, rows in subject.rows.items():
         if any((name, candidate) in cheap for candidate in rows):
             kinds.setdefault(kind_of(name), []).append(name)
     each = max(1, pairs // (2 * max(len(kinds), 1)))
     found: list[Pair] = []
+    turn = 0
     for names in kinds.values():
         places = np.unique(np.linspace(0, len(names) - 1, min(each, len(names))).round().astype(int))
         for name in (names[place] for place in places):
-            rows = {own: row for own, row in subject.rows[name].items() if row.scheme and (name, own) in cheap}
-            found += [(name, own) for own in sorted(rows, key=lambda own: rows[own].bytes_after)[:2]]
+            order = _by_size(subject, name, [own for own in subject.rows[name] if (name, own) in cheap])
+            second = order[1:_TURNS]
+            found += [(name, own) for own in (*order[:1], *([second[turn % len(second)]] if second else []))]
+            turn += 1
     return found
 
 
+def _by_size(subject: Subject, name: str, candidates: Sequence[str]) -> list[str]:
+    return sorted(candidates, key=lambda own: subject.rows[name][own].bytes_after)
+
+
 def scaled(subject: Subject, cheap: Mapping[Pair, float], measured: Mapping[Pair, float]) -> Scores:
-    """Return the costs: cheap scores times the ratio of their layer, and what was measured where it was."""
+    """Return the costs of all pairs; those without a cheap score are what was measured."""
+    ratios = {
+        pair: math.log(own / cheap[pair])
+        for pair, own in measured.items()
+        if own > _NOISE and cheap.get(pair, 0.0) > 0.0
+    }
+    layers, gains = _fitted(ratios, {pair: _way(subject, pair) for pair in ratios})
     places = {layer.name: float(place) for place, layer in enumerate(subject.layers)}
-    ratios: dict[str, dict[str, list[float]]] = {}
-    for (name, candidate), own in measured.items():
-        score = cheap.get((name, candidate), 0.0)
-        if score > 0.0 and own > _NOISE:
-            ratios.setdefault(kind_of(name), {}).setdefault(name, []).append(float(np.log(own / score)))
-    curves = {kind: _curve(own, places) for kind, own in ratios.items()}
-    usual = float(np.median([own for curve in curves.values() for own in curve[1]])) if curves else 0.0
+    curves: dict[str, dict[float, float]] = {}
+    for name, own in layers.items():
+        curves.setdefault(kind_of(name), {})[places[name]] = own
+    usual = float(np.median(list(layers.values()))) if layers else 0.0
     found: Scores = {}
     for (name, candidate), score in cheap.items():
         curve = curves.get(kind_of(name))
-        ratio = usual if curve is None else float(np.interp(places[name], *curve))
-        found[name, candidate] = score * float(np.exp(ratio))
+        own = (
+            usual if curve is None else float(np.interp(places[name], sorted(curve), [curve[x] for x in sorted(curve)]))
+        )
+        found[name, candidate] = score * math.exp(own + _gain(subject, (name, candidate), gains))
     return found | {pair: own for pair, own in measured.items() if pair not in cheap}
 
 
-def _curve(layers: Mapping[str, Sequence[float]], places: Mapping[str, float]) -> tuple[list[float], list[float]]:
-    """Return places and mean logarithms of ratios, those far from the usual drawn towards it."""
-    means = {name: float(np.mean(own)) for name, own in layers.items()}
-    middle, reach = float(np.median(list(means.values()))), float(np.log(_APART))
-    order = sorted(means, key=lambda name: places[name])
-    return [places[name] for name in order], [
-        float(np.clip(means[name], middle - reach, middle + reach)) for name in order
-    ]
+#: An algorithm and a candidate.
+_Way = tuple[str, str]
+
+
+def _way(subject: Subject, pair: Pair) -> _Way:
+    algorithm = subject.rows[pair[0]][pair[1]].algorithm
+    return ("" if algorithm is None else algorithm.name, pair[1])
+
+
+def _fitted(ratios: Mapping[Pair, float], ways: Mapping[Pair, _Way]) -> tuple[dict[str, float], dict[_Way, float]]:
+    """Return b by layer and a by algorithm and candidate, of the least squares of ratio - b - a."""
+    layers = list(dict.fromkeys(name for name, _ in ratios))
+    kinds = list(dict.fromkeys(ways.values()))
+    if not layers:
+        return {}, {}
+    rows = np.zeros((len(ratios), len(layers) + len(kinds)))
+    for row, pair in enumerate(ratios):
+        rows[row, layers.index(pair[0])] = rows[row, len(layers) + kinds.index(ways[pair])] = 1.0
+    # What only the sum of both is known of stays small; among layers more than among schemes.
+    ridge = np.diag([_RIDGE] * len(layers) + [_RIDGE / 10] * len(kinds))
+    target = np.concatenate([list(ratios.values()), np.zeros(rows.shape[1])])
+    found = np.linalg.lstsq(np.concatenate([rows, ridge]), target, rcond=None)[0]
+    middle, reach = float(np.median(found[: len(layers)])), math.log(_APART)
+    own = np.clip(found[: len(layers)], middle - reach, middle + reach)
+    return dict(zip(layers, own.tolist(), strict=True)), dict(zip(kinds, found[len(layers) :].tolist(), strict=True))
+
+
+def _gain(subject: Subject, pair: Pair, gains: Mapping[_Way, float]) -> float:
+    """Return what is known of the way of a pair, or of the candidate next to it in size."""
+    name, candidate = pair
+    order = _by_size(subject, name, list(subject.rows[name]))
+    known = [own for own in order if _way(subject, (name, own)) in gains]
+    if not known:
+        return 0.0
+    nearest = min(known, key=lambda own: abs(order.index(own) - order.index(candidate)))
+    return gains[_way(subject, (name, nearest))]

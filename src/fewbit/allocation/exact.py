@@ -67,6 +67,11 @@ def _solved(costs: Table, weights: Table, limit: float) -> Selection | None:
     return Selection(tuple(int(np.argmax(own)) for own in chosen), None if gap is None else float(gap))
 
 
+def require_solver() -> None:
+    """Raise `MissingExtraError` where scipy is not installed."""
+    _scipy()
+
+
 def _scipy() -> tuple[Any, Any]:
     try:
         from scipy import optimize, sparse
