@@ -184,13 +184,19 @@ def test_the_recipe_reads_back_from_its_text(llama, tmp_path):
         own.save(tmp_path / "found.json")
 
 
-def test_an_onnx_graph_is_scored_by_outputs_and_measured_as_a_whole(tmp_path, onnx_model):
+@pytest.fixture
+def graph(tmp_path, onnx_model):
+    """An ONNX file with three layers, and batches for it."""
     text = """(float[16, 32] x) => (float[16, 8] y) {
         a = MatMul(x, w0) b = Relu(a) c = MatMul(b, w1) d = Relu(c) y = MatMul(d, w2)
     }"""
     path, draw = tmp_path / "m.onnx", np.random.default_rng(1)
     onnx.save(onnx_model(text, {"w0": (32, 64), "w1": (64, 64), "w2": (64, 8)}), path)
-    batches = [draw.normal(size=(16, 32)).astype(np.float32) for _ in range(2)]
+    return path, [draw.normal(size=(16, 32)).astype(np.float32) for _ in range(2)]
+
+
+def test_an_onnx_graph_is_scored_by_outputs_and_measured_as_a_whole(graph):
+    path, batches = graph
     own = found(path, batches, 6.0, rounds=2, dtype="auto")
     assert own.report.metric == "output_error, refined by kl_divergence"
     assert own.report.cost == "noise to signal"
@@ -203,6 +209,27 @@ def test_an_onnx_graph_is_scored_by_outputs_and_measured_as_a_whole(tmp_path, on
         PlanError, match="a latency budget is measured layer by layer, which an onnx model does not run"
     ):
         found(path, batches, "20ms", dtype="auto")
+
+
+def test_a_file_for_onnxruntime_has_the_bytes_of_its_own_tensors(graph, tmp_path):
+    path, batches = graph
+    own = found(path, batches, 7.0, "int4 g32,int8 channel", to="ort-cpu", dtype="auto", rounds=1)
+    made = fb.plan(path, own.recipe, to="ort-cpu")
+    assert not made.problems
+    assert made.bytes_after == own.report.bytes
+    assert {row.scheme for row in own.rows} == {"int4 g32", "int8 channel"}
+    result = fb.quantize(path, own.recipe, calibration=batches, evaluation=batches, to="ort-cpu")
+    assert own.reported(result).report.allocation == own.report
+    assert own.reported(result).save(tmp_path / "out.onnx").is_file()
+
+
+def test_inputs_are_rounded_in_the_rounds(planted):
+    model, batches = planted(language=False)
+    own = found(model, batches, 4.8, input="int8 token", rounds=1)
+    assert all(rule.input is not None for rule in own.recipe.rules if not rule.keep)
+    floats = found(model, batches, 4.8, rounds=1)
+    assert own.report.measured > floats.report.measured
+    assert any(note.startswith("inputs were float while single layers were scored") for note in own.report.notes)
 
 
 def test_a_latency_is_a_sum_of_measured_layers(planted):

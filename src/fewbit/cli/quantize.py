@@ -126,13 +126,10 @@ def quantize(  # a command's options are its arguments
         bits=target_bits, size=target_size, divergence=target_kl, latency=target_latency, candidates=candidates,
         equal=equal, rounds=rounds, cache=cache, input=input_scheme, algorithm=algorithm, keep=tuple(keep or ()),
     )  # fmt: skip
-    if search.budget is not None:
-        refuse_beside_search(
-            {"--recipe": recipe, "--weight": weight, "--imatrix": imatrix, "--dry-run": dry_run or None}
-        )
-        chosen = choose_recipe(None, Schemes(), [])
-    else:
-        chosen = choose_recipe(recipe, Schemes(weight, input_scheme, algorithm), keep or [])
+    searches = search.budget is not None
+    named = {"--recipe": recipe, "--weight": weight, "--imatrix": imatrix, "--dry-run": dry_run or None}
+    schemes = Schemes(weight, input_scheme, algorithm)
+    chosen = beside_search(named) if searches else choose_recipe(recipe, schemes, keep or [])
     usual = Path("out.onnx" if is_onnx(model) or runtime else "out")
     target = target_name(output or usual, to, runtime)
     if imatrix is not None and calibration != "self":
@@ -153,7 +150,7 @@ def quantize(  # a command's options are its arguments
         evaluation=measuring(data, text, batch_size, preprocess), shard_size=shard_size, importance=imatrix,
     )  # fmt: skip
     require_used(run.calibration, run.evaluation, {"--batch-size": batch_size, "--preprocess": preprocess})
-    result, written = run.carry_out(terminal, search if search.budget is not None else None)
+    result, written = run.carry_out(terminal, search if searches else None)
     beside = f", with {output.stem}.report.html beside it" if is_file_name(output) else ""
     terminal.result(
         f"{result.report}\nwritten                {written}{beside}",
@@ -231,11 +228,17 @@ def show_plan(  # all that is said of a plan
     made.require_sound()
 
 
-def refuse_beside_search(options: dict[str, object]) -> None:
-    """Raise for what names schemes, or takes the place of data, beside a budget that they are chosen under."""
-    for name, value in options.items():
+def beside_search(named: dict[str, object]) -> Recipe:
+    """Return what stands for the recipe until a search has made one.
+
+    Raises:
+        RecipeError: an option that names schemes, or takes the place of data, beside a budget.
+
+    """
+    for name, value in named.items():
         if value is not None:
             raise RecipeError(f"{name} and a budget (--target-bits, ...) exclude each other: a search makes the recipe")
+    return choose_recipe(None, Schemes(), [])
 
 
 def refuse_later(options: dict[str, object]) -> None:
