@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -228,7 +229,7 @@ def show_plan(  # all that is said of a plan
     made.require_sound()
 
 
-def beside_search(named: dict[str, object]) -> Recipe:
+def beside_search(named: Mapping[str, object]) -> Recipe:
     """Return what stands for the recipe until a search has made one.
 
     Raises:
