@@ -13,6 +13,10 @@ from fewbit.algorithms.brecq import Brecq
 from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.hqq import Hqq
 from fewbit.algorithms.nearest import Nearest
+from fewbit.allocation.allocation import Allocation
+from fewbit.allocation.allocator import allocate
+from fewbit.allocation.budget import Budget
+from fewbit.allocation.sensitivity import Sensitivity, sensitivity
 from fewbit.calibration import Calibration
 from fewbit.conversion import convert
 from fewbit.errors import FewbitError
@@ -45,8 +49,10 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaRound",
     "Adapters",
+    "Allocation",
     "AutoRound",
     "Brecq",
+    "Budget",
     "Calibration",
     "Codebook",
     "Conversion",
@@ -70,8 +76,10 @@ __all__ = [
     "Rule",
     "Samples",
     "Scheme",
+    "Sensitivity",
     "Synthetic",
     "Training",
+    "allocate",
     "convert",
     "finish_qat",
     "importance_matrix",
@@ -88,6 +96,7 @@ __all__ = [
     "prepare_qat",
     "quantize",
     "save_adapters",
+    "sensitivity",
     "training_memory",
 ]
 

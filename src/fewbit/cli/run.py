@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from fewbit.part_names import whole_of
 from fewbit.samples.files import Samples
 
 if TYPE_CHECKING:
+    from fewbit.allocation.allocation import Allocation
+    from fewbit.cli.allocation import Search
     from fewbit.planning import Plan
     from fewbit.recipe import Recipe
     from fewbit.result import Result
@@ -50,14 +52,23 @@ class Run:
     #: An importance matrix instead of calibration.
     importance: Path | None = None
 
-    def carry_out(self, terminal: Terminal) -> tuple[Result, Path]:
+    def carry_out(self, terminal: Terminal, search: Search | None = None) -> tuple[Result, Path]:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded.
+
+        With a `search` the recipe is what it finds.
 
         Returns:
             The result, and where it is: `output`, or the first of the files that it was divided into.
 
         """
         self._refuse()
+        if search is not None:
+            found = search.carried_out(self, terminal)
+            result, written = replace(self, recipe=found.recipe)._carried_out(terminal, found)
+            return result, written
+        return self._carried_out(terminal, None)
+
+    def _carried_out(self, terminal: Terminal, found: Allocation | None) -> tuple[Result, Path]:
         made = self._planned(terminal)
         with terminal.phase("plan"):
             import fewbit as fb
@@ -77,6 +88,7 @@ class Run:
             importance=self.importance,
             options=fb.Options(device=self.device, seed=self.seed, progress=terminal, command=self.command),
         )
+        result = found.reported(result) if found else result
         written = self._written(result, terminal)
         return result, written if whole_of(written) != written else self.output
 
@@ -117,6 +129,10 @@ class Run:
         for text in dict.fromkeys(str(own.message) for own in noticed if issubclass(own.category, FewbitWarning)):
             sys.stderr.write(f"warning: {text}\n")
         return written
+
+    def measured_on(self) -> Any:
+        """Return what a search measures whole models on; `None`: the calibration data."""
+        return self._evaluation(calibrates=True)
 
     def _evaluation(self, *, calibrates: bool) -> Any:
         import fewbit as fb

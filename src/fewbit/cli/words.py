@@ -63,3 +63,13 @@ ShardSize = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")]
+CandidateList = Annotated[
+    str | None,
+    typer.Option(
+        help='What layers may become, with --target-...: "int3 g64,int4 g64,int8 g64", GGUF types, float.',
+        show_default=False,
+    ),
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder or .json file in which scores of layers are kept.", show_default=False)
+]

@@ -50,7 +50,7 @@ def measure(
         for switch in (*layers, *beside):
             (switch.install if quantized else switch.restore)()
         try:
-            return _main_output(frontend.run(model, batch))
+            return main_output(frontend.run(model, batch))
         finally:
             for switch in (*layers, *beside):
                 switch.restore()
@@ -60,11 +60,11 @@ def measure(
         first = frontend.run(model, batches[0])  # layer by layer on one batch; it costs two forwards
     measured.layers = dict(ratios)
     tracked = progress.track(batches, "measure")
-    if _is_language_model(batches, _main_output(first)):
+    if is_language_model(batches, main_output(first)):
         measured.before, measured.after = compare(
             lambda tokens: forward(tokens, quantized=False),
             lambda tokens: forward(tokens, quantized=True),
-            (_tokens(batch) for batch in tracked),
+            (tokens_of(batch) for batch in tracked),
         )
         return measured
     signal = noise = 0.0
@@ -86,7 +86,7 @@ def _power(values: Any) -> float:
     return float(array_namespace(values).sum(values * values))
 
 
-def _main_output(output: Any) -> Any:
+def main_output(output: Any) -> Any:
     """Return the array that counts: the logits, or the first array, of what a model returned."""
     if isinstance(output, dict) and "logits" in output:
         return output["logits"]
@@ -100,17 +100,18 @@ def _main_output(output: Any) -> Any:
     return output
 
 
-def _tokens(batch: Any) -> Any:
+def tokens_of(batch: Any) -> Any:
+    """Return the token ids of a batch of a language model."""
     return batch["input_ids"] if isinstance(batch, dict) else batch
 
 
-def _is_language_model(batches: Sequence[Any], output: Any) -> bool:
+def is_language_model(batches: Sequence[Any], output: Any) -> bool:
     """Whether batches are token ids (sequences, length) and the output of the first one has a score for each token."""
     if isinstance(batches[0], dict) and set(batches[0]) != {"input_ids"}:
         return False
-    tokens = _tokens(batches[0])
+    tokens = tokens_of(batches[0])
     whole_numbers = hasattr(tokens, "dtype") and array_namespace(tokens).isdtype(tokens.dtype, "integral")
     if not whole_numbers or output.ndim != 3 or tuple(output.shape[:2]) != tuple(tokens.shape):
         return False
     # Tags, or features, of each token are no scores of tokens: there are fewer of them.
-    return all(int(_tokens(batch).max()) < output.shape[-1] for batch in batches)
+    return all(int(tokens_of(batch).max()) < output.shape[-1] for batch in batches)

@@ -16,6 +16,7 @@ from fewbit.errors import CheckpointError, RecipeError
 from fewbit.evaluation.level_histogram import LevelHistogram
 from fewbit.evaluation.quality import Quality
 from fewbit.evaluation.size import megabytes
+from fewbit.report.allocation import AllocationReport
 from fewbit.whole_file import write_whole
 
 #: Version of the schema of `report.json`; raised when a field changes its meaning or goes away.
@@ -108,6 +109,8 @@ class Report:
     bytes_before: int
     bytes_after: int
     layers: tuple[LayerReport, ...]
+    #: How the schemes of the layers were chosen; `None` where a recipe named them.
+    allocation: AllocationReport | None = None
     #: What was changed to make the recipe fit.
     adaptations: tuple[str, ...] = ()
     #: What fell back, what was rounded besides the layers.
@@ -192,6 +195,7 @@ class Report:
             ("layers", f"{len(self.quantized)} quantized, {len(self.layers) - len(self.quantized)} float"),
             ("tensors", f"{size}, {ratio:.2f} times smaller"),
         ]
+        rows += self.allocation.summary() if self.allocation else []
         if self.calibration:
             rows.append(("calibrated on", self.calibration))
         if self.before and self.after:
@@ -202,8 +206,10 @@ class Report:
                 ("measured on", f"{self.after.predictions} predictions, {self.text}"),
             ]
         if self.output_sqnr is not None:
-            rows.append(("output SQNR", f"{self.output_sqnr:.2f} dB"))
-            rows += [("measured on", self.text)] if self.text else []
+            rows += [
+                ("output SQNR", f"{self.output_sqnr:.2f} dB"),
+                *([("measured on", self.text)] if self.text else []),
+            ]
         if trained := [layer.block_losses for layer in self.layers if layer.block_losses]:
             before, after = (sum(pair[end] for pair in trained) / len(trained) for end in (0, 1))
             rows.append(("trained by block", f"{len(trained)} layers, mean loss {before:.4g} -> {after:.4g}"))
