@@ -36,9 +36,9 @@ def measured(model):
 
 def by_autograd(model, names):
     """Gradients of all outputs of the layers, kept by autograd, of the cross-entropy of labels drawn alike."""
-    draw = torch.Generator().manual_seed(0)
     found = {name: [] for name in names}
-    for batch in BATCHES:
+    for number, batch in enumerate(BATCHES):
+        draw = torch.Generator().manual_seed(number)
         outputs = {}
 
         def keep(name, outputs, module, args, output):

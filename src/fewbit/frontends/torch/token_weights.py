@@ -52,10 +52,19 @@ class GradientRun:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], wanted: Collection[str] | None = None
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        batches: Sequence[Any],
+        wanted: Collection[str] | None = None,
+        *,
+        first: int = 0,
     ) -> None:
-        """Prepare; nothing runs yet. Only the layers called in `wanted` are watched, or all of them."""
-        self._model, self._batches = model, batches
+        """Prepare; nothing runs yet. Only the layers called in `wanted` are watched, or all of them.
+
+        `first` is the number of the first batch: what is drawn for a batch depends on its own number alone.
+        """
+        self._model, self._batches, self._first = model, batches, first
         self._blocks = [block.name for block in find_blocks(model, layers).blocks]
         self._head = {layer.shape[0] for layer in layers if layer.kind == "head"}
         # Behind quantized layers an expert gets other tokens than here.
@@ -69,9 +78,9 @@ class GradientRun:
 
     def __iter__(self) -> Iterator[None]:
         """Yield after each batch."""
-        draw = torch.Generator().manual_seed(0)
         with _frozen(self._model), _run_again(self._model, self._blocks):
-            for batch in self._batches:
+            for number, batch in enumerate(self._batches, self._first):
+                draw = torch.Generator().manual_seed(number)
                 for calls in self._seen.values():
                     calls.append([])
                 if self._differentiable:
@@ -83,11 +92,32 @@ class GradientRun:
     @property
     def weights(self) -> TokenWeights:
         """What the rows count."""
+        return self.weighed(means_over([self.means]))
+
+    @property
+    def means(self) -> Mapping[str, Sequence[float]]:
+        """By layer the mean over the rows of each batch, of layers that every batch calls once."""
         if not self._differentiable:
-            return TokenWeights()
+            return {}
         single = {name: own for name, own in self._seen.items() if own and all(len(calls) == 1 for calls in own)}
-        kept = {name: _normalized([calls[0] for calls in own]) for name, own in single.items()}
-        return TokenWeights({name: own for name, own in kept.items() if own})
+        return {name: [float(calls[0].double().mean()) for calls in own] for name, own in single.items()}
+
+    def weighed(self, means: Mapping[str, float]) -> TokenWeights:
+        """Return what the rows count where the mean over all batches, also those of others, is 1."""
+        return TokenWeights(
+            {name: [(calls[0] / mean).detach() for calls in self._seen[name]] for name, mean in means.items()}
+        )
+
+
+def means_over(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Return by layer the mean over the batches of all parts, of layers that have one everywhere."""
+    found = {}
+    for name in parts[0]:
+        if all(name in part for part in parts):
+            mean = float(torch.tensor([own for part in parts for own in part[name]], dtype=torch.float64).mean())
+            if 0.0 < mean < float("inf"):
+                found[name] = mean
+    return found
 
 
 def _go_back(model: nn.Module, batch: Any, head: set[int], draw: torch.Generator) -> bool:
@@ -176,9 +206,3 @@ def _set_forward(module: nn.Module, own: Any) -> None:
         del module.forward
     else:
         module.forward = own
-
-
-def _normalized(weights: list[Tensor]) -> list[Tensor]:
-    """Return the weights with a mean of 1; nothing where there is none."""
-    mean = float(torch.stack([own.double().mean() for own in weights]).mean())
-    return [(own / mean).detach() for own in weights] if 0.0 < mean < float("inf") else []
