@@ -10,8 +10,9 @@ from torch import nn
 import fewbit as fb
 from fewbit.algorithms.gptq import Gptq
 from fewbit.errors import ExecutionError, NonFiniteError
+from fewbit.execution import ray as module
 from fewbit.execution.executor import SolveTask
-from fewbit.execution.ray import IN_FLIGHT, Ray, RayExecutor
+from fewbit.execution.ray import Ray, RayExecutor
 from fewbit.schemes.notation import parse_scheme
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fewbit[ray]'")
@@ -121,7 +122,7 @@ def test_every_statistic_is_divided(sequential):
 
 
 def test_what_needs_all_batches_in_one_place_is_done_there_and_said(small_llama):
-    recipe = fb.Recipe([fb.keep(kind="head"), fb.Rule(kind="linear", weight="int4 g32")], transforms=["smoothquant"])
+    recipe = fb.Recipe([fb.keep(kind="head"), fb.Rule(kind="linear", weight="int4 g32")], transforms=["awq"])
     alone = run(small_llama(), recipe, "in-process")
     spread = run(small_llama(), recipe, Ray(workers=2))
     same(spread, alone)
@@ -188,21 +189,26 @@ def test_an_error_in_a_worker_is_that_of_one_process():
     assert "look upstream" in said[0]
 
 
-def test_a_few_solves_are_in_flight_and_come_back_in_order():
-    read = []
+def test_a_few_solves_are_in_flight_and_come_back_in_order(monkeypatch):
+    executor, read, back = RayExecutor(workers=2, gpus=False, threads=1), [], []
+
+    def taken(*given):
+        back.append(given)
+        return own(*given)
+
+    own = module._taken
+    monkeypatch.setattr(module, "_taken", taken)
 
     def task(number):
         def give():
             read.append(number)
+            assert len(read) - len(back) <= executor.at_once == 2 * module.IN_FLIGHT
             return torch.full((2, 8), float(number + 1)), parse_scheme("int8 channel")
 
         return SolveTask(str(number), fb.Rule("a", weight="int8").algorithm, {}, give, cost=1.0)
 
-    executor = RayExecutor(workers=2, gpus=False, threads=1)
-    found = executor.solve([task(number) for number in range(10)])
-    outcomes = [next(found)]
-    assert len(read) <= executor.at_once == 2 * IN_FLIGHT
-    outcomes += found
+    outcomes = list(executor.solve([task(number) for number in range(10)]))
+    assert len(back) == 10
     largest = [float(own.solution.qtensor.dequantize().max()) for own in outcomes]
     assert largest == pytest.approx([float(number + 1) for number in range(10)], rel=0.01)  # int8
 
