@@ -181,6 +181,7 @@ def _by_ray() -> tuple[float, float]:
     import ray
     import torch
 
+    from fewbit.execution.carried import packed, unpacked
     from fewbit.execution.ray import Ray
 
     with Ray(workers=1).opened():
@@ -190,7 +191,7 @@ def _by_ray() -> tuple[float, float]:
         ray.get([nothing.remote() for _ in range(200)])
         task = (time.perf_counter() - started) / 200
         tensor = torch.zeros(COPIED // 4)
-        return busy(lambda: ray.get(ray.put(tensor))) / COPIED, task
+        return busy(lambda: unpacked(ray.get(ray.put(packed(tensor))))) / COPIED, task
 
 
 def busy(work: Callable[[], object]) -> float:

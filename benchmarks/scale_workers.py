@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 #: Of the model, and of its data: batches of a part, so that four workers have one each.
-SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8,
+SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8,
          "num_key_value_heads": 4, "vocab_size": 512, "max_position_embeddings": 512}  # fmt: skip
 BATCHES, LENGTH, PART = 16, 256, 4
 

@@ -4,12 +4,13 @@ import importlib.util
 import socket
 import time
 
+import numpy as np
 import pytest
 import torch
 
 import fewbit as fb
 from fewbit.errors import CalibrationError, ExecutionError, FewbitError, MissingExtraError, RecipeError
-from fewbit.execution.carried import carried
+from fewbit.execution.carried import Packed, carried, packed, unpacked
 from fewbit.execution.executor import SolveTask, parse_executor
 from fewbit.execution.in_process import InProcess
 from fewbit.execution.ray import Ray
@@ -103,6 +104,27 @@ def test_values_are_carried_to_a_device_and_stay_the_same_objects_where_they_are
     assert away["q"][0].scheme is qtensor.scheme
     assert moment.total.device.type == "cpu"
     assert away["n"] == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 4)])
+def test_tensors_go_as_bytes_and_come_back_in_memory_of_their_own(dtype, shape):
+    tensor = (torch.randn(shape) * 3).to(dtype)
+    there = packed({"a": (tensor, 1), "b": np.arange(3.0)})
+    assert isinstance(there["a"][0], Packed)
+    there["a"][0].numbers.flags.writeable = there["b"].flags.writeable = False  # as in Ray's shared memory
+    back = unpacked(there)
+    assert back["a"][0].dtype == dtype
+    assert torch.equal(back["a"][0], tensor)
+    back["a"][0].zero_()
+    back["b"][:] = 0
+    assert torch.equal(unpacked(there)["a"][0], tensor)
+
+
+def test_a_weight_in_part_of_another_tensor_goes_alone():
+    rows = torch.randn(64, 32)[::2].T
+    assert packed(rows).numbers.nbytes == 4 * 32 * 32
+    assert torch.equal(unpacked(packed(rows)), rows)
 
 
 def test_the_size_of_parts_is_in_plan_and_report():

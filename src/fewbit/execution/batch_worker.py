@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewbit.errors import FewbitError
-from fewbit.execution.carried import carried
+from fewbit.execution.carried import carried, packed, unpacked
 from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, CalibratedPart, DividedRun, Layer
@@ -91,7 +91,7 @@ class BatchWorker:
 
     def take(self, key: int, number: int) -> Any:
         """Return a part of a statistic, and let go of it."""
-        return carried(self._held[key].kept.pop(number), "cpu")
+        return packed(self._held[key].kept.pop(number))
 
     def _gone_through(self) -> Iterator[CalibratedPart | None]:
         for stage in self._run:
@@ -100,7 +100,7 @@ class BatchWorker:
 
     def _install(self, forms: Mapping[str, Settled]) -> None:
         for name, own in forms.items():
-            form = carried(own, self._device) if self._device != "cpu" else own
+            form = unpacked(own, self._device)
             self._frontend.replacement(
                 self._model, self._layers[name], form.qtensor, form.activations, form.bias
             ).install()

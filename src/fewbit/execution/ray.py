@@ -16,7 +16,7 @@ from typing import Any
 
 from fewbit.errors import ExecutionError, FewbitError, MissingExtraError
 from fewbit.execution.batch_worker import take_threads
-from fewbit.execution.carried import carried
+from fewbit.execution.carried import packed, unpacked
 from fewbit.execution.executor import CalibrationTask, Outcome, SolveTask, outcome_of
 from fewbit.execution.ray_calibration import DividedCalibration, undivided
 from fewbit.interfaces import CalibrationRun
@@ -164,7 +164,7 @@ class RayExecutor:
                 ready, _ = ray.wait(list(running), num_returns=1)
                 found = running.pop(ready[0])
                 # Codes wait for their turn in this process: the object store holds what is in flight.
-                done[found] = carried(_taken(ready[0], tasks[found]), devices.pop(found))
+                done[found] = unpacked(_taken(ready[0], tasks[found]), devices.pop(found))
                 given.release(tasks[found])
             yield done.pop(place)
 
@@ -190,9 +190,8 @@ class RayExecutor:
     def _begin(self, task: SolveTask, given: _Given) -> tuple[Any, str]:
         weight, scheme = task.read()
         device = str(weight.device) if is_torch(weight) else "cpu"
-        sent = carried(weight.detach() if is_torch(weight) else weight, "cpu")
         statistics = given.reference(task)
-        return self._remote(_solved).remote(self.threads, task.algorithm, sent, statistics, scheme), device
+        return self._remote(_solved).remote(self.threads, task.algorithm, packed(weight), statistics, scheme), device
 
     def _remote(self, function: Any) -> Any:
         import ray
@@ -219,7 +218,7 @@ class _Given:
 
         key = _key(task)
         if key not in self._references:
-            self._references[key] = ray.put(carried(dict(task.statistics), "cpu"))
+            self._references[key] = ray.put(packed(dict(task.statistics)))
         return self._references[key]
 
     def release(self, task: SolveTask) -> None:
@@ -240,10 +239,10 @@ def _solved(
     """Solve a layer in the process of a worker; an error that fewbit raises is handed back as a value."""
     device = take_threads(threads)
     try:
-        outcome = outcome_of(algorithm, carried(weight, device), carried(statistics, device), scheme)
+        outcome = outcome_of(algorithm, unpacked(weight, device), unpacked(statistics, device), scheme)
     except FewbitError as error:
         return error
-    found: Outcome = carried(outcome, "cpu")
+    found: Outcome = packed(outcome)
     return found
 
 

@@ -6,7 +6,6 @@ merged here; what is solved goes to all. A worker that died is replaced by one t
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 from fewbit.errors import CalibrationError, ExecutionError, FewbitError
 from fewbit.execution.batch_worker import BatchWorker, Seen, Settled
-from fewbit.execution.carried import carried
+from fewbit.execution.carried import packed, unpacked
 from fewbit.execution.executor import CalibrationTask
 from fewbit.interfaces import CalibratedPart
 from fewbit.samples.batches import Mapped
@@ -171,9 +170,9 @@ class DividedCalibration:
                 step = _Step("take", partial(_always, (key, number)))
                 coming.append((hand, step, self._asked(hand, step)))
             hand, step, reference = coming.popleft()
-            part = self._result(hand, reference, step)
+            part = unpacked(self._result(hand, reference, step))
             if whole is None:
-                whole = copy.deepcopy(part)  # what comes out of the object store may not be written into
+                whole = part
             else:
                 whole.merge(part)
         return whole
@@ -198,7 +197,7 @@ class DividedCalibration:
             return ()
         solved = {name: self.task.solved[name] for name in step.names}
         forms = {name: Settled(own.replacement.qtensor, own.activations, own.bias) for name, own in solved.items()}
-        return (ray.put(carried(forms, "cpu")),)
+        return (ray.put(packed(forms)),)
 
     def _result(self, hand: _Hand, reference: Any, step: _Step) -> Any:
         """Return what a worker says; one that died is replaced and asked again."""
