@@ -25,7 +25,8 @@ from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import Float
 from fewbit.importance import importance_matrix
 from fewbit.measurement import Evaluation
-from fewbit.pipeline import Options, load, plan, quantize
+from fewbit.options import Options
+from fewbit.pipeline import load, plan, quantize
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
 from fewbit.report.conversion import Conversion

@@ -24,7 +24,7 @@ from fewbit.allocation.selection import Selection, least
 from fewbit.allocation.trial import Trial
 from fewbit.catalogue import unknown
 from fewbit.errors import PlanError, RecipeError
-from fewbit.pipeline import Options
+from fewbit.options import Options
 from fewbit.recipe import Recipe
 
 #: Solvers by name.

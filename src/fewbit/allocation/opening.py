@@ -22,7 +22,8 @@ from fewbit.interfaces import Frontend, Source, frontend_of, target_of
 from fewbit.measurement import Evaluation, parse_evaluation
 from fewbit.model_plan import storage_type_of
 from fewbit.no_data import NoData
-from fewbit.pipeline import Options, float_source
+from fewbit.options import Options
+from fewbit.pipeline import float_source
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan, resolve
 from fewbit.recipe import Recipe

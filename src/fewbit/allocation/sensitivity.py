@@ -14,7 +14,7 @@ from fewbit.allocation.opening import Asked, opened
 from fewbit.allocation.subject import Scores
 from fewbit.catalogue import unknown
 from fewbit.errors import RecipeError
-from fewbit.pipeline import Options
+from fewbit.options import Options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

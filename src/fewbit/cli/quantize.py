@@ -15,6 +15,7 @@ from fewbit.cli.console import Terminal
 from fewbit.cli.run import Run, is_onnx
 from fewbit.cli.samples import calibrating, made_of, measuring, require_used
 from fewbit.cli.words import (
+    Address,
     AsJson,
     BatchSize,
     Cache,
@@ -22,6 +23,7 @@ from fewbit.cli.words import (
     CandidateList,
     Data,
     Device,
+    ExecutorName,
     Iterations,
     Model,
     Output,
@@ -33,9 +35,12 @@ from fewbit.cli.words import (
     Shape,
     ShardSize,
     Text,
+    Workers,
 )
 from fewbit.errors import NotYetError, RecipeError
+from fewbit.execution.executor import Place, parse_executor
 from fewbit.result import is_file_name, target_name
+from fewbit.statistics.partials import PART
 
 if TYPE_CHECKING:
     from fewbit.recipe import Recipe
@@ -99,7 +104,7 @@ def quantize(  # a command's options are its arguments
         typer.Option(help="Runtime that an .onnx output is for: ort-cpu (default), tensorrt, migraphx, openvino."),
     ] = None,
     memory: Annotated[str | None, typer.Option(help=_LATER)] = None,
-    executor: Annotated[str | None, typer.Option(help=_LATER)] = None,
+    executor: ExecutorName = "in-process",
     resume: Annotated[bool, typer.Option("--resume", help=_LATER)] = False,
     shard_size: ShardSize = None,
     target_size: Annotated[
@@ -117,11 +122,16 @@ def quantize(  # a command's options are its arguments
         int | None, typer.Option(help="How many models are quantized and measured in the search, default 3.", min=0)
     ] = None,
     cache: Cache = None,
+    address: Address = None,
+    workers: Workers = None,
+    part: Annotated[
+        int, typer.Option(help="Calibration batches whose statistics are summed apart; workers share parts.", min=1)
+    ] = PART,
 ) -> None:
     """Quantize MODEL, measure what it cost, and write a folder that other runtimes load."""
     refuse_later(
         {
-            "--memory": memory, "--executor": executor, "--resume": resume,
+            "--memory": memory, "--resume": resume,
         }
     )  # fmt: skip
     terminal = Terminal(quiet=quiet, as_json=as_json)
@@ -147,10 +157,11 @@ def quantize(  # a command's options are its arguments
         model=model, recipe=chosen, output=output, to=target, dtype=dtype, text=text, sequences=sequences,
         length=length, overwrite=overwrite, device=device, seed=seed, command=context.obj,
         calibration=calibrating(
-            Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential),
+            Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential, part=part),
             batch_size, preprocess,
         ),
         evaluation=measuring(data, text, batch_size, preprocess), shard_size=shard_size, importance=imatrix,
+        executor=chosen_executor(executor, address, workers),
     )  # fmt: skip
     require_used(run.calibration, run.evaluation, {"--batch-size": batch_size, "--preprocess": preprocess})
     result, written = run.carry_out(terminal, search if searches else None)
@@ -194,6 +205,14 @@ def choose_recipe(recipe: str | None, schemes: Schemes, keep: list[str]) -> Reci
     return fb.Recipe(
         [*kept, *base.rules], transforms=base.transforms, name=base.name, adapts=base.adapts, mixture=base.mixture
     )
+
+
+def chosen_executor(name: str, address: str | None, workers: int | None) -> Place:
+    """Return who --executor, --address and --workers ask for."""
+    options = {key: own for key, own in {"address": address, "workers": workers}.items() if own is not None}
+    if options and name == "in-process":
+        raise RecipeError(f"--{next(iter(options))} is for workers; add --executor ray, or leave it out")
+    return parse_executor({"name": name, **options})
 
 
 def show_plan(  # all that is said of a plan

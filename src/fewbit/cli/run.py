@@ -16,6 +16,8 @@ from fewbit.cli.console import Terminal
 from fewbit.cli.plan_table import plan_table
 from fewbit.cli.samples import measuring_on
 from fewbit.errors import FewbitWarning, RecipeError
+from fewbit.execution.executor import Place
+from fewbit.execution.in_process import InProcess
 from fewbit.part_names import whole_of
 from fewbit.samples.files import Samples
 
@@ -51,6 +53,7 @@ class Run:
     shard_size: str | None = None
     #: An importance matrix instead of calibration.
     importance: Path | None = None
+    executor: Place = field(default_factory=InProcess)
 
     def carry_out(self, terminal: Terminal, search: Search | None = None) -> tuple[Result, Path]:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded.
@@ -86,7 +89,9 @@ class Run:
             calibration=self.calibration if calibrates or (own_data and needs_check(made)) else None,
             evaluation=self._evaluation(calibrates=calibrates),
             importance=self.importance,
-            options=fb.Options(device=self.device, seed=self.seed, progress=terminal, command=self.command),
+            options=fb.Options(
+                device=self.device, seed=self.seed, progress=terminal, command=self.command, executor=self.executor
+            ),
         )
         result = found.reported(result) if found else result
         written = self._written(result, terminal)
@@ -96,6 +101,7 @@ class Run:
         """Raise for an output that cannot be, before any work."""
         if self.shard_size is not None:
             byte_size(self.shard_size)
+        self.executor.require()
         if is_onnx(self.model) and self.output.suffix != ".onnx":
             raise RecipeError(f"{self.model} becomes an ONNX file: end the output in .onnx, not {self.output}")
         if self.output.exists() and self.output.resolve() == Path(self.model).resolve():

@@ -62,6 +62,22 @@ ShardSize = Annotated[
         show_default=False,
     ),
 ]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="Who solves layers and runs calibration: in-process, or ray.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="HOST:PORT of a Ray cluster, or auto, for --executor ray; without it workers are started here.",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="How many, for --executor ray. Default: one a GPU, else as many as have cores.", show_default=False
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")]
 CandidateList = Annotated[
     str | None,

@@ -48,13 +48,12 @@ from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.statistics.mean import Mean
 from fewbit.transforms import Applied
 from fewbit.transforms.outlier_splitting import Split
-from fewbit.transforms.scope import Scope
 
 
 class TorchFrontend:
     """Layers, data and replacements of any `nn.Module`."""
 
-    trains = True
+    trains = divides = True
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the quantizable layers in the order of the model.
@@ -202,13 +201,10 @@ class TorchFrontend:
         layers: Sequence[Layer],
         wanted: Mapping[str, Sequence[str]],
         batches: Sequence[Any],
-        *,
-        sequential: bool,
-        prepare: Callable[[Scope], None] | None = None,
-        trained: Collection[str] = (),
+        **asked: Any,
     ) -> CalibrationRun:
-        """Return a run of `batches` through `model`, one block at a time behind the quantized ones."""
-        return CalibrationRun(model, layers, wanted, batches, sequential=sequential, prepare=prepare, trained=trained)
+        """Return a run of `batches` through `model`, one block at a time behind the quantized ones, as is `asked`."""
+        return CalibrationRun(model, layers, wanted, batches, **asked)
 
     def output_statistics(
         self, model: nn.Module, wanted: Mapping[str, str], batches: Sequence[Any]

@@ -46,10 +46,19 @@ class GradientRun:
     """
 
     def __init__(
-        self, loss: LossGradient, layers: Sequence[Layer], batches: Sequence[Any], wanted: Collection[str] | None = None
+        self,
+        loss: LossGradient,
+        layers: Sequence[Layer],
+        batches: Sequence[Any],
+        wanted: Collection[str] | None = None,
+        *,
+        first: int = 0,
     ) -> None:
-        """Prepare; nothing runs yet. Only the layers called in `wanted` are watched, or all of them."""
-        self._model, self._batches, self._loss = loss.model, batches, loss
+        """Prepare; nothing runs yet. Only the layers called in `wanted` are watched, or all of them.
+
+        `first` is the number of the first batch: what is drawn for a batch depends on its own number alone.
+        """
+        self._model, self._batches, self._loss, self._first = loss.model, batches, loss, first
         # Behind quantized layers an expert gets other tokens than here.
         own = [layer.name for layer in layers if not layer.expert and (wanted is None or layer.name in wanted)]
         watched = [name for name in own if module_class(loss.model.get_submodule(name)) in _KINDS]
@@ -62,7 +71,7 @@ class GradientRun:
     def __iter__(self) -> Iterator[None]:
         """Yield after each batch."""
         with self._loss.differentiated() as go_back:
-            for number, batch in enumerate(self._batches):
+            for number, batch in enumerate(self._batches, self._first):
                 for calls in self._seen.values():
                     calls.append([])
                 if self._differentiable:
@@ -74,11 +83,32 @@ class GradientRun:
     @property
     def weights(self) -> TokenWeights:
         """What the rows count."""
+        return self.weighed(means_over([self.means]))
+
+    @property
+    def means(self) -> Mapping[str, Sequence[float]]:
+        """By layer the mean over the rows of each batch, of layers that every batch calls once."""
         if not self._differentiable:
-            return TokenWeights()
+            return {}
         single = {name: own for name, own in self._seen.items() if own and all(len(calls) == 1 for calls in own)}
-        kept = {name: _normalized([calls[0] for calls in own]) for name, own in single.items()}
-        return TokenWeights({name: own for name, own in kept.items() if own})
+        return {name: [float(calls[0].double().mean()) for calls in own] for name, own in single.items()}
+
+    def weighed(self, means: Mapping[str, float]) -> TokenWeights:
+        """Return what the rows count where the mean over all batches, also those of others, is 1."""
+        return TokenWeights(
+            {name: [(calls[0] / mean).detach() for calls in self._seen[name]] for name, mean in means.items()}
+        )
+
+
+def means_over(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Return by layer the mean over the batches of all parts, of layers that have one everywhere."""
+    found = {}
+    for name in parts[0]:
+        if all(name in part for part in parts):
+            mean = float(torch.tensor([own for part in parts for own in part[name]], dtype=torch.float64).mean())
+            if 0.0 < mean < float("inf"):
+                found[name] = mean
+    return found
 
 
 @contextmanager
@@ -101,9 +131,3 @@ def _listening(model: nn.Module, seen: Mapping[str, list[list[Tensor]]]) -> Iter
         for name in seen:
             hooks.callback(model.get_submodule(name).register_forward_hook(partial(left, name)).remove)
         yield
-
-
-def _normalized(weights: list[Tensor]) -> list[Tensor]:
-    """Return the weights with a mean of 1; nothing where there is none."""
-    mean = float(torch.stack([own.double().mean() for own in weights]).mean())
-    return [(own / mean).detach() for own in weights] if 0.0 < mean < float("inf") else []
