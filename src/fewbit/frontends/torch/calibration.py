@@ -68,14 +68,14 @@ class CalibrationRun:
         blocks = {block.name: block for block in self._partition.blocks}
         left = {block.name for block in blocks.values() if any(layer.name in self._wanted for layer in block.layers)}
         known: dict[Any, Any] = {}
-        self._weights = self.gradients.weights if self.gradients else TokenWeights()
+        self._weights = self._token_weights()
         if self._prepare and not self._repeated:
             self._prepare(LinkScope(self._model, "", self._layers, self._whole_runs(self._layers)))
         floats = copied_model(self._model) if self._units else None
-        for step in walk_blocks(self._model, list(blocks), self._batches, floats) if left else ():
+        for step in self._walk(list(blocks), floats) if left else ():
             own = [layer for layer in blocks[step.name].layers if layer.name in self._wanted]
             left.discard(step.name)
-            weights = list(step.module.parameters())
+            weights = self._pages(step)
             if self._prepare and own and step.name in self._repeated:
                 layers = blocks[step.name].layers
                 own_runs, repeatable = _runs_of(step), step.link.replayable
@@ -92,6 +92,22 @@ class CalibrationRun:
                 break
         outside = [layer for layer in self._partition.outside if layer.name in self._wanted]
         yield self._outside_parts(outside, self._whole_runs(outside))
+
+    def _token_weights(self) -> TokenWeights:
+        """Return what the rows of inputs count, once the gradients were gone through."""
+        return self.gradients.weights if self.gradients else TokenWeights()
+
+    def _walk(self, names: Sequence[str], floats: nn.Module | None) -> Iterator[BlockInputs]:
+        """Yield the blocks in the order of their calls, each with its inputs."""
+        return walk_blocks(self._model, names, self._batches, floats)
+
+    def _pages(self, step: BlockInputs) -> list[Any]:
+        """Return the tensors of a block whose pages are given back behind it."""
+        return list(step.module.parameters())
+
+    def _may_wait(self, step: BlockInputs) -> bool:
+        """Whether the runs of a block may wait at its layers, all of them at once."""
+        return step.link.replayable and bool(step.calls)
 
     def _whole_runs(self, layers: Sequence[Layer]) -> Sequence[Callable[[], Any]]:
         """Return a way to run the model on each batch, for the inputs of `layers`."""
@@ -151,7 +167,7 @@ class CalibrationRun:
 
     def _groups(self, layers: list[Layer], step: BlockInputs) -> list[tuple[Layer, ...]] | None:
         """Return the layers of a block by their inputs, in the order of the calls; `None` where runs cannot wait."""
-        if not (step.link.replayable and step.calls):
+        if not self._may_wait(step):
             return None
         watch = InputWatch(self._model, layers, self._wanted)
         groups = watch.groups(_runs_of(step))
