@@ -9,7 +9,16 @@ from typing import Any
 
 from fewbit.algorithms.block import BlockAlgorithm
 from fewbit.errors import NotYetError, PlanError
-from fewbit.execution.budget import Budget, Part, SolvedLayer, Tokens, Work, budget_of, products_per_second, resident_now
+from fewbit.execution.budget import (
+    Budget,
+    Part,
+    SolvedLayer,
+    Tokens,
+    Work,
+    budget_of,
+    products_per_second,
+    resident_now,
+)
 from fewbit.planning import Plan
 from fewbit.problems import several
 from fewbit.solving import statistics_of
@@ -33,6 +42,15 @@ class StreamedPlan:
         return str(self.budget) + ("" if self.waiting else "; blocks are run anew for each of their layers")
 
 
+def require_target(name: str) -> None:
+    """Raise `NotYetError` for a layout that is not written in any order."""
+    if name not in TARGETS:
+        raise NotYetError(
+            f"{name} is not written block by block; write {', '.join(TARGETS[:-1])} or {TARGETS[-1]}, then fewbit "
+            "convert"
+        )
+
+
 def require_streamable(made: Plan, blocks: Sequence[str]) -> None:
     """Raise `NotYetError` for what a run with one block in memory at a time does not do.
 
@@ -40,11 +58,6 @@ def require_streamable(made: Plan, blocks: Sequence[str]) -> None:
         PlanError: a layer outside of the blocks that needs data.
 
     """
-    if made.target not in TARGETS:
-        raise NotYetError(
-            f"{made.target} is not written block by block; write {', '.join(TARGETS[:-1])} or {TARGETS[-1]}, then "
-            "fewbit convert"
-        )
     # Presets have `batchnorm`, and no model of transformers that writes text has one.
     wanted = [f"transform {own.name}" for own in made.recipe.transforms if own.name != "batchnorm"]
     wanted += [f"correction {own.name}" for own in made.recipe.corrections]
@@ -62,8 +75,8 @@ def require_streamable(made: Plan, blocks: Sequence[str]) -> None:
     ]
     if outside:
         raise PlanError(
-            f"{several(outside)}: outside of the blocks, it would take a run of the whole quantized model to measure its "
-            f"input; keep it, or give it algorithm nearest; else {_REMEDY}"
+            f"{several(outside)}: outside of the blocks, it would take a run of the whole quantized model to measure "
+            f"its input; keep it, or give it algorithm nearest; else {_REMEDY}"
         )
 
 

@@ -17,6 +17,7 @@ from fewbit.frontends.torch.residence import Residence
 from fewbit.frontends.torch.streamed_calibration import (
     Position,
     StreamedCalibration,
+    Streaming,
     Wiring,
     stored_weights,
     weights_of,
@@ -24,7 +25,6 @@ from fewbit.frontends.torch.streamed_calibration import (
 from fewbit.interfaces import Frontend, Layer, Progress
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
-from fewbit.raw_arrays import write_arrays
 from fewbit.report.data import LayerReport, plain
 from fewbit.report.restored import layer_report_of
 from fewbit.reporting import report_of
@@ -75,7 +75,7 @@ class StreamedRun:
         shared = SharedScales(self.plan.rows, self._weight)
         self._solver = Solver.of(self.model, self.plan, self.frontend, shared, self.seed)
         self.residence.dressed = self._dress
-        self.residence.dropped = lambda part: self._solved.pop(part, None) and None
+        self.residence.dropped = self._forget
 
     def carry_out(self) -> None:
         """Do what is left to do; everything is written when this returns."""
@@ -113,11 +113,10 @@ class StreamedRun:
     def _walk(self) -> None:
         """Solve the layers that need data, block by block."""
         wanted = {name: own for name, own in self._measured.items() if self.residence.part_of(name) not in self._done}
-        stages = StreamedCalibration(
-            self.model, [row.layer for row in self.plan.rows], wanted, self.batches, residence=self.residence,
-            new_file=self.journal.new_file, finished=self._finished, sequential=self.sequential, waiting=self.waiting,
-        )  # fmt: skip
-        self._begin(stages)
+        around = Streaming(self.residence, self.journal.new_file, self._finished, self.sequential, self.waiting)
+        run = StreamedCalibration(self.model, [row.layer for row in self.plan.rows], wanted, self.batches, around)
+        self._begin(run)
+        stages: Any = run  # as good as a sequence: it has a length and is gone through once
         for stage in self.progress.track(stages, "calibrate and quantize"):
             for part in stage:
                 for layer in part.layers:
@@ -143,8 +142,9 @@ class StreamedRun:
             stages.go_on(weights, wiring, position)
             return
         stages.go_on(weights, None, None)
-        if stages.gradients:
-            for _ in self.progress.track(stages.gradients, "gradients"):
+        steps: Any = stages.gradients
+        if steps:
+            for _ in self.progress.track(steps, "gradients"):
                 pass
             with self.journal.new_file("gradients") as file:
                 table, arrays = stored_weights(stages.token_weights(), file)
@@ -167,6 +167,9 @@ class StreamedRun:
         """Quantize what needs no data in a part that was read: in memory that comes before all else."""
         for row in self._free.get(part, ()):
             self._take(self._solver(row.layer.name, {}))
+
+    def _forget(self, part: str) -> None:
+        self._solved.pop(part, None)
 
     def _weight(self, layer: Layer) -> Any:
         """Return the weight of a layer; one that shares a scale with it may be in a part of its own."""

@@ -59,7 +59,10 @@ class Awq(LinearWeights):
         require_one_size(manifest)
         stored = [part for own in manifest.quantized for part in self.tensors(own, manifest.storage_type)]
         return PackedFolder(
-            NewFolder(path, overwrite=overwrite, place=manifest.place), [*manifest.floats, *stored], manifest, _Packing(manifest)
+            NewFolder(path, overwrite=overwrite, place=manifest.place),
+            [*manifest.floats, *stored],
+            manifest,
+            _Packing(manifest),
         )
 
     def read(self, path: Path) -> Checkpoint:

@@ -134,7 +134,9 @@ class CompressedTensors(Streamed):
             stored += self.tensors(quantized, manifest.storage_type)
         stored += stored_caches(manifest.caches, manifest.storage_type)
         require_targets(layer.name for layer in (*manifest.kept, *(q.layer for q in manifest.quantized)))
-        return PackedFolder(NewFolder(path, overwrite=overwrite, place=manifest.place), stored, manifest, _Packing(manifest))
+        return PackedFolder(
+            NewFolder(path, overwrite=overwrite, place=manifest.place), stored, manifest, _Packing(manifest)
+        )
 
     def read(self, path: Path) -> Checkpoint:
         """Open the folder at `path`; tensors are read when asked for.

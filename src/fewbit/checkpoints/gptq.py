@@ -67,7 +67,9 @@ class Gptq(LinearWeights):
         # Whether zero points are stored as they are is known behind the last of them, so they stand last.
         stored.sort(key=lambda part: part.name.endswith(".qzeros"))
         packing = _Packing(manifest)
-        return PackedFolder(NewFolder(path, overwrite=overwrite, place=manifest.place), [*manifest.floats, *stored], manifest, packing)
+        return PackedFolder(
+            NewFolder(path, overwrite=overwrite, place=manifest.place), [*manifest.floats, *stored], manifest, packing
+        )
 
     def read(self, path: Path) -> Checkpoint:
         """Open the folder at `path`; tensors are read when asked for.

@@ -13,6 +13,7 @@ import numpy as np
 
 from fewbit.activation import Activation
 from fewbit.checkpoints.folder import NewFolder
+from fewbit.checkpoints.hashes import REPORT, hashed
 from fewbit.checkpoints.json_object import read_object
 from fewbit.checkpoints.safetensors_file import ShardedWriter, read_tensors
 from fewbit.checkpoints.tensor_name import require_plain
@@ -89,11 +90,16 @@ class PackedFolder:
         self._weights.close()
         said, more = self._packing.described()
         described = {**more, "config.json": {**self._manifest.configuration, **said}}
-        for name, content in {**self._manifest.files, **self._files}.items():
+        files = {**self._manifest.files, **self._files}
+        report = files.pop(REPORT, None)
+        for name, content in files.items():
             if name not in described:
                 self._folder.write(name, content)
         for name, table in described.items():
             self._folder.write(name, _as_json(table))
+        if report is not None:
+            others = [path for path in self._folder.path.iterdir() if path.name != REPORT]
+            self._folder.write(REPORT, hashed(report, REPORT, others))
         return self._folder.commit()
 
     def abort(self) -> None:

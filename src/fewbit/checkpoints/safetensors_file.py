@@ -104,7 +104,9 @@ class ShardedWriter:
             except OSError as error:
                 raise CheckpointError(f"cannot read {path}, which was begun: {error.strerror or error}") from error
             if found != head or there != size:
-                raise CheckpointError(f"{path} is not the file that was begun: {there} bytes of {size}, or another header")
+                raise CheckpointError(
+                    f"{path} is not the file that was begun: {there} bytes of {size}, or another header"
+                )
             self._starts[number] = starts
         for name, digest in digests.items():
             stored = self._expected.pop(name, None)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fewbit.byte_size import byte_size
 from fewbit.calibration import Calibration
 from fewbit.cli.console import Terminal
 from fewbit.cli.run import Run, is_onnx
 from fewbit.cli.samples import calibrating, made_of, measuring, require_used
+from fewbit.cli.streaming import require_streamed, streamed
 from fewbit.cli.words import (
     AsJson,
     BatchSize,
@@ -90,18 +92,21 @@ def quantize(  # a command's options are its arguments
         str | None,
         typer.Option(help="Runtime that an .onnx output is for: ort-cpu (default), tensorrt, migraphx, openvino."),
     ] = None,
-    memory: Annotated[str | None, typer.Option(help=_LATER)] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Read a folder block by block within this much memory, such as 8GB; it writes no text of its own.",
+            show_default=False,
+        ),
+    ] = None,
     executor: Annotated[str | None, typer.Option(help=_LATER)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help=_LATER)] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="The same; go on with what OUT.partial holds, if there is something.")
+    ] = False,
     shard_size: ShardSize = None,
 ) -> None:
     """Quantize MODEL, measure what it cost, and write a folder that other runtimes load."""
-    refuse_later(
-        {
-            "--target-bits": target_bits,
-            "--memory": memory, "--executor": executor, "--resume": resume,
-        }
-    )  # fmt: skip
+    refuse_later({"--target-bits": target_bits, "--executor": executor})
     terminal = Terminal(quiet=quiet, as_json=as_json)
     chosen = choose_recipe(recipe, Schemes(weight, input_scheme, algorithm), keep or [])
     usual = Path("out.onnx" if is_onnx(model) or runtime else "out")
@@ -109,6 +114,23 @@ def quantize(  # a command's options are its arguments
     if imatrix is not None and calibration != "self":
         raise RecipeError("--imatrix and --calibration exclude each other: an importance matrix is gathered already")
     data_made = made_of(calibration, shape, preprocess)
+    calibrated = calibrating(
+        Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential),
+        batch_size, preprocess,
+    )  # fmt: skip
+    if memory is not None or resume:
+        from fewbit.folder_run import FolderRun
+        from fewbit.pipeline import Options
+
+        require_streamed({"--text": text, "--data": data, "--imatrix": imatrix, "--runtime": runtime})
+        asked = FolderRun(
+            model=model, output=output or usual, recipe=chosen, to=target, dtype=dtype, calibration=calibrated,
+            memory=None if memory is None else byte_size(memory), resume=resume, overwrite=overwrite,
+            shard_bytes=None if shard_size is None else byte_size(shard_size),
+            options=Options(device=device, seed=seed, progress=terminal, command=context.obj),
+        )  # fmt: skip
+        streamed(asked, terminal, dry_run=dry_run, named=output is not None)
+        return
     if dry_run:
         show_plan(terminal, model, chosen, to=target, dtype=dtype, importance=imatrix, calibration=data_made)
         return
@@ -116,11 +138,7 @@ def quantize(  # a command's options are its arguments
         raise RecipeError("nowhere to write: give -o OUT, or --dry-run to see the plan only")
     run = Run(
         model=model, recipe=chosen, output=output, to=target, dtype=dtype, text=text, sequences=sequences,
-        length=length, overwrite=overwrite, device=device, seed=seed, command=context.obj,
-        calibration=calibrating(
-            Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential),
-            batch_size, preprocess,
-        ),
+        length=length, overwrite=overwrite, device=device, seed=seed, command=context.obj, calibration=calibrated,
         evaluation=measuring(data, text, batch_size, preprocess), shard_size=shard_size, importance=imatrix,
     )  # fmt: skip
     require_used(run.calibration, run.evaluation, {"--batch-size": batch_size, "--preprocess": preprocess})

@@ -78,7 +78,9 @@ class Budget:
     def __str__(self) -> str:
         minutes = self.seconds / 60
         long = f"{minutes:.0f} minutes" if minutes >= 2 else f"{self.seconds:.0f} seconds"
-        return f"predicted: at most {megabytes(self.memory)} of memory, {megabytes(self.disk)} on the disk, about {long}"
+        return (
+            f"predicted: at most {megabytes(self.memory)} of memory, {megabytes(self.disk)} on the disk, about {long}"
+        )
 
 
 def budget_of(work: Work, process: int, flops: float) -> Budget:

@@ -39,8 +39,8 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path)
     if found:
         more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
         raise CheckpointError(
-            f"{where} holds the journal of another run ({'; '.join(found[:4])}{more}); resume as it was begun, or begin "
-            "anew with --overwrite"
+            f"{where} holds the journal of another run ({'; '.join(found[:4])}{more}); resume as it was begun, or "
+            "begin anew with --overwrite"
         )
 
 

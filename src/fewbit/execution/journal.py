@@ -1,4 +1,4 @@
-"""The journal of a run in OUT.partial: a step is one small file, there whole or not at all, on the disk before the next.
+"""The journal of a run in OUT.partial: a step is a small file, there whole or not at all, on the disk before the next.
 
 OUT.partial/model holds the output under construction, OUT.partial/journal the steps and the arrays they speak of.
 """
@@ -131,7 +131,9 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.close()
-            raise CheckpointError(f"another process writes {self.folder}; wait for it, or choose another output") from error
+            raise CheckpointError(
+                f"another process writes {self.folder}; wait for it, or choose another output"
+            ) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from fewbit.frontends.torch.block_links import BlockLink, trace_blocks
 from fewbit.frontends.torch.calls import Call, items, run_batch
 from fewbit.frontends.torch.module_chain import chained, modules_in
 from fewbit.frontends.torch.paused_runs import PausedRuns
+from fewbit.frontends.torch.repeated_runs import RepeatedRuns
 from fewbit.frontends.torch.resident_memory import give_back
 
 
@@ -86,7 +87,7 @@ class BlockInputs:
             self._paused.close()
         self._paused, self.calls = None, calls
 
-    def pause(self, groups: Sequence[Sequence[str]]) -> PausedRuns:
+    def pause(self, groups: Sequence[Sequence[str]]) -> PausedRuns | RepeatedRuns:
         """Return runs of the calls that wait at the layers of `groups`; the calls are used up."""
         calls, self.calls = self.calls, []
         module = self.module

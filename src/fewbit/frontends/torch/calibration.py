@@ -105,10 +105,6 @@ class CalibrationRun:
         """Return the tensors of a block whose pages are given back behind it."""
         return list(step.module.parameters())
 
-    def _may_wait(self, step: BlockInputs) -> bool:
-        """Whether the runs of a block may wait at its layers, all of them at once."""
-        return step.link.replayable and bool(step.calls)
-
     def _whole_runs(self, layers: Sequence[Layer]) -> Sequence[Callable[[], Any]]:
         """Return a way to run the model on each batch, for the inputs of `layers`."""
         scores = any(layer.kind == "head" for layer in layers)
@@ -167,7 +163,7 @@ class CalibrationRun:
 
     def _groups(self, layers: list[Layer], step: BlockInputs) -> list[tuple[Layer, ...]] | None:
         """Return the layers of a block by their inputs, in the order of the calls; `None` where runs cannot wait."""
-        if not self._may_wait(step):
+        if not (step.link.replayable and step.calls):
             return None
         watch = InputWatch(self._model, layers, self._wanted)
         groups = watch.groups(_runs_of(step))

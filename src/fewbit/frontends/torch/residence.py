@@ -109,7 +109,7 @@ class Residence:
             parent, _, attribute = name.rpartition(".")
             module = self._model.get_submodule(parent)
             own = module._parameters if attribute in module._parameters else module._buffers
-            own[attribute] = self._empty[name]  # type: ignore[assignment]
+            own[attribute] = self._empty[name]
         self.dropped(part)
         trim()
 
@@ -174,7 +174,7 @@ class Residence:
         """Return the tensor of the float model under `name`; where the layer was replaced, that which the form has."""
         parent, _, attribute = name.rpartition(".")
         module = self._model.get_submodule(parent)
-        found = module._parameters.get(attribute)
+        found: Tensor | None = module._parameters.get(attribute)
         found = module._buffers.get(attribute) if found is None else found
         assert found is not None
         return found

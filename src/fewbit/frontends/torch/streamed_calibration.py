@@ -19,6 +19,8 @@ from fewbit.frontends.torch.block_inputs import BlockInputs, for_followers, list
 from fewbit.frontends.torch.block_links import BlockLink, trace_blocks
 from fewbit.frontends.torch.calibration import CalibrationRun
 from fewbit.frontends.torch.calls import Call, items
+from fewbit.frontends.torch.paused_runs import PausedRuns
+from fewbit.frontends.torch.repeated_runs import RepeatedRuns
 from fewbit.frontends.torch.residence import Residence
 from fewbit.frontends.torch.stored import sharing
 from fewbit.frontends.torch.stored_calls import StoredCall, as_array, to_table
@@ -50,7 +52,7 @@ class Wiring:
     @classmethod
     def of_table(cls, table: dict[str, Any], arrays: RawArrays) -> Self:
         """Return the wiring that a table tells of."""
-        links = (BlockLink(**{**own, "slots": {slot: which for slot, which in own["slots"]}}) for own in table["links"])
+        links = (BlockLink(**{**own, "slots": dict(own["slots"])}) for own in table["links"])
         return cls(tuple(links), tuple(table["calls"]), arrays)
 
 
@@ -62,6 +64,19 @@ class Position:
     states: RawArrays
 
 
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """What a calibration is streamed with."""
+
+    residence: Residence
+    new_file: NewFile
+    #: Is told of every block, and of the next one's inputs, once the block needs its numbers no more.
+    finished: Callable[[str, Position | None], None]
+    sequential: bool = True
+    #: Whether the runs of a block wait at its layers, for which all batches are in the block at once.
+    waiting: bool = True
+
+
 class StreamedCalibration(CalibrationRun):
     """The stages of a calibration, with one block at a time in memory."""
 
@@ -71,19 +86,12 @@ class StreamedCalibration(CalibrationRun):
         layers: Sequence[Layer],
         wanted: Mapping[str, Sequence[str]],
         batches: Sequence[Any],
-        *,
-        residence: Residence,
-        new_file: NewFile,
-        finished: Callable[[str, Position | None], None],
-        sequential: bool = True,
-        waiting: bool = True,
+        streaming: Streaming,
     ) -> None:
-        """Prepare; `finished` is told of every block, and of the next one's inputs, once it needs its numbers no more.
-
-        `waiting`: the runs of a block wait at its layers, for which all batches are in the block at once.
-        """
-        super().__init__(model, layers, wanted, batches, sequential=sequential)
-        self._residence, self._new_file, self._finished, self._waiting = residence, new_file, finished, waiting
+        """Prepare; see `Streaming` for what is beside the model."""
+        super().__init__(model, layers, wanted, batches, sequential=streaming.sequential)
+        self._residence, self._new_file, self._finished = streaming.residence, streaming.new_file, streaming.finished
+        self._waiting = streaming.waiting
         self._known: TokenWeights | None = None
         self.wiring: Wiring | None = None
         self._position: Position | None = None
@@ -122,9 +130,6 @@ class StreamedCalibration(CalibrationRun):
     def _pages(self, step: BlockInputs) -> list[Any]:  # noqa: ARG002  # none is mapped, and a list would keep them
         return []
 
-    def _may_wait(self, step: BlockInputs) -> bool:
-        return self._waiting and super()._may_wait(step)
-
     def _walk(self, names: Sequence[str], floats: nn.Module | None) -> Iterator[BlockInputs]:  # noqa: ARG002
         assert self.wiring is not None
         assert self._position is not None
@@ -135,6 +140,7 @@ class StreamedCalibration(CalibrationRun):
             with self._residence.held(link.name):
                 store = partial(self._stored, position.place + 1)
                 step = _Step(self._model, link, self._calls(position), following, store)
+                step.waiting = self._waiting
                 yield step
                 # Whoever asks for more is through with it.
                 states = step.states
@@ -190,7 +196,14 @@ class _Step(BlockInputs):
     ) -> None:
         super().__init__(model, link, (), calls, feeds=following is not None)
         self._following, self._store = following, store
+        self.waiting = True
         self.states: RawArrays | None = None
+
+    def pause(self, groups: Sequence[Sequence[str]]) -> PausedRuns | RepeatedRuns:
+        """Return runs that wait at the layers of `groups`, or are made anew for each of these."""
+        if self.waiting:
+            return super().pause(groups)
+        return RepeatedRuns(self._model, self.module, self.calls)
 
     def finish(self) -> None:
         """Run the block as it now is, or let its paused runs end, and store what the next block takes of that."""
