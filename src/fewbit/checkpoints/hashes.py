@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +94,19 @@ def _problem(folder: Path, file: str, own: Mapping[str, Any], report: bytes, nam
 
 
 def _told(path: Path) -> dict[str, Any]:
+    found, size = hashlib.sha256(), 0
     try:
-        with path.open("rb") as file:
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+        # As in `write_at`: an interruption between two of these lines leaves no file object open.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            while piece := os.read(descriptor, 1 << 20):
+                found.update(piece)
+                size += len(piece)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    return {"sha256": found.hexdigest(), "bytes": size}
 
 
 def _read(report: Path, path: Path) -> bytes:
