@@ -144,7 +144,7 @@ def test_a_resumed_run_does_not_do_finished_blocks_again(tiny, tmp_path, killed_
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_refuses_is_an_error_and_the_run_goes_on_afterwards(tiny, tmp_path, code):
     seen = number_of_points(tiny, tmp_path / "counted")
-    for point in chosen(len(seen), 3, len(seen) // 12):
+    for point in chosen(len(seen), 1, len(seen) // (6 if code == errno.ENOSPC else 2)):
         output = tmp_path / f"{code}-{point}"
         try:
             with points(refusing(point, code)):
@@ -174,7 +174,7 @@ def test_no_bit_of_what_a_run_has_left_can_change_unnoticed(tiny, tmp_path, kill
     draw, told = random.Random(0), 0
     for path in sorted(own for own in partial.rglob("*") if own.is_file() and own.stat().st_size):
         whole = path.read_bytes()
-        for place in draw.sample(range(len(whole)), min(3, len(whole))):
+        for place in draw.sample(range(len(whole)), min(2, len(whole))):
             flip(path, place)
             try:
                 quantize(tiny / "model", tmp_path / "out", resume=True)
@@ -226,7 +226,7 @@ def test_a_run_of_something_else_is_refused_with_the_difference(tiny, tmp_path, 
     with pytest.raises(CheckpointError, match="calibration, batches: 2 then, 0 now"):  # that needs none
         quantize(tiny / "model", output, changed, resume=True)
     changed = fb.Recipe([*RECIPE.rules[:2], fb.Rule(kind="linear", weight="int4 g16 clip", algorithm="gptq")])
-    with pytest.raises(CheckpointError, match=r"rule 3, algorithm: Nearest\(\) then, Gptq\("):
+    with pytest.raises(CheckpointError, match=r"rule 3, algorithm: Nearest\(.*\) then, Gptq\("):
         quantize(tiny / "model", output, changed, resume=True)
     with pytest.raises(CheckpointError, match="calibration, content"):
         quantize(tiny / "model", output, resume=True, calibration=BATCHES[::-1])
