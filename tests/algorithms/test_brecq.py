@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from residual_block import ResidualBlock, draw
 from torch import nn
 
 import fewbit as fb
@@ -15,33 +16,9 @@ from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_scheme
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-WEIGHTS = {"up": draw(24, 16) / 4, "down": draw(16, 24, seed=1) / 5}
+NET = ResidualBlock(16, 24, (4, 5), "int3 channel")
+WEIGHTS, inputs, forward, block = NET.weights, NET.inputs, NET.forward, NET.block
 SCHEMES = ["int2 g8 asym", "int4 channel", "int4 tensor", "nf4 g8", "int2 g8 float-zero", "ternary channel"]
-
-
-def inputs(seed, count=8):
-    mixed = draw(16, 16, seed=99) / 4
-    return [draw(24, 16, seed=seed + number) @ mixed + 0.5 for number in range(count)]
-
-
-def forward(weights, rows):
-    return rows + torch.relu(rows @ weights["up"].T) @ weights["down"].T
-
-
-def block(text="int3 channel", *, run=forward):
-    rows, scheme = inputs(10), parse_scheme(text)
-    return Block(
-        forward=lambda weights, sample: run(weights, rows[sample]),
-        targets=[forward(WEIGHTS, own) for own in rows],
-        weights=WEIGHTS,
-        starts={name: quantize(weight, scheme) for name, weight in WEIGHTS.items()},
-    )
 
 
 def error(qtensors, seed):
