@@ -179,6 +179,19 @@ def test_a_network_tells_what_the_numbers_between_its_units_count():
     assert left_over(found) < 0.8 * left_over(run("nearest"))
 
 
+def test_the_blocks_of_a_language_model_tell_it_too(small_llama):
+    model = small_llama(vocab_size=100)
+    rules = [fb.Rule(kind="linear", weight="int3 g16", algorithm=QUICK | {"steps": 20, "fisher": True}), fb.keep(".*")]
+    batches = list(torch.randint(0, 100, (4, 2, 12), generator=torch.Generator().manual_seed(0)))
+    report = fb.quantize(model, fb.Recipe(rules), calibration=batches).report
+    trained = [layer for layer in report.layers if layer.block_losses]
+    assert len(trained) == 2 * 7
+    assert all(after < before for before, after in (layer.block_losses for layer in trained))
+    assert not any(layer.remarks for layer in trained)
+    # What lets the gradients come back is taken away again.
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
 def test_it_starts_from_adaround_unless_told_otherwise():
     found, expected = run({"name": "brecq", "steps": 0}), run("adaround")
     assert torch.equal(found.model[0].qtensor.codes, expected.model[0].qtensor.codes)
