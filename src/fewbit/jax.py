@@ -18,6 +18,7 @@ from fewbit.activation import Activation
 from fewbit.algorithms.nearest import Nearest
 from fewbit.checkpoints.array_file import read_arrays, write_arrays
 from fewbit.errors import CalibrationError, FewbitError, NotYetError
+from fewbit.frontends.jax.learned_parameter import LearnedParameter
 from fewbit.frontends.jax.named_arrays import from_arrays, to_arrays
 from fewbit.frontends.jax.observation import Observation, Seen
 from fewbit.frontends.jax.operation import Operation
@@ -26,19 +27,24 @@ from fewbit.frontends.jax.quantized_function import QuantizedFunction
 from fewbit.frontends.jax.quantized_leaf import abstract_leaf, quantized_leaf
 from fewbit.frontends.jax.qwix_rules import rules_from_qwix
 from fewbit.frontends.jax.resolved import Resolved
-from fewbit.frontends.jax.trained_weight import TrainedFunction
+from fewbit.frontends.jax.trained_function import TrainedFunction, require_trainable
+from fewbit.frontends.jax.trained_ranges import TrainedRanges, searched_input
 from fewbit.frontends.jax.weight import Weight
 from fewbit.plan_row import PlanRow
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule
 from fewbit.solving import statistics_of
+from fewbit.training.options import Training
 
 __all__ = [
+    "LearnedParameter",
     "Operation",
     "PackedWeight",
     "QuantizedFunction",
+    "TrainedFunction",
     "dequantize",
+    "finish_qat",
     "load",
     "prepare_qat",
     "quantize",
@@ -95,23 +101,82 @@ def prepare_qat(
     parameters: Any,
     rules: str | Path | Recipe | Sequence[Rule],
     *example_inputs: Any,
+    training: Training | None = None,
+    calibration: Iterable[Any] | None = None,
+    integers: bool = False,
 ) -> TrainedFunction:
     """Return `function` of float parameters that rounds them, and inputs, as `rules` say, for training.
 
-    Gradients of parameters and inputs pass straight through the rounding. What it gives is what `quantize` with the
-    same rules gives for the same parameters, within float rounding. Optimizers, `jax.grad` and jit take it as any
-    function.
+    What it gives is what `finish_qat` gives for the same parameters, within float rounding. Optimizers, `jax.grad` and
+    jit take it as any function.
+
+    Args:
+        function: as for `quantize`.
+        parameters: as for `quantize`.
+        rules: as for `quantize`, with algorithms left out.
+        *example_inputs: as for `quantize`.
+        training: its `gradient` is `lsq`, `pact`, `ewgs` or `straight-through`. What the first three learn stands
+            beside the weights in the tree that `begin(parameters)` of the result returns, which is trained in their
+            place. Under `straight-through` ranges are those of the weights at each step, or with `ranges="fixed"` those
+            that they have now. `None`: straight-through.
+        calibration: batches as for `quantize`, which static inputs begin with; their ranges are learned, or stay.
+        integers: multiply codes by codes in int32 forwards, where the quantized function will; gradients are those of
+            the values that the codes stand for. Else forwards are simulated in floats.
 
     Raises:
-        NotYetError: static inputs, schemes that are searched on the host, algorithms but rounding to nearest.
+        NotYetError: schemes that are searched on the host, algorithms but rounding to nearest, a schedule that counts
+            steps, of which a function has none.
+        CalibrationError: a static range needs data, and there is none.
         PlanError, RecipeError: as `quantize`.
 
     """
+    training = training or Training(gradient="straight-through")  # type: ignore[arg-type]  # parsed once, there
+    _require_stateless(training)
     work = Resolved.of(function, parameters, rules, example_inputs)
     for row in work.rows.values():
         if row.algorithm != Nearest():
             raise NotYetError(f"{row.layer.name}: training rounds to nearest, leave out {row.algorithm}")
-    return TrainedFunction(function, work.about)
+    gradient, about = training.gradient, work.about
+    for own in about.values():
+        require_trainable(own)
+    wanted: dict[str, list[str]] = {}
+    for own in about.values():
+        name = searched_input(own.input, gradient).ranging.statistic if own.input and own.input.static else None
+        wanted |= {own.name: [name]} if name else {}
+    seen = Observation(wanted)
+    if wanted:
+        _calibrate(seen, function, parameters, calibration, about)
+    fixed = training.ranges == "fixed"
+    ranges = TrainedRanges.begun(gradient, jax.tree.leaves(parameters), about, seen.seen, fixed=fixed)
+    said = (work.table({}), work.notes)
+    return TrainedFunction(function, about, ranges, integers=integers, said=said)
+
+
+def finish_qat(trained: TrainedFunction, parameters: Any) -> tuple[QuantizedFunction, Any]:
+    """Return what `quantize` returns, for a function that was trained and the tree that training has come to.
+
+    Codes, scales and ranges are those that the last call of `trained` with these parameters has rounded by.
+
+    Raises:
+        PlanError: parameters without the ranges that are learned.
+        NonFiniteError: training has left NaN or infinity in a parameter.
+
+    """
+    return trained.finished(parameters)
+
+
+def _require_stateless(training: Training) -> None:
+    """Raise `NotYetError` for what counts steps."""
+    asked = [
+        f"{name}={own!r}" for name in ("delay", "freeze_ranges", "freeze_norms") if (own := getattr(training, name))
+    ]
+    asked += ["ranges='average'"] if training.ranges == "average" else []
+    asked += ["freeze_ranges=0"] if training.freeze_ranges == 0 else []
+    if asked:
+        raise NotYetError(
+            f"JAX functions count no steps, so training has no {asked[0]} here; leave it out, and mask gradients by "
+            "path to keep ranges as they are"
+        )
 
 
 def save(parameters: Any, path: str | Path, *, overwrite: bool = False) -> Path:

@@ -173,6 +173,11 @@ class Scheme:
         return self.static and self.scale_scheme is not None
 
     @property
+    def has_range(self) -> bool:
+        """Whether it has float scales, one for each group, that training can keep or learn."""
+        return self.scaled and self.span is None and self.scale_scheme is None and not self.float_zero
+
+    @property
     def span(self) -> int | None:
         """How many columns have their parameters found together, where a search does so: 256 for `q4_k`."""
         if not isinstance(self.range_method, SpanSearch):
