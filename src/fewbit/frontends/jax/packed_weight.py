@@ -56,12 +56,17 @@ class PackedWeight:
 
     @classmethod
     def of(
-        cls, qtensors: Sequence[QTensor], about: Description, inputs: Sequence[Activation | None] = ()
+        cls,
+        qtensors: Sequence[QTensor],
+        about: Description,
+        inputs: Sequence[Activation | None] = (),
+        *,
+        stack: tuple[int, ...] | None = None,
     ) -> PackedWeight:
-        """Return the matrices of a stack, in order, as one node."""
+        """Return the matrices of a stack, in order, as one node; `stack` is what is left of its axes."""
         given = [*inputs, *[None] * (len(qtensors) - len(inputs))]
         each = [cls.matrix_of(own, about, rounding).arrays for own, rounding in zip(qtensors, given, strict=True)]
-        outer = about.layout.shape[:-2]
+        outer = about.layout.shape[:-2] if stack is None else stack
         xp = array_namespace(each[0]["codes"])
         stacked = {key: xp.stack([xp.asarray(arrays[key]) for arrays in each]) for key in each[0]}
         return cls({key: xp.reshape(own, (*outer, *own.shape[1:])) for key, own in stacked.items()}, about)

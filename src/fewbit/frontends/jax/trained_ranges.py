@@ -85,7 +85,13 @@ class TrainedRanges:
         return self.kept.get(place, {})
 
 
-def searched_input(scheme: Scheme, gradient: Gradient) -> Scheme:
+def input_statistics(about: Mapping[int, Description], gradient: Gradient) -> dict[str, list[str]]:
+    """Return the statistics that the ranges of static inputs begin with, by the name of the parameter."""
+    static = {own.name: _searched(own.input, gradient) for own in about.values() if own.input and own.input.static}
+    return {name: [own.ranging.statistic] for name, own in static.items() if own.ranging.statistic}
+
+
+def _searched(scheme: Scheme, gradient: Gradient) -> Scheme:
     """Return the scheme by which the range of a static input begins: of least squared error where it is learned."""
     return scheme.searched() if gradient.learns and scheme.granularity == PerTensor() else scheme
 
@@ -93,7 +99,7 @@ def searched_input(scheme: Scheme, gradient: Gradient) -> Scheme:
 def _of_input(about: Description, gradient: Gradient, seen: Seen) -> dict[str, Array]:
     """Return the ranges of the input of a parameter, (stack...) or (stack..., channels)."""
     assert about.input is not None
-    scheme, stack = searched_input(about.input, gradient), about.layout.shape[:-2]
+    scheme, stack = _searched(about.input, gradient), about.layout.shape[:-2]
     each = []
     for place in range(int(np.prod(stack))):
         name = scheme.ranging.statistic
