@@ -198,8 +198,9 @@ class Scheme:
         return self if settled else replace(self, scale_type=scale_type)
 
     def searched(self) -> Scheme:
-        """Return this scheme with ranges of least squared error where it has those of the extremes."""
-        usual = isinstance(self.ranging, AbsMax | MinMax) and not self.learned
+        """Return this scheme with ranges of least squared error where it has those of the extremes and need not."""
+        by_extremes = self.static and self.granularity == PerChannel()
+        usual = isinstance(self.ranging, AbsMax | MinMax) and not self.learned and not by_extremes
         return replace(self, range_method=SquaredError()) if usual else self
 
     @property

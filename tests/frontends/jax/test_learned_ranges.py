@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from jax import lax
@@ -203,6 +204,29 @@ def test_learned_ranges_train_better_than_fixed_ones():
         _, losses = lax.scan(step, trained.begin(STACKED), None, 60)
         ends[training.gradient.name] = float(losses[-1])
     assert ends["lsq"] < ends["straight-through"]
+
+
+def test_optimizers_train_weights_and_ranges_at_rates_of_their_own():
+    p, x = {"w": normal(16, 8)}, normal(32, 16, seed=1)
+    trained = fb.jax.prepare_qat(
+        lambda p, x: x @ p["w"], p, [fb.Rule("w", weight="int3 g8")], x, training=fb.Training()
+    )
+    start = trained.begin(p)
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: "weight" if path[-1].key == "weight" else "range", start)
+    for rates, moved in (((0.01, 0.001), {"w.weight", "w.scale"}), ((0.01, 0.0), {"w.weight"})):
+        optimizer = optax.partition(dict(zip(("weight", "range"), map(optax.adam, rates), strict=True)), labels)
+
+        @jax.jit
+        def step(p, state, by=optimizer):
+            change = jax.grad(lambda own: jnp.square(trained(own, x) - 1.0).mean())(p)
+            updates, state = by.update(change, state, p)
+            return optax.apply_updates(p, updates), state
+
+        tree, state = start, optimizer.init(start)
+        for _ in range(2):
+            tree, state = step(tree, state)
+        after, before = named(tree), named(start)
+        assert {name for name in before if not np.array_equal(after[name], before[name])} == moved
 
 
 def test_kept_ranges_stay_whatever_the_weights_become():

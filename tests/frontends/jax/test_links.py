@@ -99,6 +99,36 @@ def test_a_link_is_what_a_fold_leaves_as_it_is(between, links):
         assert link.channels.tolist() == ([5, 4, 3, 2, 1, 0] if between(jnp.arange(2.0))[0] else [0, 1, 2, 3, 4, 5])
 
 
+def grouped(p, x):
+    q, k, v = ((x @ p[name]).reshape(*x.shape[:2], -1, 2) for name in ("q", "k", "v"))
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape) @ p["o"]
+
+
+def repeated(p, x):
+    q, k, v = ((x @ p[name]).reshape(*x.shape[:2], -1, 2) for name in ("q", "k", "v"))
+    k, v = (jnp.repeat(own, 2, axis=2) for own in (k, v))
+    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape) @ p["o"]
+
+
+@pytest.mark.parametrize("attention", [grouped, repeated])
+def test_a_value_that_several_heads_read_is_several_inputs(attention):
+    p = {name: normal(8, 8 if name in "qo" else 4, seed=at) for at, name in enumerate("qkvo")}
+    (link,) = scope_of(attention, p, normal(2, 3, 8, seed=9)).links
+    assert (link.producer, link.consumers) == ("v", ("o",))
+    assert link.channels.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+
+
+def test_an_index_of_a_stack_links_as_a_step_of_a_scan():
+    def indexed(p, x):
+        for at in range(2):
+            x = x + jax.nn.relu(x @ p["a"][at]) @ p["b"][at]
+        return x
+
+    own = scope_of(indexed, {"a": normal(2, 4, 6), "b": normal(2, 6, 4, seed=1)}, normal(3, 4, seed=2))
+    assert pairs(own) == {("a[0]", "b[0]"), ("a[1]", "b[1]")}
+
+
 def test_what_something_else_reads_is_no_link():
     p, x = {"a": normal(4, 4), "b": normal(4, 4, seed=1)}, normal(5, 4, seed=2)
     assert pairs(scope_of(lambda p, x: (x @ p["a"]) @ p["b"], p, x)) == {("a", "b")}

@@ -24,7 +24,6 @@ from fewbit.frontends.jax.view import to_matrices
 from fewbit.interfaces.gradient import Gradient
 from fewbit.numerics.groups import counts
 from fewbit.numerics.namespace import Array, array_namespace
-from fewbit.schemes.granularity import PerTensor
 from fewbit.schemes.scheme import Scheme
 
 #: Ranges by the place of the parameter among the leaves, and by name: `scale`, `input_scale`.
@@ -93,7 +92,7 @@ def input_statistics(about: Mapping[int, Description], gradient: Gradient) -> di
 
 def _searched(scheme: Scheme, gradient: Gradient) -> Scheme:
     """Return the scheme by which the range of a static input begins: of least squared error where it is learned."""
-    return scheme.searched() if gradient.learns and scheme.granularity == PerTensor() else scheme
+    return scheme.searched() if gradient.learns else scheme
 
 
 def _of_input(about: Description, gradient: Gradient, seen: Seen) -> dict[str, Array]:
