@@ -251,8 +251,8 @@ def test_what_cannot_be_done_is_said():
         fb.jax.quantize(matmul, W, [fb.Rule("w", weight="int8", input="int8 static")], X)
     with pytest.raises(NotYetError, match="output"):
         fb.jax.quantize(matmul, W, [fb.Rule("w", weight="int8", output="int8")], X)
-    with pytest.raises(NotYetError, match="smoothquant"):
-        fb.jax.quantize(matmul, W, fb.Recipe([fb.Rule("w", weight="int8")], transforms=["smoothquant"]), X)
+    with pytest.raises(NotYetError, match="rotation"):
+        fb.jax.quantize(matmul, W, fb.Recipe([fb.Rule("w", weight="int8")], transforms=["rotation"]), X)
     with pytest.raises(NonFiniteError, match=r"^w holds NaN"):
         fb.jax.quantize(matmul, {"w": W["w"].at[3, 3].set(jnp.nan)}, W8A8, X)
     with pytest.raises(PlanError, match="in_features 32 is not a multiple of group size 24"):
