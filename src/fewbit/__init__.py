@@ -25,6 +25,7 @@ from fewbit.pipeline import Options, load, plan, quantize
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
 from fewbit.report.conversion import Conversion
+from fewbit.report.data import Report
 from fewbit.result import Result
 from fewbit.rule import Rule, keep
 from fewbit.samples.files import Samples
@@ -66,6 +67,7 @@ __all__ = [
     "Preprocessing",
     "QTensor",
     "Recipe",
+    "Report",
     "Result",
     "Rule",
     "Samples",

@@ -15,7 +15,8 @@ import pytest
 from fewbit.evaluation.level_histogram import level_histogram
 from fewbit.evaluation.quality import Quality
 from fewbit.qtensor import quantize
-from fewbit.report.data import LayerReport, Report
+from fewbit.report.data import Report
+from fewbit.report.layer_report import LayerReport
 from fewbit.schemes.notation import parse_scheme
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from fewbit.evaluation.level_histogram import LevelHistogram, axis
-from fewbit.report.data import LayerReport
+from fewbit.report.layer_report import LayerReport
 
 #: Height of a histogram in units of its own.
 HEIGHT = 200

@@ -21,7 +21,8 @@ from fewbit.report.drawing import HEIGHT, Bar, Scale, bar, codes_path, error, lo
 
 if TYPE_CHECKING:
     from fewbit.evaluation.level_histogram import LevelHistogram
-    from fewbit.report.data import LayerReport, Report
+    from fewbit.report.data import Report
+from fewbit.report.layer_report import LayerReport
 
 
 def render(report: Report) -> str:
