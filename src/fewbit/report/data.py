@@ -13,6 +13,7 @@ from typing import Any
 from fewbit.errors import CheckpointError, RecipeError
 from fewbit.evaluation.overlap import Overlap
 from fewbit.evaluation.quality import Quality
+from fewbit.report.allocation import AllocationReport
 from fewbit.report.layer_report import LayerReport
 from fewbit.report.strict_json import json_text, listed
 from fewbit.whole_file import write_whole
@@ -53,6 +54,8 @@ class Report:
     bytes_before: int
     bytes_after: int
     layers: tuple[LayerReport, ...]
+    #: How the schemes of the layers were chosen; `None` where a recipe named them.
+    allocation: AllocationReport | None = None
     #: What was changed to make the recipe fit.
     adaptations: tuple[str, ...] = ()
     #: What fell back, what was rounded besides the layers.

@@ -20,6 +20,7 @@ def summary_of(report: Report) -> list[tuple[str, str]]:
         ("layers", f"{len(report.quantized)} quantized, {len(report.layers) - len(report.quantized)} float"),
         ("tensors", f"{size}, {ratio:.2f} times smaller"),
     ]
+    rows += report.allocation.summary() if report.allocation else []
     if report.calibration:
         rows.append(("calibrated on", report.calibration))
     if report.before and report.after:
