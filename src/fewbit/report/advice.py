@@ -66,8 +66,8 @@ def _overlapping(report: Report) -> str | None:
     if report.overlap is None or report.overlap.share <= 0.01:
         return None
     return (
-        f"{100 * report.overlap.share:.3g} % of the runs of {report.overlap.tokens} tokens that quality was measured on "
-        "are in the calibration data, too"
+        f"{100 * report.overlap.share:.3g} % of the runs of {report.overlap.tokens} tokens that quality was measured "
+        "on are in the calibration data, too"
     )
 
 
@@ -85,7 +85,9 @@ def _worst(report: Report) -> str | None:
     worst = [own.layer.name for own, lost in zip(found, errors, strict=True) if lost > 2 * usual > 0]
     if not worst or len(worst) > max(1, len(found) // 5):
         return None
-    several_layers = f"{len(worst)} of {len(found)} layers lose" if len(worst) > 1 else f"1 of {len(found)} layers loses"
+    several_layers = (
+        f"{len(worst)} of {len(found)} layers lose" if len(worst) > 1 else f"1 of {len(found)} layers loses"
+    )
     return f"{several_layers} more than twice the median, {100 * usual:.3g} %: {several(worst)}"
 
 
@@ -131,7 +133,9 @@ def _solved_and_still_far(report: Report) -> str | None:
     solved = [own for own in report.quantized if own.algorithm not in (None, "nearest")]
     if not is_far(report) or not solved or len(solved) < len(report.quantized) / 2:
         return None
-    return f"{_layers(solved)} {_are(solved)} solved by {several(sorted({own.algorithm or '' for own in solved}))} already"
+    return (
+        f"{_layers(solved)} {_are(solved)} solved by {several(sorted({own.algorithm or '' for own in solved}))} already"
+    )
 
 
 def _slower(report: Report) -> str | None:
@@ -141,7 +145,9 @@ def _slower(report: Report) -> str | None:
     if not slow:
         return None
     before, after = report.forward_seconds
-    return f"The forwards took {after / before:.2f} times as long; {_layers(slow)} {_are(slow)} not faster than float here"
+    return (
+        f"The forwards took {after / before:.2f} times as long; {_layers(slow)} {_are(slow)} not faster than float here"
+    )
 
 
 def _room(report: Report) -> str | None:
@@ -177,7 +183,7 @@ RULES = (
     ),
     Rule(
         _rounded_to_nearest,
-        "Solve them by GPTQ: the presets w4a16, w3a16 and w2a16, or algorithm = \"gptq\"; guided by gradients, as presets are.",
+        "Solve them by GPTQ, guided by gradients: the presets w4a16, w3a16 and w2a16 do, or algorithm = \"gptq\".",
         "GPTQ moves the error of each column into the columns after it, where the inputs make it cancel.",
     ),
     Rule(
