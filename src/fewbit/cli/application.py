@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fewbit.cli.compare import compare
 from fewbit.cli.convert import convert
 from fewbit.cli.demo import demo
 from fewbit.cli.evaluate import evaluate
@@ -50,7 +51,7 @@ def options(
         raise typer.Exit
 
 
-for command in (quantize, finetune, evaluate, inspect, convert, imatrix, support, demo):
+for command in (quantize, finetune, evaluate, compare, inspect, convert, imatrix, support, demo):
     application.command(no_args_is_help=command not in (support, demo))(command)
 
 
@@ -60,7 +61,6 @@ def _later(name: str, what: str) -> None:
         raise NotYetError(f"fewbit {name} ({what}) is not in this version")
 
 
-_later("compare", "reports side by side")
 _later("verify", "file hashes")
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fewbit.report.drawing import error
 from fewbit.report.layer_report import LayerReport
 
 
@@ -24,6 +25,12 @@ class Damage:
     #: What they are ordered by, in words.
     what: str
     layers: tuple[Damaged, ...]
+
+    @property
+    def longest(self) -> float:
+        """The largest finite error: what a whole bar stands for."""
+        errors = [error(own.sqnr) for own in self.layers]
+        return max((lost for lost in errors if 0.0 < lost < math.inf), default=1.0)
 
 
 def by_damage(layers: Sequence[LayerReport]) -> Damage:

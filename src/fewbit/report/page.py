@@ -1,23 +1,12 @@
-"""The report as one self-contained HTML page, from `page.html`, `layer.html`, `page.css` and `page.js`.
-
-The policy that the page states lets a browser run its own script and style, known by their hashes, and load nothing.
-"""
+"""The report as one self-contained HTML page, from `page.html` and what it includes, `page.css` and `page.js`."""
 
 from __future__ import annotations
 
-import math
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib import resources
 from math import prod
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup, escape
-
-from fewbit.evaluation.size import megabytes
 from fewbit.report.advice import advice
 from fewbit.report.damage import by_damage
 from fewbit.report.drawing import (
@@ -37,13 +26,14 @@ from fewbit.report.drawing import (
 from fewbit.report.figures import Run, input_figures, weight_figures
 from fewbit.report.heat_map import STEPS, heat_rows
 from fewbit.report.scatter import Point, Scatter, scatter
+from fewbit.report.template import assets, template
 
 if TYPE_CHECKING:
     from fewbit.evaluation.input_profile import InputProfile
     from fewbit.evaluation.level_histogram import LevelHistogram
     from fewbit.report.allocation import AllocationReport
     from fewbit.report.data import Report
-from fewbit.report.layer_report import LayerReport
+    from fewbit.report.layer_report import LayerReport
 
 #: Layers that are named as the most damaged ones, and rows of the heat map before it is folded.
 _WORST, _HEAT_ROWS = 12, 40
@@ -51,26 +41,13 @@ _WORST, _HEAT_ROWS = 12, 40
 
 def render(report: Report) -> str:
     """Return the page; every value is escaped."""
-    environment = Environment(
-        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["breakable"] = breakable
-    style, script = _file("page.css"), _file("page.js")
     calibrated = any(layer.solved_sqnr is not None for layer in report.layers)
     whole, damage = longest(report.layers), by_damage(report.layers)
     levels = list(dict.fromkeys(own for layer in report.layers for own in _drawn_levels(layer)))
     scales = [scale_of(own) for own in levels]
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
+        **assets("page.css", "page.js"),
         report=report,
-        # Trusted: files of this package. Everything else is escaped.
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        policy=(
-            f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-            "base-uri 'none'; form-action 'none'"
-        ),
-        size=megabytes,
-        duration=duration,
         bits=report.bits,
         kept=_kept(report),
         columns=[column for column in COLUMNS if calibrated or not column.calibrated],
@@ -81,8 +58,7 @@ def render(report: Report) -> str:
         steps=advice(report),
         damage=damage,
         worst=_WORST,
-        longest_damage=max((error(own.sqnr) for own in damage.layers if math.isfinite(error(own.sqnr))), default=0.0)
-        or 1.0,
+        longest_damage=damage.longest,
         places={layer.name: place for place, layer in enumerate(report.layers)},
         error=error,
         share=percent,
@@ -148,27 +124,6 @@ class Row:
     input_scale: int = 0
     input_labels: tuple[tuple[str, str], ...] = ()
     input_figures: Sequence[Run] = ()
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people.
-
-    >>> duration(0.0123), duration(75.31), duration(4000)
-    ('0.01 s', '75.3 s', '66 min 40 s')
-    """
-    if seconds < 600:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
-
-
-def breakable(name: str) -> Markup:
-    """Return an escaped name that a line may break in after each dot.
-
-    >>> breakable("a.<b>")
-    Markup('a.<wbr>&lt;b&gt;')
-    """
-    return escape(name).replace(".", Markup(".<wbr>"))
 
 
 def _drawn_levels(layer: LayerReport) -> list[tuple[float, ...]]:
@@ -254,11 +209,3 @@ def _kept(report: Report) -> dict[str, list[str]]:
     for layer in report.in_state("kept"):
         found.setdefault("; ".join(layer.notes) or "no reason given", []).append(layer.name)
     return found
-
-
-def _file(name: str) -> str:
-    return resources.files("fewbit.report").joinpath(name).read_text("utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
