@@ -17,7 +17,7 @@ from fewbit.numerics.namespace import Array, array_namespace, to_numpy
 from fewbit.qtensor import quantize
 
 #: Numbers that go into the bins, about.
-_COUNTED = 1 << 16
+_COUNTED = 1 << 14
 #: Bins of numbers that have no levels.
 _BINS = 80
 #: Runs of channels that are told apart, at most, and channels that are named.
