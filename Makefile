@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 DEMO_OUTPUT ?= demo-output
+# Tests run in as many processes as there are processors; a file stays in one.
+TEST_PROCESSES ?= logical
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
@@ -39,7 +41,7 @@ demo: .venv/demo.stamp
 	$(BIN)/fewbit demo --overwrite -o $(DEMO_OUTPUT)
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 check: .venv/test.stamp
 	$(BIN)/ruff format --check .

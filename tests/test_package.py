@@ -14,8 +14,10 @@ def test_the_public_names_are_these():
     assert fb.__all__ == [
         "AdaRound",
         "Adapters",
+        "Allocation",
         "AutoRound",
         "Brecq",
+        "Budget",
         "Calibration",
         "Codebook",
         "Conversion",
@@ -40,8 +42,10 @@ def test_the_public_names_are_these():
         "Rule",
         "Samples",
         "Scheme",
+        "Sensitivity",
         "Synthetic",
         "Training",
+        "allocate",
         "convert",
         "finish_qat",
         "importance_matrix",
@@ -58,6 +62,7 @@ def test_the_public_names_are_these():
         "prepare_qat",
         "quantize",
         "save_adapters",
+        "sensitivity",
         "training_memory",
     ]
     assert all(hasattr(fb, name) for name in fb.__all__)

@@ -13,6 +13,10 @@ from fewbit.algorithms.brecq import Brecq
 from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.hqq import Hqq
 from fewbit.algorithms.nearest import Nearest
+from fewbit.allocation.allocation import Allocation
+from fewbit.allocation.allocator import allocate
+from fewbit.allocation.budget import Budget
+from fewbit.allocation.sensitivity import Sensitivity, sensitivity
 from fewbit.calibration import Calibration
 from fewbit.conversion import convert
 from fewbit.errors import FewbitError
@@ -21,7 +25,8 @@ from fewbit.formats.integer import Int
 from fewbit.formats.minifloat import Float
 from fewbit.importance import importance_matrix
 from fewbit.measurement import Evaluation
-from fewbit.pipeline import Options, load, plan, quantize
+from fewbit.options import Options
+from fewbit.pipeline import load, plan, quantize
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
 from fewbit.report.conversion import Conversion
@@ -46,8 +51,10 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaRound",
     "Adapters",
+    "Allocation",
     "AutoRound",
     "Brecq",
+    "Budget",
     "Calibration",
     "Codebook",
     "Conversion",
@@ -72,8 +79,10 @@ __all__ = [
     "Rule",
     "Samples",
     "Scheme",
+    "Sensitivity",
     "Synthetic",
     "Training",
+    "allocate",
     "convert",
     "finish_qat",
     "importance_matrix",
@@ -90,6 +99,7 @@ __all__ = [
     "prepare_qat",
     "quantize",
     "save_adapters",
+    "sensitivity",
     "training_memory",
 ]
 

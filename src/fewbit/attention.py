@@ -14,7 +14,7 @@ from fewbit.errors import CalibrationError, FewbitError
 from fewbit.interfaces import Forms, Frontend, Switch
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
-from fewbit.solving import UNREACHED
+from fewbit.static_ranges import UNREACHED
 
 
 def round_products(

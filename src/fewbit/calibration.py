@@ -12,6 +12,7 @@ from fewbit.errors import CalibrationError, PlanError
 from fewbit.evaluation.token_ids import context_of, require_known, writes_text
 from fewbit.interfaces import Frontend, Progress, Silent, Source
 from fewbit.samples.files import Samples, are_samples
+from fewbit.statistics.partials import PART
 from fewbit.synthetic.images import SyntheticImages
 from fewbit.synthetic.options import Synthetic
 
@@ -43,6 +44,8 @@ class Calibration:
     #: Measure the layers of a block one after the other, each behind the quantized ones before it. It is also faster:
     #: the runs of a block wait at each layer instead of running twice, for which they hold what is between.
     sequential: bool = True
+    #: Batches whose statistics are summed apart; the sums are merged in order. Fewer let more workers share them.
+    part: int = PART
     #: What to call batches in the report.
     name: str = "the given batches"
 
@@ -52,6 +55,8 @@ class Calibration:
                 f"calibration with {self.samples} samples of {self.length} tokens; "
                 "give at least one sample of two tokens"
             )
+        if self.part < 1:
+            raise CalibrationError(f"parts of {self.part} batches hold nothing; give 1 at least")
         if isinstance(self.data, str) and self.data == "synthetic":
             object.__setattr__(self, "data", Synthetic())
 

@@ -43,9 +43,9 @@ def parse_entry(
     *,
     what: str,
     example: str,
-    is_one: Callable[[Any], bool] = callable,
+    kinds: tuple[Any, ...] = (Callable,),
 ) -> Any:
-    """Return the object of `catalogue` for a name, a table with `name` and options, or an object that is one already.
+    """Return the object of `catalogue` for a name, a table with `name` and options, or an object of `kinds`.
 
     Raises:
         RecipeError: neither; an unknown name or option.
@@ -54,7 +54,7 @@ def parse_entry(
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict):
-        if isinstance(value, type) or not is_one(value):
+        if isinstance(value, type) or not isinstance(value, kinds):
             raise RecipeError(f'{value!r:.80} is no {what}; write for example "{example}"')
         return value
     options = dict(value)

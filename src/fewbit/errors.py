@@ -9,6 +9,7 @@ FewbitError
 ├── CalibrationError     calibration data that cannot be used, or is missing
 ├── NonFiniteError       NaN or infinity where numbers were expected
 ├── CheckpointError      a file cannot be written or read, or would not hold the numbers exactly
+├── ExecutionError       workers that cannot be reached, or that keep dying
 ├── NotYetError          designed, but not in this version
 └── MissingExtraError    an optional dependency is not installed
 """
@@ -50,6 +51,10 @@ class NonFiniteError(FewbitError, ValueError):
 
 class CheckpointError(FewbitError):
     """A checkpoint that cannot be written, cannot be read, or would not hold the numbers exactly."""
+
+
+class ExecutionError(FewbitError):
+    """Workers that cannot be reached, differ from this process, or keep dying."""
 
 
 class NotYetError(FewbitError, NotImplementedError):

@@ -15,7 +15,7 @@ from fewbit.checkpoints.gguf.tensor_names import file_names
 from fewbit.errors import CalibrationError, FewbitError
 from fewbit.interfaces import CalibratedPart, frontend_of
 from fewbit.numerics.namespace import to_numpy
-from fewbit.pipeline import Options
+from fewbit.options import Options
 from fewbit.sources.floats import float_source
 from fewbit.statistics.mean_square import MeanSquare
 

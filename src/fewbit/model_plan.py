@@ -10,7 +10,7 @@ from fewbit.algorithms.block import BlockAlgorithm
 from fewbit.composition import composition_problems
 from fewbit.errors import RecipeError
 from fewbit.hints import hints_of
-from fewbit.interfaces import Frontend, Source, frontend_of, target_of
+from fewbit.interfaces import Frontend, Source, Target, frontend_of, target_of
 from fewbit.overflow import without_large_weights
 from fewbit.planning import Plan, resolve
 from fewbit.problems import several, width_problems
@@ -47,13 +47,11 @@ def model_plan(
         RecipeError: an unknown `dtype`.
 
     """
-    if dtype not in _STORAGE_TYPES:
-        raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
     target = target_of(to) if to is not None else None
+    storage_type = storage_type_of(source, target, dtype)
     frontend = frontend_of(source.framework)
-    graph = source.framework == "onnx" or (target is not None and target.holds_graph)
-    own = source.computes_in if graph else source.storage_type if dtype == "auto" else None
-    storage_type: ScaleType = own if dtype == "auto" else dtype  # type: ignore[assignment]
+    graph = _is_graph(source, target)
+    own = source.computes_in if graph else None
     layers = frontend.layers(model)
     if recipe.names_products:
         layers += frontend.products(model, batch)
@@ -77,6 +75,24 @@ def model_plan(
     if graph:
         found += _type_problems(made, own, source.framework)
     return replace(made, problems=(*made.problems, *found), adaptations=(*made.adaptations, *fused))
+
+
+def storage_type_of(source: Source, target: Target | None, dtype: str) -> ScaleType:
+    """Return the type that float numbers and scales of files have.
+
+    Raises:
+        RecipeError: an unknown `dtype`.
+
+    """
+    if dtype not in _STORAGE_TYPES:
+        raise RecipeError(f"dtype {dtype!r} is none of {', '.join(_STORAGE_TYPES)}")
+    if dtype != "auto":
+        return dtype  # type: ignore[return-value]
+    return source.computes_in if _is_graph(source, target) else source.storage_type
+
+
+def _is_graph(source: Source, target: Target | None) -> bool:
+    return source.framework == "onnx" or (target is not None and target.holds_graph)
 
 
 def _trained_alone(made: Plan, frontend: Frontend, framework: str) -> Plan:

@@ -81,27 +81,28 @@ class NoData:
                 for _ in part:
                     pass
             rescaling.finished = True
-        return replace(data, known=self.statistics(made, model, rescaling.known_now()))
+        inputs, outputs = self.statistics(made, model, rescaling.known_now())
+        known = {name: {_STATISTIC: own} for name, own in inputs.items()}
+        return replace(data, known=known, known_outputs=outputs)
 
     def statistics(
-        self, made: Plan, model: Any, outputs: Mapping[str, KnownOutput] | None = None
-    ) -> dict[str, dict[str, Extremes]]:
-        """Return what BatchNorms know of the inputs of layers whose ranges are to be fixed.
+        self, made: Plan, model: Any, known: Mapping[str, KnownOutput] | None = None
+    ) -> tuple[dict[str, Extremes], dict[str, Extremes]]:
+        """Return what BatchNorms know of the inputs, and of the outputs, of layers where these ranges are to be fixed.
 
-        `outputs` are those of layers that norms were folded into, as they are now.
+        `known` are the outputs of layers that norms were folded into, as they are now.
 
         Raises:
-            CalibrationError: a layer whose input no BatchNorm tells of, or a model that is no torch module or does not
-                say what shape of input it takes.
+            CalibrationError: a layer whose input or output no BatchNorm tells of, or a model that is no torch module or
+                does not say what shape of input it takes.
 
         """
-        layers = [row.layer for row in made.rows if _fixed(row)]
-        if not layers:
-            return {}
+        inputs, outputs = ([row.layer for row in made.rows if own in _fixed(row)] for own in ("input", "output"))
+        if not inputs and not outputs:
+            return {}, {}
         from fewbit.synthetic.batchnorm_ranges import batchnorm_ranges
 
-        found = batchnorm_ranges(model, layers, self._request(model), outputs)
-        return {name: {_STATISTIC: own} for name, own in found.items()}
+        return batchnorm_ranges(model, inputs, self._request(model), outputs=outputs, known=known)
 
     def shown(self, made: Plan, model: Any) -> Sequence[Any]:
         """Return a batch of noise that shows what `model` computes, for transforms; none where nothing wants one.
@@ -149,10 +150,10 @@ def _without_data(rule: Rule) -> Rule:
     return replace(rule, algorithm=Nearest())
 
 
-def _fixed(row: PlanRow) -> bool:
-    """Whether the range of a layer's input is to be fixed, by what was seen."""
-    own = row.input
-    return row.scheme is not None and own is not None and own.static and own.ranging.statistic is not None
+def _fixed(row: PlanRow) -> tuple[str, ...]:
+    """Return whether the range of a layer's input, and that of its output, is to be fixed by what was seen."""
+    both = {"input": row.input, "output": row.output} if row.scheme is not None else {}
+    return tuple(name for name, own in both.items() if own and own.static and own.ranging.statistic is not None)
 
 
 def _problems(made: Plan) -> list[str]:
@@ -173,13 +174,11 @@ def _wants(row: PlanRow) -> list[str]:
         found.append(f"range {row.scheme.ranging.name} looks at outputs on data; use minmax or mse")
     measured = [correction.name for correction in row.corrections if correction.statistic]
     found += [f"correction {name} needs data; leave it out, or take means = 'batchnorm'" for name in measured]
-    if row.output and row.output.static and row.output.ranging.statistic:
-        found.append("a static output has its range from data; round it dynamically")
-    if row.input and row.input.static and row.input.ranging.statistic:
-        if row.layer.kind == "attention":
-            found.append("static operands of products have their ranges from data; round them dynamically")
-        elif row.input.ranging.statistic != _STATISTIC:
-            found.append(f"range {row.input.ranging.name} of an input needs data; use minmax or absmax")
+    if row.layer.kind == "attention" and row.input and row.input.static and row.input.ranging.statistic:
+        return [*found, "static operands of products have their ranges from data; round them dynamically"]
+    for name, scheme in (("input", row.input), ("output", row.output)):
+        if scheme and scheme.static and scheme.ranging.statistic not in (None, _STATISTIC):
+            found.append(f"range {scheme.ranging.name} of an {name} needs data; use minmax or absmax")
     return found
 
 

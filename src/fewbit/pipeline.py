@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from fewbit.errors import CheckpointError, PlanError
 from fewbit.evaluation.overlap import overlap
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known
+from fewbit.execution.executor import parse_executor
 from fewbit.hints import hints_of
 from fewbit.instead import in_place_of_data
-from fewbit.interfaces import ONE_FILE, Forms, Frontend, Progress, Silent, Switch, frontend_of, target_of
+from fewbit.interfaces import ONE_FILE, Forms, Frontend, Switch, frontend_of, target_of
 from fewbit.measurement import parse_evaluation
 from fewbit.model_plan import checked, model_plan
 from fewbit.no_data import NoData
+from fewbit.options import Options
 from fewbit.overflow import needs_check, without_large_activations
 from fewbit.planning import Plan
 from fewbit.presets import parse_recipe
@@ -42,19 +44,6 @@ from fewbit.solving import needs_data, solve
 from fewbit.sources.floats import float_source
 from fewbit.transforming import transformed
 from fewbit.weighting import Weighting
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How a run is carried out, as opposed to what becomes of the layers."""
-
-    #: `auto` is the model's own place; else a torch device such as `cuda`.
-    device: str = "auto"
-    #: For the text that a model writes for its own calibration; recorded.
-    seed: int = 0
-    progress: Progress = field(default_factory=Silent)
-    #: The command line to put into the report.
-    command: str | None = None
 
 
 def plan(  # all that is said of a run
@@ -122,10 +111,11 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
             Casts are checked for overflow on both.
         importance: the path of an importance matrix, as `llama-imatrix` and `fewbit imatrix` write it, in the place of
             calibration data: it weighs searches of scales; GPTQ, which needs more, gives way to rounding to nearest.
-        options: device, seed, progress.
+        options: device, seed, progress, and who does the work.
 
     Raises:
         PlanError: the recipe cannot be carried out; every problem is in the message, the model is untouched.
+        ExecutionError: workers that cannot be reached, or that keep dying.
         CalibrationError: token ids that the model does not know, or sequences longer than its context; calibration
             data together with an importance matrix.
         CheckpointError: a damaged importance matrix.
@@ -139,6 +129,7 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
 
     """
     options = options or Options()
+    parse_executor(options.executor).require()
     call = None if options.command else call_in_words(
         "fewbit.quantize", model, recipe, to=to, dtype=dtype, calibration=calibration, evaluation=evaluation,
         importance=importance, options=options,
@@ -165,7 +156,7 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
             made = instead.plan(made, parsed) if instead else made
             made = checked(made, frontend, live, sample)
             made.require_sound()
-            return made
+            return replace(made, part=given.part) if given and frontend.divides else made
 
         made = planned()
         frontend.require_finite(live, [own.layer for own in made.quantized], made.float_names, made.storage_type)
@@ -175,7 +166,7 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
             given = given or default_calibration(live)
             with clock.phase("calibration data"):
                 batches = given.batches(live, source, seed=options.seed, progress=options.progress)
-            data = Data(batches=batches, sequential=given.sequential, seed=options.seed)
+            data = Data(batches=batches, sequential=given.sequential, seed=options.seed, part=given.part)
         idle = given is not None and not data.batches and not (given.holds_batches and shown_by_runs)
         shown = data.batches or data.shown
         data = replace(data, example=shown[0] if shown else first_batch(live, given, evaluated))
@@ -213,8 +204,9 @@ class _Work:
             rescaling.known.update(changed.outputs)
             with self.clock.phase("check") if needs_check(made) else nullcontext():
                 made, unchecked = without_large_activations(made, frontend, model, Joined(batches, self.evaluated))
-            with self.clock.phase("solve"):
-                instead, data = self.instead, self.data
+            place = parse_executor(self.options.executor)
+            with self.clock.phase("solve"), place.opened() as executor:
+                instead, data = self.instead, replace(self.data, executor=executor)
                 data = instead.prepared(made, model, frontend, data, rescaling) if instead else data
                 solved = solve(model, made, frontend, data, self.options.progress, rescaling)
                 layers = [done.replacement for done in solved.values()]
@@ -229,7 +221,9 @@ class _Work:
         remarks = remarks_of(rounded, solved, made, idle=idle)
         return made, replace(
             report_of(made, solved, measured, frontend, model, rescaling.notes),
-            remarks=(*changed.sentences, *rescaling.sentences, *unchecked, *remarks, *repairs),
+            remarks=(*changed.sentences, *rescaling.sentences, *unchecked, *remarks, *repairs, *executor.notes),
+            executor=str(executor),
+            calibration_part=made.part if batches else None,
             seed=self.options.seed,
             command=self.options.command,
             seconds=self.clock.seconds,

@@ -56,6 +56,8 @@ class Plan:
     problems: tuple[str, ...] = ()
     #: The importance matrix in the place of calibration data; `None`: there is none.
     importance: str | None = None
+    #: Calibration batches whose statistics are summed apart and then merged in order; `None`: all of them at once.
+    part: int | None = None
 
     @property
     def rest_bytes(self) -> int:

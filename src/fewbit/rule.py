@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fewbit.algorithms import Algorithm, parse_algorithm
@@ -13,6 +12,7 @@ from fewbit.catalogue import unknown
 from fewbit.errors import RecipeError
 from fewbit.integer_bias import BIAS_TYPES, BiasType
 from fewbit.interfaces import LAYER_KINDS, Layer, LayerKind
+from fewbit.name_pattern import NamePattern
 from fewbit.ranges import OutputRange
 from fewbit.ranges.average import Average
 from fewbit.schemes.granularity import PerChannel, PerTile
@@ -96,7 +96,7 @@ class Rule:
         every = self.kind is None and (self.keep or layer.kind != "attention")
         if not every and self.kind != layer.kind:
             return False
-        return self.match is None or re.fullmatch(self.match, layer.name) is not None
+        return self.match is None or _pattern(self.match).fullmatch(layer.name)
 
     def __str__(self) -> str:
         where = [f"match {self.match!r}"] if self.match is not None else []
@@ -185,9 +185,9 @@ def _check_strings(**values: object) -> None:
 
 def _check_pattern(match: object) -> None:
     if isinstance(match, str):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of sets that a later Python may read otherwise
-                re.compile(match)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise RecipeError(f"match = {match!r:.80} is not a regular expression: {error}") from error
+        _pattern(match)
+
+
+@lru_cache(maxsize=4096)
+def _pattern(match: str) -> NamePattern:
+    return NamePattern.of(match, f"match = {match!r:.80}", RecipeError)

@@ -9,8 +9,13 @@ from typing import Any
 from fewbit.algorithms.solution import Solution
 from fewbit.evaluation.fidelity import fidelity
 from fewbit.evaluation.level_histogram import LevelHistogram, level_histogram
+from fewbit.execution.executor import Executor
+from fewbit.execution.in_process import InProcess
+from fewbit.float_bias import FloatBias
+from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Replacement
 from fewbit.numerics.namespace import Array
+from fewbit.statistics.partials import PART
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +26,8 @@ class Solved:
     #: How its input and output are rounded, and what corrections of its bias read: for solving it again.
     activations: Activations
     statistics: Mapping[str, Any]
+    #: Its new bias; `None`: it keeps the one that it has, or has none.
+    bias: IntegerBias | FloatBias | None = None
     #: SQNR in dB of the weight.
     weight_sqnr: float
     #: SQNR in dB that a tenth of its rows stays below, and the one that a tenth goes above; `None` without any weight.
@@ -81,3 +88,9 @@ class Data:
     shown: Sequence[Any] = ()
     #: Statistics that need no gathering, by layer.
     known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: The statistic of the output that fixes its range, by layer, where that needs no gathering.
+    known_outputs: Mapping[str, Any] = field(default_factory=dict)
+    #: Batches whose statistics are summed apart, before they are merged.
+    part: int = PART
+    #: Who solves layers and runs batches.
+    executor: Executor = field(default_factory=InProcess)

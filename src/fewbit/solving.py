@@ -6,38 +6,34 @@ The layers of a block whose algorithm trains them together are solved one by one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
 
-from fewbit.activation import Activation
 from fewbit.algorithms.block import Block, BlockAlgorithm
 from fewbit.algorithms.solution import Solution
 from fewbit.biases import BATCHNORM, corrected, known_output, needs_bias, with_integer_bias
 from fewbit.corrections import on_models
-from fewbit.errors import CalibrationError, FewbitError
-from fewbit.evaluation.fidelity import decibels, output_power
+from fewbit.errors import FewbitError
+from fewbit.execution.executor import CalibrationTask, Executor, Outcome, SolveTask, output_sqnr
+from fewbit.execution.in_process import InProcess
 from fewbit.float_bias import FloatBias
 from fewbit.float_means import float_outputs, known_inputs
 from fewbit.integer_bias import IntegerBias
-from fewbit.interfaces import Activations, CalibratedPart, CalibrationRun, Frontend, Progress
+from fewbit.interfaces import Activations, CalibratedPart, Frontend, Progress
+from fewbit.numerics.namespace import Array
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
-from fewbit.qtensor import quantize
 from fewbit.ranges import OutputRange
 from fewbit.rescaling import Rescaling
-from fewbit.schemes.scheme import ScaleType
+from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.shared_scales import SharedScales, under
 from fewbit.solved import Data, Solved
-from fewbit.statistics.grouped_moment import GroupedMoment
+from fewbit.static_ranges import activations_of, fix_outputs, output_statistic
 from fewbit.statistics.mean import Mean
-from fewbit.statistics.second_moment import SecondMoment
-
-#: Why a range cannot be fixed.
-UNREACHED = "no calibration input reached it, so it has no range; give other batches, or keep it"
 
 
 def solve(
@@ -51,23 +47,23 @@ def solve(
     shared = SharedScales(made.rows, partial(frontend.weight, model))
     outputs = float_outputs(model, rows, frontend, data)
     known = known_inputs(model, rows, frontend, data, rescaling.known if rescaling is not None else {})
-    run = _Run(model, frontend, made.storage_type, outputs, shared, rescaling, data.seed, known)
+    run = _Run(model, frontend, made.storage_type, outputs, shared, rescaling, data.seed, known, data.executor)
     solved: dict[str, Solved] = {}
     try:
         # What waits inside of the calibration is let go of also when a layer cannot be solved.
         calibrated = partial(
-            frontend.calibrate, model, [row.layer for row in made.rows],
-            batches=data.batches, sequential=data.sequential, prepare=rescaling or None,
+            CalibrationTask, frontend=frontend, model=model, layers=[row.layer for row in made.rows],
+            batches=data.batches, solved=solved, sequential=data.sequential, prepare=rescaling or None, part=data.part,
         )  # fmt: skip
-        with closing(_tracked(rows, calibrated, progress, rescaling, data.known)) as tracked:
+        with closing(_tracked(rows, calibrated, progress, rescaling, data)) as tracked:
             for part in tracked:
                 if part.again:
                     _train(part, rows, solved, run)
                     continue
-                for layer in part.layers:
-                    solved[layer.name] = _solve(rows[layer.name], part.statistics.get(layer.name, {}), run)
-                    solved[layer.name].replacement.install()
-        _fix_outputs(model, solved, rows, frontend, data)
+                for done in _solutions([rows[layer.name] for layer in part.layers], part.statistics, run):
+                    solved[done.replacement.layer.name] = done
+                    done.replacement.install()
+        fix_outputs(model, solved, rows, frontend, data)
     finally:
         for done in solved.values():
             done.replacement.restore()
@@ -90,13 +86,14 @@ class _Run:
     seed: int = 0
     #: Means of what layers are given in the float model, as BatchNorms tell them.
     known: Mapping[str, Mean] = field(default_factory=dict)
+    executor: Executor = field(default_factory=InProcess)
 
 
 def needs_data(made: Plan) -> bool:
     """Whether algorithms, ranges or corrections ask for data, and no importance matrix is in its place."""
     rows = made.rows if made.importance is None else ()
     return bool(rows and on_models(made.recipe.corrections)) or any(
-        statistics_of(row) or _output_statistic(row) or _trains(row) for row in rows
+        statistics_of(row) or output_statistic(row) or _trains(row) for row in rows
     )
 
 
@@ -116,42 +113,27 @@ def statistics_of(row: PlanRow) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _output_statistic(row: PlanRow) -> str | None:
-    return row.output.ranging.statistic if row.output and row.output.static else None
-
-
-def _fix_outputs(
-    model: Any, solved: Mapping[str, Solved], rows: Mapping[str, PlanRow], frontend: Frontend, data: Data
-) -> None:
-    """Fix the static ranges of outputs, by what the quantized layers put out before any of those is rounded."""
-    fixed = {name: row.output for name, row in rows.items() if row.output and row.output.static}
-    wanted = {name: statistic for name in fixed if (statistic := _output_statistic(rows[name]))}
-    found = frontend.output_statistics(model, wanted, data.batches) if wanted else {}
-    for name, scheme in fixed.items():
-        if name in wanted and name not in found:
-            raise CalibrationError(f"{name}: {UNREACHED}")
-        solved[name].replacement.fix_output(Activation.calibrated(scheme, found.get(name)))
-
-
 def _tracked(
     rows: Mapping[str, PlanRow],
-    calibrated: Callable[..., CalibrationRun],
+    calibrated: Callable[..., CalibrationTask],
     progress: Progress,
     rescaling: Rescaling | None,
-    known: Mapping[str, Mapping[str, Any]],
+    data: Data,
 ) -> Generator[CalibratedPart]:
     """Yield every layer with its statistics, parts of a block together; install them before asking for the next."""
-    wanted = {name: () if name in known else statistics_of(row) for name, row in rows.items()}
+    wanted = {name: () if name in data.known else statistics_of(row) for name, row in rows.items()}
     trained = {name for name, row in rows.items() if _trains(row)}
     # What is to be rescaled, or trained with others, has to wait for its turn in the walk.
     waiting = {name: names for name, names in wanted.items() if names or rescaling or name in trained}
     free = [row for name, row in rows.items() if name not in waiting]
-    for row in progress.track(free, "quantize") if free else ():
-        yield CalibratedPart((row.layer,), {row.layer.name: known.get(row.layer.name, {})})
+    step = data.executor.at_once
+    together = [[row.layer for row in free[start : start + step]] for start in range(0, len(free), step)]
+    for layers in progress.track(together, "quantize") if free else ():
+        yield CalibratedPart(tuple(layers), {layer.name: data.known.get(layer.name, {}) for layer in layers})
     if not waiting:
         return
     # As good as a sequence: it has a length and is gone through once.
-    stages: Any = calibrated(wanted=waiting, trained=trained)
+    stages: Any = data.executor.calibrate(calibrated(wanted=waiting, trained=trained))
     for _ in progress.track(stages.gradients, "gradients") if stages.gradients else ():
         pass
     for stage in progress.track(stages, "calibrate and quantize"):
@@ -159,25 +141,46 @@ def _tracked(
 
 
 def _solve(row: PlanRow, statistics: Mapping[str, Any], run: _Run) -> Solved:
-    assert row.scheme is not None
+    return next(_solutions([row], {row.layer.name: statistics}, run))
+
+
+def _solutions(rows: Sequence[PlanRow], statistics: Mapping[str, Mapping[str, Any]], run: _Run) -> Iterator[Solved]:
+    """Yield layers solved, in their order; install each before asking for the next."""
+    given = [statistics.get(row.layer.name, {}) for row in rows]
+    tasks = [_task(row, own, run) for row, own in zip(rows, given, strict=True)]
+    with closing(run.executor.solve(tasks)) as outcomes:
+        for row, own, outcome in zip(rows, given, outcomes, strict=True):
+            yield _finished(row, outcome, own, run)
+
+
+def _task(row: PlanRow, statistics: Mapping[str, Any], run: _Run) -> SolveTask:
     assert row.algorithm is not None
-    weight = run.frontend.weight(run.model, row.layer)
-    started = time.perf_counter()
+
+    def read() -> tuple[Array, Scheme]:
+        weight = run.frontend.weight(run.model, row.layer)
+        try:
+            return weight, run.shared.scheme(row)
+        except FewbitError as error:
+            raise type(error)(f"{row.layer.name}: {error}") from error
+
+    out, width = row.layer.shape
+    # Without statistics rounding goes through the weight once; with them a column moves all columns behind it.
+    cost = float(out * width * (width if statistics else 1))
+    return SolveTask(row.layer.name, row.algorithm, statistics, read, cost)
+
+
+def _finished(row: PlanRow, outcome: Outcome, statistics: Mapping[str, Any], run: _Run) -> Solved:
+    assert row.scheme is not None
     try:
-        scheme = run.shared.scheme(row)
-        solution = under(row.algorithm(weight, statistics, scheme), row.scheme)
-        seconds = time.perf_counter() - started
-        activations = _activations(row, statistics)
+        activations = activations_of(row, statistics)
     except FewbitError as error:
         raise type(error)(f"{row.layer.name}: {error}") from error
-    found = replace(_settled(row, solution, (activations, statistics), run), seconds=seconds)
-    seen = next((own for own in statistics.values() if isinstance(own, SecondMoment | GroupedMoment)), None)
-    if seen is None or not seen.count:
-        return found
-    values, moment = found.replacement.qtensor.dequantize(), seen.result()
-    signal = output_power(weight, moment)
-    nearest = decibels(signal, output_power(quantize(weight, scheme).dequantize() - weight, moment))
-    return replace(found, nearest_sqnr=nearest, solved_sqnr=decibels(signal, output_power(values - weight, moment)))
+    found = _settled(row, under(outcome.solution, row.scheme), (activations, statistics), run)
+    solved = outcome.solved_sqnr
+    if row.bias == "int32":  # for which codes may have been rounded anew
+        weight = run.frontend.weight(run.model, row.layer)
+        solved = output_sqnr(weight, found.replacement.qtensor.dequantize(), statistics)
+    return replace(found, seconds=outcome.seconds, nearest_sqnr=outcome.nearest_sqnr, solved_sqnr=solved)
 
 
 def _settled(row: PlanRow, solution: Solution, given: tuple[Activations, Mapping[str, Any]], run: _Run) -> Solved:
@@ -192,7 +195,7 @@ def _settled(row: PlanRow, solution: Solution, given: tuple[Activations, Mapping
     read = {correction.statistic for correction in row.corrections}
     kept = {name: own for name, own in statistics.items() if name in read}
     replacement = run.frontend.replacement(run.model, row.layer, solution.qtensor, activations, bias)
-    return replace(Solved.of(weight, solution, replacement, activations, kept), corrected=moved)
+    return replace(Solved.of(weight, solution, replacement, activations, kept), corrected=moved, bias=bias)
 
 
 def _train(part: CalibratedPart, rows: Mapping[str, PlanRow], solved: dict[str, Solved], run: _Run) -> None:
@@ -224,9 +227,11 @@ def _train_alike(
         solved[name].replacement.install()
     starts = {name: solved[name].replacement.qtensor for name in rows}
     started = time.perf_counter()
-    found = algorithm.solve_block(
-        Block(forward=part.block.forward, targets=part.block.targets, weights=weights, starts=starts), run.seed
-    )
+    block = Block(
+        forward=part.block.forward, targets=part.block.targets, weights=weights, starts=starts,
+        curvature=part.block.curvature,
+    )  # fmt: skip
+    found = algorithm.solve_block(block, run.seed)
     seconds = time.perf_counter() - started
     total = sum(prod(weight.shape) for weight in weights.values())
     for name, row in rows.items():
@@ -263,19 +268,3 @@ def _known_means(row: PlanRow, bias: Any, run: _Run) -> tuple[Mean | None, Mean 
         return None, None
     given = run.rescaling.inputs(row.layer.name, given) if run.rescaling is not None else given
     return given, known_output(run.frontend.weight(run.model, row.layer), bias, given)
-
-
-def _activations(row: PlanRow, statistics: Mapping[str, Any]) -> Activations:
-    """Return how input and output are rounded; a static range comes from its statistic.
-
-    Raises:
-        CalibrationError: no calibration input reached the layer.
-
-    """
-    output = Activation(scheme=row.output) if row.output and not row.output.static else None
-    if row.input is None or not row.input.static:
-        return Activations(input=Activation(scheme=row.input) if row.input else None, output=output)
-    name = row.input.ranging.statistic
-    if name is not None and name not in statistics:
-        raise CalibrationError(UNREACHED)
-    return Activations(input=Activation.calibrated(row.input, statistics.get(name) if name else None), output=output)

@@ -62,10 +62,15 @@ def searched(weight: Array, scheme: Scheme, importance: Array | None) -> Spans:
         _found(values[start : start + rows], shares[start : start + rows] if len(shares) > 1 else shares, scheme)
         for start in range(0, len(values), rows)
     ]
-    found = [None if own[0] is None else np.concatenate(own) for own in zip(*parts, strict=True)]
+    found = [_joined(own) for own in zip(*parts, strict=True)]
     _require_reach(values, found, scheme)
     place, ahead = device(weight), tuple(weight.shape[:-1])
     return Spans(*(None if own is None else xp.asarray(own.reshape(*ahead, -1), device=place) for own in found))
+
+
+def _joined(parts: tuple[Any, ...]) -> Any:
+    """Return the rows of `parts` below one another, or `None` where there are none; one part is not copied."""
+    return parts[0] if len(parts) == 1 or parts[0] is None else np.concatenate(parts)
 
 
 def require_spans(width: int, scheme: Scheme) -> None:
@@ -218,4 +223,6 @@ def _starts(scheme: Scheme, *, weighted: bool) -> Any:
     # Not 0.5: halfway between two levels rounding errors would decide.
     nearest = 0.4999 if few_levels else 0.5001
     shifts = np.linspace(-nearest, farthest, 3 if few_levels else {5: 8, 6: 10}.get(bits, 6))
+    if bits == 4 and not (weighted or few_levels):
+        return (levels[0] - shifts).astype(np.float32)  # the side of one level more
     return np.concatenate([levels[0] - shifts, levels[-1] + shifts]).astype(np.float32)

@@ -242,7 +242,7 @@ def test_a_scheme_of_more_than_8_bits_is_a_problem_of_the_plan(text):
     ({"regularization": -1}, r"regularization -1 is outside \[0, 1e\+06\]; leave it out"),
     ({"warm": 1.0}, r"warm 1.0 is outside \[0, 0.9\]; leave it out"), ({"warm": True}, "warm True is outside"),
     ({"reach": 0}, r"reach 0 is outside \[0.1, 1000\]; leave it out"),
-    ({"relative": 1}, "relative = 1 is not true or false"),
+    ({"relative": 1}, "relative = 1 is not true or false"), ({"asymmetric": 0}, "asymmetric = 0 is not true or false"),
     ({"precision": "half"}, "precision 'half' is none of auto, float32, bfloat16"),
 ])  # fmt: skip
 def test_an_option_out_of_range_is_refused(options, message):

@@ -1,5 +1,7 @@
 """BRECQ: roundings of a block learned together; below its start in the error of the output, the same by seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,31 @@ def test_a_weight_that_no_gradient_reaches_keeps_its_start_and_says_so():
     assert found.remarks == {"up": ("no gradient reaches its weight: its start is kept",)}
 
 
+def test_numbers_of_the_output_that_count_more_come_nearer():
+    given, counts = block("int2 channel"), torch.cat([torch.full((8,), 1.0), torch.full((8,), 1e-3)])
+    weighed = replace(given, curvature=lambda: [counts.expand_as(target) for target in given.targets])
+
+    def far(qtensors, part):
+        dequantized = {name: own.dequantize() for name, own in qtensors.items()}
+        off = [forward(dequantized, own) - forward(WEIGHTS, own) for own in inputs(10)]
+        return float(np.mean([own[:, part].double().square().mean() for own in off]))
+
+    found, plain = (
+        Brecq(steps=200, start="nearest", precision="float32", fisher=on).solve_block(weighed, 0)
+        for on in (True, False)
+    )
+    assert far(found.qtensors, slice(8)) < 0.9 * far(plain.qtensors, slice(8))
+    assert far(found.qtensors, slice(8, 16)) > far(plain.qtensors, slice(8, 16))
+    assert not found.remarks
+
+
+def test_where_no_curvature_is_known_all_count_alike_and_the_layers_say_so():
+    found, plain = learned(fisher=True), learned()
+    assert all(torch.equal(found.qtensors[name].codes, plain.qtensors[name].codes) for name in WEIGHTS)
+    why = "no gradient at the output of its block is known: every number of it counts alike"
+    assert found.remarks == dict.fromkeys(WEIGHTS, (why,))
+
+
 def test_training_goes_on_from_the_codes_of_another_start():
     """With hardly any step the roundings are those of the start, not the nearest ones."""
     scheme, given = parse_scheme("int3 channel"), block()
@@ -168,6 +195,13 @@ def test_a_convolutional_network_is_trained_unit_by_unit():
     assert left_over(found) < 0.8 * left_over(run("nearest"))
 
 
+def test_a_network_tells_what_the_numbers_between_its_units_count():
+    found = run(QUICK | {"fisher": True})
+    assert all(layer.block_losses[1] < layer.block_losses[0] for layer in found.report.layers)
+    assert not any(layer.remarks for layer in found.report.layers)
+    assert left_over(found) < 0.8 * left_over(run("nearest"))
+
+
 def test_it_starts_from_adaround_unless_told_otherwise():
     found, expected = run({"name": "brecq", "steps": 0}), run("adaround")
     assert torch.equal(found.model[0].qtensor.codes, expected.model[0].qtensor.codes)
@@ -206,7 +240,8 @@ def test_a_graph_is_done_by_layers_and_the_plan_says_so(onnx_model):
     ({"steps": -1}, "steps -1 is no number of them"), ({"samples": 0}, "samples 0 is no number of them; 2 is usual"),
     ({"start": "gptq"}, "start = 'gptq' rounds to other codes than the two"),
     ({"warm": 2}, r"warm 2 is outside \[0, 0.9\]"), ({"relative": 1}, "relative = 1 is not true or false"),
-    ({"precision": 16}, "precision 16 is none of auto, float32"),
+    ({"precision": 16}, "precision 16 is none of auto, float32"), ({"fisher": 1}, "fisher = 1 is not true or false"),
+    ({"fisher": True, "relative": True}, "fisher and relative weigh errors by different things; use one of them"),
 ])  # fmt: skip
 def test_an_option_out_of_range_is_refused(options, message):
     with pytest.raises(RecipeError, match=f"^brecq: {message}"):

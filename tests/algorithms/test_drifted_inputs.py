@@ -1,4 +1,6 @@
-"""GPTQ for the output of the float model: the corrected weight is that of least squares, used where it helps."""
+"""GPTQ and AdaRound for the output of the float model: nearer to it on inputs that have drifted."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 from torch import nn
 
 import fewbit as fb
+from fewbit.algorithms.adaround import AdaRound
 from fewbit.algorithms.drifted_inputs import corrected, output_error
 from fewbit.algorithms.gptq import Gptq
 from fewbit.errors import PlanError
@@ -96,6 +99,27 @@ def test_without_the_drift_it_is_plain_gptq_and_says_so():
     assert found.remarks == ("the drift of its inputs could not be measured: it is not corrected",)
 
 
+@pytest.mark.parametrize("text", ["int4 g16", "int2 g16 asym", "nf4 g16", "int3 channel", "int4 tensor", "mxfp4"])
+def test_adaround_leaves_less_of_the_float_output_too(text):
+    scheme = parse_scheme(text)
+    found, plain = (AdaRound(asymmetric=on)(WEIGHT, statistics(), scheme) for on in (True, False))
+    assert left(found.qtensor.dequantize()) < 0.95 * left(plain.qtensor.dequantize())
+    assert torch.equal(found.qtensor.scale_values(), plain.qtensor.scale_values())
+    assert found.remarks == ()
+
+
+def test_adaround_without_drift_is_the_plain_one_and_says_what_it_does_not_know():
+    scheme, plain = parse_scheme("int4 g16"), AdaRound()(WEIGHT, statistics(), parse_scheme("int4 g16"))
+    still = AdaRound(asymmetric=True)(WEIGHT, statistics(floats=ROWS), scheme)
+    unknown = AdaRound(asymmetric=True)(WEIGHT, {"second_moment": statistics()["second_moment"]}, scheme)
+    assert torch.equal(still.qtensor.codes, plain.qtensor.codes)
+    assert torch.equal(unknown.qtensor.codes, plain.qtensor.codes)
+    assert (still.remarks, unknown.remarks) == (
+        (),
+        ("the drift of its inputs could not be measured: it is not corrected",),
+    )
+
+
 def test_numpy_in_numpy_out():
     seen = statistics(ROWS.numpy(), FLOATS.numpy())
     found = gptq()(WEIGHT.numpy(), seen, parse_scheme("int4 g16")).qtensor
@@ -141,6 +165,24 @@ def test_a_model_comes_nearer_to_the_float_one():
             for on in (True, False)
         ]
     assert errors[0] < 0.9 * errors[1]
+
+
+def test_a_convolutional_network_comes_nearer_too_and_layers_in_groups_say_what_is_not_known():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 12, 1), nn.ReLU(),
+        nn.Conv2d(12, 12, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 16, 5),
+    ).eval()  # fmt: skip
+    batches = [draw(4, 3, 8, 8, seed=n).cumsum(3) / 2 for n in range(60)]
+    images, left_over = draw(64, 3, 8, 8, seed=500).cumsum(3) / 2, []
+    for on in (True, False):
+        recipe = fb.Recipe([fb.Rule(".*", weight="int3 tensor", algorithm=AdaRound(asymmetric=on, steps=300))])
+        found = fb.quantize(copy.deepcopy(model), recipe, calibration=batches)
+        with torch.no_grad():
+            left_over.append(float((found.model(images) - model(images)).square().mean()))
+        unknown = [layer.name for layer in found.report.layers if layer.remarks]
+        assert unknown == (["2"] if on else [])
+    assert left_over[0] < 0.8 * left_over[1]
 
 
 def test_layers_measured_apart_from_the_float_model_say_so():

@@ -46,9 +46,9 @@ CONFIGURATIONS = {
     "targets that miss": (
         group(targets=["1"]), CheckpointError, "0 has a weight_scale, but no config group targets it"),
     "a pattern that is none": (
-        group(targets=["re:("]), CheckpointError, "holds a pattern that is no regular expression: missing )"),
+        group(targets=["re:("]), CheckpointError, "holds a pattern that is not a regular expression: missing )"),
     "a pattern that repeats without end": (
-        group(targets=["re:a{99999999999999}"]), CheckpointError, "holds a pattern that is no regular expression"),
+        group(targets=["re:a{99999999999999}"]), CheckpointError, "holds a pattern that is not a regular expression"),
     "weights that are a list": (
         group(weights=[4]), CheckpointError, "weights of config group 'group_0' are no object but [4]"),
     "a layout of later versions": (

@@ -137,7 +137,7 @@ CONFIGURATIONS = {
     "dynamic that is a list": ("v1", {"dynamic": []}, CheckpointError, "`dynamic` of quantization_config is no objec"),
     "dynamic of numbers": ("v1", {"dynamic": {"0": 4}}, CheckpointError, "is no object of objects: {'0': 4}"),
     "a pattern that is none": (
-        "v1", {"dynamic": {"+:(": {}}}, CheckpointError, "`dynamic` holds a pattern that is no regular expression"),
+        "v1", {"dynamic": {"+:(": {}}}, CheckpointError, "`dynamic` holds a pattern that is not a regular expression"),
     "a layer that is to be float": (
         "v1", {"dynamic": {"-:0": {}}}, CheckpointError, "0 has a qweight, but `dynamic` of quantization_config leav"),
     "awq of other bits": ("awq", {"bits": 8}, NotYetError, "AWQ weights of 8 bits are not read by this version; 4 are"),

@@ -42,6 +42,18 @@ def test_images_are_made_of_the_shape_that_is_given(run, network, tmp_path):
     assert found["seed"] == 3
 
 
+def test_images_are_made_in_as_many_steps_as_are_given(run, network, tmp_path):
+    options = ("--calibration", "synthetic", "--shape", "3,32,32", "--samples", "4", "--iterations", "7")
+    found = quantized(run, network, tmp_path / "out", *options)
+    assert found["calibration"].startswith("4 synthetic images of 3x32x32 (zeroq), 7 steps, loss ")
+
+
+@pytest.mark.parametrize("calibration", ["none", "self", "images/"])
+def test_steps_of_images_that_are_not_made_are_refused(calibration):
+    with pytest.raises(RecipeError, match="--iterations is about images that a model makes; give --calibration synthe"):
+        made_of(calibration, None, None, 7)
+
+
 def test_none_is_no_data_at_all(run, network, tmp_path):
     found = quantized(run, network, tmp_path / "out", "--calibration", "none", "--shape", "3,32,32")
     assert found["calibration"].startswith("no data; static ranges from BatchNorm")
@@ -66,6 +78,7 @@ def test_words_become_what_makes_the_data(tmp_path):
     assert made_of("self", None, None) == "self"
     assert made_of("synthetic", " 3, 8,9", None) == Synthetic(shape=(3, 8, 9))
     assert made_of("none", None, None) == Synthetic(method="batchnorm")
+    assert made_of("synthetic", None, None, 7) == Synthetic(iterations=7)
     assert Calibration(data="synthetic") == Calibration(data=Synthetic())
     table = tmp_path / "p.toml"
     table.write_text("size = 8\nmean = 0.5\nstd = 0.5\n")

@@ -10,6 +10,7 @@ from torch import nn
 import fewbit as fb
 from fewbit.errors import RecipeError
 from fewbit.frontends.torch.layers import find_layers
+from fewbit.frontends.torch.loss_gradient import LossGradient
 from fewbit.frontends.torch.token_weights import GradientRun, TokenWeights
 
 UNKNOWN = (
@@ -29,16 +30,16 @@ def llama():
 
 
 def measured(model):
-    run = GradientRun(model, find_layers(model), BATCHES)
+    run = GradientRun(LossGradient.of(model, find_layers(model)), find_layers(model), BATCHES)
     assert len(run) == len(list(run)) == 3
     return run.weights
 
 
 def by_autograd(model, names):
     """Gradients of all outputs of the layers, kept by autograd, of the cross-entropy of labels drawn alike."""
-    draw = torch.Generator().manual_seed(0)
     found = {name: [] for name in names}
-    for batch in BATCHES:
+    for number, batch in enumerate(BATCHES):
+        draw = torch.Generator().manual_seed(number)
         outputs = {}
 
         def keep(name, outputs, module, args, output):

@@ -155,9 +155,7 @@ def test_a_call_says_its_arguments_and_data_by_their_size():
 
     recipe = fb.Recipe([fb.Rule(kind="linear", weight="int4 g64")], name="mine")
     given = fb.Calibration(data=[np.zeros(3)] * 4, samples=2)
-    assert call_in_words(
-        "f", recipe, to=None, dtype="auto", calibration=given, options=fb.pipeline.Options(seed=7)
-    ) == (
+    assert call_in_words("f", recipe, to=None, dtype="auto", calibration=given, options=fb.Options(seed=7)) == (
         "f(<recipe 'mine'>, dtype='auto', calibration=Calibration(data=<4 batches>, samples=2), "
         "options=Options(seed=7))"
     )

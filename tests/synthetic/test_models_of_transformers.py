@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fewbit as fb
+from fewbit.errors import CalibrationError
 from fewbit.synthetic.attention_outputs import AttentionOutputs
 
 
@@ -66,6 +67,8 @@ def test_a_language_model_writes_text():
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=64, **shape)).eval()
+    with pytest.raises(CalibrationError, match="iterations 2 are those of images, and LlamaForCausalLM writes text"):
+        fb.quantize(model, "w4a16", calibration=fb.Synthetic(iterations=2))
     calibration = fb.Calibration(data="synthetic", samples=3, length=12)
     assert fb.quantize(model, "w4a16", calibration=calibration).report.calibration == (
         "text that the model wrote: 3 x 12 tokens"

@@ -1,18 +1,17 @@
 """AdaRound: learn whether each weight goes up or down, by the error of its layer's output; the scales stay.
 
 min over V of tr((W'(V) - W) H (W'(V) - W)^T) + lambda sum(1 - |2 h(V) - 1|^beta), W' between the levels around W by
-h(V) in [0, 1], beta falling until every h is 0 or 1. Source: arXiv 2004.10568.
+h(V) in [0, 1], beta falling until every h is 0 or 1; `asymmetric`: |W' x' - W x|^2. Source: arXiv 2004.10568.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from fewbit.algorithms.annealing import Annealing
 from fewbit.algorithms.few_rows import few_rows
 from fewbit.algorithms.output_moment import output_moment
-from fewbit.algorithms.rounding_options import neighbours_problem, require_precision
 from fewbit.algorithms.solution import Solution, in_framework_of
 from fewbit.errors import MissingExtraError, RecipeError, SchemeError
 from fewbit.numerics.namespace import Array
@@ -20,28 +19,21 @@ from fewbit.qtensor import quantize
 from fewbit.schemes.scheme import Scheme
 
 
-@dataclass(frozen=True, slots=True)
-class AdaRound:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaRound(Annealing):
     """Learned rounding of each layer for its own output, under the scales of the range method."""
 
     #: Steps by Adam; 0 rounds to nearest.
     steps: int = 1000
     #: What a rounding between up and down costs at most, in mean errors of a weight that is rounded to nearest.
     regularization: float = 30.0
-    #: The share of the steps before that counts.
-    warm: float = 0.2
-    #: How far the steps of a variable go together; 2.4 are from the middle to up or down.
-    reach: float = 10.0
-    #: Let every row of the input count alike, however large; otherwise the plain second moment, as in the paper.
-    relative: bool = False
-    #: Type of products while learning; `auto` is bfloat16 where the device has instructions for it.
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    #: Round for the output that the layer has in the float model, on inputs that have drifted behind quantized layers.
+    asymmetric: bool = False
 
     def __post_init__(self) -> None:
-        _ = self.annealing
-        if not isinstance(self.relative, bool):
-            raise RecipeError(f"adaround: relative = {self.relative!r:.80} is not true or false")
-        require_precision(self.name, self.precision)
+        Annealing.__post_init__(self)
+        if not isinstance(self.asymmetric, bool):
+            raise RecipeError(f"adaround: asymmetric = {self.asymmetric!r:.80} is not true or false")
 
     @property
     def name(self) -> str:
@@ -49,25 +41,15 @@ class AdaRound:
         return "adaround"
 
     @property
-    def annealing(self) -> Annealing:
-        """The schedule of its steps."""
-        return Annealing(
-            name=self.name, steps=self.steps, regularization=self.regularization, warm=self.warm, reach=self.reach
-        )
-
-    @property
     def statistics(self) -> tuple[str, ...]:
-        """The second moment of the layer's input."""
-        return ("relative_second_moment" if self.relative else "second_moment",)
-
-    def problem(self, scheme: Scheme) -> str | None:
-        """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
-        return neighbours_problem(self.name, scheme)
+        """The second moment of the layer's input, and how far it has drifted."""
+        names = ("second_moment", *(["input_drift"] if self.asymmetric else []))
+        return tuple(f"relative_{name}" for name in names) if self.relative else names
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
         """Return `weight` (out, in) with each code that of the level below or above it.
 
-        No row has a larger error than rounded to nearest, on the inputs that the second moment has seen.
+        No row has a larger error than rounded to nearest, on the inputs that the statistics have seen.
 
         Raises:
             SchemeError: the scheme has more than 8 bits.
@@ -84,16 +66,22 @@ class AdaRound:
             return replace(nearest, remarks=(*remarks, why))
         try:
             from fewbit.algorithms.column_loop import as_torch
+            from fewbit.algorithms.drifted_inputs import DRIFT_UNKNOWN
             from fewbit.algorithms.layer_rounding import rounded_for
             from fewbit.numerics.instructions import halves
         except ImportError as error:
             raise MissingExtraError(f"adaround needs {error.name}; pip install 'fewbit[torch]'") from error
         values = as_torch(weight)
+        drift: Any = statistics.get(self.statistics[-1]) if self.asymmetric else None
+        known = drift is not None and drift.count > 0
         found = rounded_for(
             values,
             nearest.qtensor.map(as_torch),
             as_torch(moment.result()).to(values.device),
-            self.annealing,
+            self,
             halved=halves(self.precision, values.device.type),
+            drift=as_torch(drift.result()).to(values.device) if known else None,
         )
-        return replace(nearest, qtensor=in_framework_of(weight, found))
+        if self.asymmetric and not known:
+            remarks = (*remarks, DRIFT_UNKNOWN)
+        return replace(nearest, qtensor=in_framework_of(weight, found), remarks=remarks)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fewbit.algorithms.rounding_options import RoundingOptions
 from fewbit.errors import RecipeError
+from fewbit.schemes.scheme import Scheme
 
 #: The exponent at first, which pulls only at what is almost decided, and in the end.
 _FIRST, _LAST = 20.0, 2.0
@@ -18,20 +20,20 @@ _RANGES = {"regularization": (0.0, 1e6), "warm": (0.0, 0.9), "reach": (0.1, 1e3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Annealing:
+class Annealing(RoundingOptions):
     """A schedule of steps by Adam, and of what pulls roundings to 0 or 1."""
 
-    #: The algorithm, as messages name it.
-    name: str
+    #: Steps by Adam, for each layer or block; 0 leaves the start as it is.
     steps: int
-    #: What a rounding between 0 and 1 costs at most, in mean errors of a weight that is rounded to nearest.
+    #: What a rounding between up and down costs at most.
     regularization: float
-    #: The share of the steps before anything pulls.
-    warm: float
-    #: How far the steps of a variable go together; 2.4 are from the middle to either end.
-    reach: float
+    #: The share of the steps before that counts.
+    warm: float = 0.2
+    #: How far the steps of a variable go together; 2.4 are from the middle to up or down.
+    reach: float = 10.0
 
     def __post_init__(self) -> None:
+        RoundingOptions.__post_init__(self)
         if type(self.steps) is not int or self.steps < 0:
             raise RecipeError(f"{self.name}: steps {self.steps!r:.80} is no number of them; leave it out for the usual")
         for name, (least, most) in _RANGES.items():
@@ -53,3 +55,9 @@ class Annealing:
             return None
         through = (step - begin) / max(self.steps - begin, 1.0)
         return _LAST + (_FIRST - _LAST) * (1.0 + math.cos(math.pi * through)) / 2.0
+
+    def problem(self, scheme: Scheme) -> str | None:
+        """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
+        if scheme.scaled and scheme.format.bits <= 8:
+            return None
+        return f"{self.name} learns between the levels of up to 8 bits, not of '{scheme}'; use int8 or less, or nearest"

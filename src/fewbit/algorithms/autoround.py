@@ -7,21 +7,19 @@ by a and b; x' comes from the quantized blocks before, x from the float ones. So
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fewbit.algorithms import Algorithm, parse_algorithm
 from fewbit.algorithms.block import Block, BlockAlgorithm, BlockSolution
-from fewbit.algorithms.solution import Solution
-from fewbit.errors import MissingExtraError, RecipeError, SchemeError
+from fewbit.algorithms.rounding_options import RoundingOptions
+from fewbit.algorithms.started import Started
+from fewbit.errors import MissingExtraError, RecipeError
 from fewbit.formats.integer import Int
-from fewbit.numerics.namespace import Array
 from fewbit.schemes.scheme import Scheme
 
-_PRECISIONS = ("auto", "float32", "bfloat16")
 
-
-@dataclass(frozen=True, slots=True)
-class AutoRound:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoRound(RoundingOptions, Started):
     """Block reconstruction by the sign of the gradient, from the solution of another algorithm."""
 
     #: Steps for each block; 0 leaves the start as it is.
@@ -34,12 +32,10 @@ class AutoRound:
     reach: float = 0.15
     #: Train factors on the ends of the ranges too, whose steps are this share of those of an offset; 0: ranges stay.
     ranges: float = 0.1
-    #: Divide the error of each row of the output by its power, so that every token counts alike.
     relative: bool = True
-    #: Type of products while training; `auto` is bfloat16 for up to 4 bits where the device has instructions for it.
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
+        RoundingOptions.__post_init__(self)
         start = parse_algorithm(self.start)
         if isinstance(start, BlockAlgorithm):
             raise RecipeError(f"autoround: start = {start.name!r} trains blocks itself; use gptq or nearest")
@@ -52,20 +48,11 @@ class AutoRound:
             given = getattr(self, name)
             if isinstance(given, bool) or not isinstance(given, int | float) or not 0.0 <= given <= 10.0:
                 raise RecipeError(f"autoround: {name} {given!r:.80} is outside [0, 10]; {share} is usual")
-        if not isinstance(self.relative, bool):
-            raise RecipeError(f"autoround: relative = {self.relative!r:.80} is not true or false")
-        if self.precision not in _PRECISIONS:
-            raise RecipeError(f"autoround: precision {self.precision!r:.80} is none of {', '.join(_PRECISIONS)}")
 
     @property
     def name(self) -> str:
         """The word for it in recipes."""
         return "autoround"
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """What the start asks for."""
-        return self._start.statistics
 
     def problem(self, scheme: Scheme) -> str | None:
         """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
@@ -82,17 +69,6 @@ class AutoRound:
 
         return LayerAutoRound(self)
 
-    def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
-        """Return `weight` (out, in) as the start solves it; `statistics` are those that it asks for.
-
-        Raises:
-            SchemeError: the scheme is not one of integers.
-
-        """
-        if problem := self.problem(scheme):
-            raise SchemeError(problem)
-        return self._start(weight, statistics, scheme)
-
     def solve_block(self, block: Block, seed: int) -> BlockSolution:
         """Return the layers of `block` trained from their starts.
 
@@ -105,7 +81,3 @@ class AutoRound:
         except ImportError as error:
             raise MissingExtraError(f"autoround needs {error.name}; pip install 'fewbit[torch]'") from error
         return trained(block, self, seed)
-
-    @property
-    def _start(self) -> Algorithm:
-        return parse_algorithm(self.start)

@@ -29,6 +29,8 @@ class Block:
     weights: Mapping[str, Tensor]
     #: The quantized weights to start from, with their schemes.
     starts: Mapping[str, QTensor]
+    #: Finds how much an error of each number of each target counts for the whole model; `None`: not known.
+    curvature: Callable[[], Sequence[Tensor] | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """How far the output of a block under trial weights is from its target, and the gradients of that.
 
-L = mean over rows of |forward(weights) - target|^2, by default each relative to the power of its target row.
+L = mean over rows of |forward(weights) - target|^2, each relative to the power of its target row, or each number
+weighted by its curvature, where that is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from fewbit.algorithms.block import Block
 from fewbit.numerics.instructions import multiplies
 
+_UNKNOWN = "no gradient at the output of its block is known: every number of it counts alike"
 #: Least power of a row of the targets, as a share of the mean, that its error is divided by.
 _FLOOR = 1e-6
 
@@ -21,16 +23,20 @@ _FLOOR = 1e-6
 class BlockLoss:
     """The loss of a block as a function of its weights (out, in)."""
 
-    def __init__(self, block: Block, *, relative: bool, precision: str) -> None:
+    def __init__(self, block: Block, *, relative: bool, precision: str, fisher: bool = False) -> None:
         """Prepare; products are taken in the type `precision`, for `auto` in what is fast and fine enough."""
         self._block, self._relative, self._halved = block, relative, _halved(block, precision)
+        self._curvature = _normalized(block.curvature()) if fisher else None
+        self._common = (_UNKNOWN,) if fisher and self._curvature is None else ()
         #: Layers that the last gradients did not reach.
         self.unreached: set[str] = set()
 
     @property
     def remarks(self) -> dict[str, tuple[str, ...]]:
-        """What could not be trained, by layer."""
-        return dict.fromkeys(sorted(self.unreached), ("no gradient reaches its weight: its start is kept",))
+        """What could not be trained, or not as asked, by layer."""
+        unreached = dict.fromkeys(sorted(self.unreached), ("no gradient reaches its weight: its start is kept",))
+        names = self._block.weights if self._common else unreached
+        return {name: (*self._common, *unreached.get(name, ())) for name in names}
 
     @torch.no_grad()
     def mean(self, weights: Mapping[str, Tensor]) -> float:
@@ -56,7 +62,8 @@ class BlockLoss:
         target = _rows(self._block.targets[sample])
         with self._precision(target.device.type):
             output = _rows(self._block.forward(weights, sample))
-        error = (output.to(torch.float32) - target).square().mean(-1)
+        squares = (output.to(torch.float32) - target).square()
+        error = (squares if self._curvature is None else squares * _rows(self._curvature[sample])).mean(-1)
         if self._relative:
             power = target.square().mean(-1)
             error = error / power.clamp(min=max(_FLOOR * float(power.mean()), 1e-30))
@@ -84,6 +91,14 @@ def _halved(block: Block, precision: str) -> bool:
     device = next(iter(block.weights.values())).device.type
     fine = any(start.scheme.format.bits > 4 for start in block.starts.values())
     return not fine and multiplies("bfloat16", device)
+
+
+def _normalized(curvature: Sequence[Tensor] | None) -> list[Tensor] | None:
+    """Return the curvature of all samples with a mean of 1; `None` where there is none."""
+    if not curvature:
+        return None
+    mean = sum(float(own.double().sum()) for own in curvature) / sum(own.numel() for own in curvature)
+    return [own.to(torch.float32) / mean for own in curvature] if 0.0 < mean < float("inf") else None
 
 
 def _rows(values: Tensor) -> Tensor:

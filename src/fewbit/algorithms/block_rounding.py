@@ -25,13 +25,12 @@ def rounded_together(block: Block, options: Brecq, seed: int) -> BlockSolution:
 
     A layer that no gradient reaches keeps its start.
     """
-    loss = BlockLoss(block, relative=options.relative, precision=options.precision)
+    loss = BlockLoss(block, relative=options.relative, precision=options.precision, fisher=options.fisher)
     before = loss.mean({name: start.dequantize() for name, start in block.starts.items()})
     if not before or not options.steps:
         return BlockSolution(qtensors=block.starts, losses=(before, before))
     soft = {
-        name: SoftRounding(Neighbours.of(weight, block.starts[name]), options.annealing)
-        for name, weight in block.weights.items()
+        name: SoftRounding(Neighbours.of(weight, block.starts[name]), options) for name, weight in block.weights.items()
     }
     unit = sum(weight.numel() for weight in block.weights.values()) / before
     for samples in samples_of(block, options.steps, options.samples, seed):

@@ -1,28 +1,25 @@
 """BRECQ: learn whether the weights of a block go up or down together, by the error of the block's output.
 
-min over V of |block(W'(V), x') - block(W, x)|^2 + lambda sum(1 - |2 h(V) - 1|^beta), with W' and h as in AdaRound; x'
-comes from the quantized blocks before, x from the float ones. Source: arXiv 2102.05426.
+min over V of |g (block(W'(V), x') - block(W, x))|^2 + lambda sum(1 - |2 h(V) - 1|^beta), W' and h as in AdaRound, g = 1
+or the gradient of the loss; x' comes from the quantized blocks before, x from the float ones. Source: arXiv 2102.05426.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fewbit.algorithms import Algorithm, parse_algorithm
 from fewbit.algorithms.annealing import Annealing
 from fewbit.algorithms.block import Block, BlockSolution
-from fewbit.algorithms.rounding_options import neighbours_problem, require_precision
-from fewbit.algorithms.solution import Solution
-from fewbit.errors import MissingExtraError, RecipeError, SchemeError
-from fewbit.numerics.namespace import Array
-from fewbit.schemes.scheme import Scheme
+from fewbit.algorithms.started import Started
+from fewbit.errors import MissingExtraError, RecipeError
 
 _STARTS = ("adaround", "nearest")
 
 
-@dataclass(frozen=True, slots=True)
-class Brecq:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brecq(Annealing, Started):
     """Block reconstruction by learned rounding, under the scales of the range method."""
 
     #: Steps for each block; 0 leaves the start as it is.
@@ -33,17 +30,11 @@ class Brecq:
     samples: int = 2
     #: What a rounding between up and down costs at most, in the loss of the start divided among the weights.
     regularization: float = 10.0
-    #: The share of the steps before that counts.
-    warm: float = 0.2
-    #: How far the steps of a variable go together; 2.4 are from the middle to up or down.
-    reach: float = 10.0
-    #: Divide the error of each row of the output by its power, so that every position counts alike.
-    relative: bool = False
-    #: Type of products while learning; `auto` is bfloat16 where the device has instructions for it.
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    #: Weigh the error of each number of the output by the square of the loss's gradient there.
+    fisher: bool = False
 
     def __post_init__(self) -> None:
-        _ = self.annealing
+        Annealing.__post_init__(self)
         start = parse_algorithm(self.start)
         if start.name not in _STARTS:
             why = "rounds to other codes than the two around each weight"
@@ -51,9 +42,10 @@ class Brecq:
         object.__setattr__(self, "start", start)
         if type(self.samples) is not int or self.samples < 1:
             raise RecipeError(f"brecq: samples {self.samples!r:.80} is no number of them; 2 is usual")
-        if not isinstance(self.relative, bool):
-            raise RecipeError(f"brecq: relative = {self.relative!r:.80} is not true or false")
-        require_precision(self.name, self.precision)
+        if not isinstance(self.fisher, bool):
+            raise RecipeError(f"brecq: fisher = {self.fisher!r:.80} is not true or false")
+        if self.fisher and self.relative:
+            raise RecipeError("brecq: fisher and relative weigh errors by different things; use one of them")
 
     @property
     def name(self) -> str:
@@ -61,36 +53,9 @@ class Brecq:
         return "brecq"
 
     @property
-    def annealing(self) -> Annealing:
-        """The schedule of its steps."""
-        return Annealing(
-            name=self.name, steps=self.steps, regularization=self.regularization, warm=self.warm, reach=self.reach
-        )
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """What the start asks for."""
-        return self._start.statistics
-
-    def problem(self, scheme: Scheme) -> str | None:
-        """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
-        return neighbours_problem(self.name, scheme)
-
-    @property
     def alone(self) -> Algorithm:
         """AdaRound, as the start if it is that, for models that give no gradients."""
-        return self._start if self._start.name == "adaround" else parse_algorithm("adaround")
-
-    def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
-        """Return `weight` (out, in) as the start solves it; `statistics` are those that it asks for.
-
-        Raises:
-            SchemeError: the scheme has more than 8 bits.
-
-        """
-        if problem := self.problem(scheme):
-            raise SchemeError(problem)
-        return self._start(weight, statistics, scheme)
+        return self.first if self.first.name == "adaround" else parse_algorithm("adaround")
 
     def solve_block(self, block: Block, seed: int) -> BlockSolution:
         """Return the layers of `block` trained from their starts.
@@ -104,7 +69,3 @@ class Brecq:
         except ImportError as error:
             raise MissingExtraError(f"brecq needs {error.name}; pip install 'fewbit[torch]'") from error
         return rounded_together(block, self, seed)
-
-    @property
-    def _start(self) -> Algorithm:
-        return parse_algorithm(self.start)

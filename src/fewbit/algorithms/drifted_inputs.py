@@ -21,6 +21,9 @@ from fewbit.statistics.second_moment import SecondMoment
 if TYPE_CHECKING:
     from fewbit.algorithms.gptq import Gptq
 
+#: What the report says of a layer whose inputs in the float model are not known.
+DRIFT_UNKNOWN = "the drift of its inputs could not be measured: it is not corrected"
+
 
 def rounded_behind_drift(
     weight: Tensor, moment: SecondMoment, seen: InputDrift, scheme: Scheme, options: Gptq

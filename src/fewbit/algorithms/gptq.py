@@ -92,7 +92,7 @@ class Gptq:
 
             from fewbit.algorithms.column_groups import rounded_groups
             from fewbit.algorithms.column_loop import as_torch, rounded
-            from fewbit.algorithms.drifted_inputs import rounded_behind_drift
+            from fewbit.algorithms.drifted_inputs import DRIFT_UNKNOWN, rounded_behind_drift
         except ImportError as error:
             raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
 
@@ -119,7 +119,7 @@ class Gptq:
         if self.guided and not getattr(moment, "guided", False):
             remarks = (f"no gradient at its output is known, {_UNKNOWN}: every row of its input counts alike",)
         if self.asymmetric and (drift is None or not drift.count):
-            remarks = ("the drift of its inputs could not be measured: it is not corrected",)
+            remarks = (DRIFT_UNKNOWN,)
         raised = f"damping raised from {self.damping:g} to {used:g}: its inputs are dependent"
         return Solution(
             in_framework_of(weight, qtensor), used, remarks=(*([raised] if used != self.damping else []), *remarks)

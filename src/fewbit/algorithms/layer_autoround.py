@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fewbit.algorithms import Algorithm, parse_algorithm
 from fewbit.algorithms.few_rows import few_rows
 from fewbit.algorithms.solution import Solution, in_framework_of
 from fewbit.errors import MissingExtraError, SchemeError
@@ -35,7 +34,7 @@ class LayerAutoRound:
     @property
     def statistics(self) -> tuple[str, ...]:
         """What the start asks for, and the second moment of the layer's input."""
-        return tuple(dict.fromkeys((*self._start.statistics, self._moment)))
+        return tuple(dict.fromkeys((*self.options.first.statistics, self._moment)))
 
     def problem(self, scheme: Scheme) -> str | None:
         """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
@@ -52,7 +51,7 @@ class LayerAutoRound:
         """
         if problem := self.problem(scheme):
             raise SchemeError(problem)
-        start = self._start(weight, statistics, scheme)
+        start = self.options.first(weight, statistics, scheme)
         moment: Any = (statistics or {}).get(self._moment)
         if why := few_rows(moment, weight.shape[1]):
             return replace(start, remarks=(*start.remarks, why))
@@ -66,11 +65,7 @@ class LayerAutoRound:
         return replace(start, qtensor=in_framework_of(weight, found))
 
     @property
-    def _start(self) -> Algorithm:
-        return parse_algorithm(self.options.start)
-
-    @property
     def _moment(self) -> str:
         """The second moment that the start uses, or that `relative` asks for."""
-        own = [name for name in self._start.statistics if name.endswith("second_moment")]
+        own = [name for name in self.options.first.statistics if name.endswith("second_moment")]
         return own[0] if own else "relative_second_moment" if self.options.relative else "second_moment"

@@ -25,11 +25,20 @@ _WIDE = 64
 
 
 @torch.no_grad()
-def rounded_for(weight: Tensor, start: QTensor, moment: Tensor, annealing: Annealing, *, halved: bool) -> QTensor:
+def rounded_for(
+    weight: Tensor,
+    start: QTensor,
+    moment: Tensor,
+    annealing: Annealing,
+    *,
+    halved: bool,
+    drift: Tensor | None = None,
+) -> QTensor:
     """Return `weight` (out, in) with roundings learned under the scales of `start`, which is rounded to nearest.
 
     `moment` is (in, in), or (groups, in, in) where groups of rows have inputs of their own. `halved`: products are
-    taken in bfloat16; what is compared in the end is not.
+    taken in bfloat16; what is compared in the end is not. `drift` D (in, in): how far inputs have drifted from those of
+    the float model.
     """
     if not annealing.steps:
         return start
@@ -41,12 +50,14 @@ def rounded_for(weight: Tensor, start: QTensor, moment: Tensor, annealing: Annea
     # In units of what rounding to nearest leaves; a row that it leaves nothing of stays.
     unit = torch.where(nearest > 0, 2.0 * values.shape[1] / nearest, 0.0)
     taken = damped.to(torch.bfloat16) if halved and values.shape[1] >= _WIDE else damped
+    # With E = W' - W the error is tr(E H E^T) - 2 tr(W D E^T) but for a constant, and half of its slope E H - W D.
+    drifted = torch.zeros_like(values) if drift is None else values @ drift.to(torch.float32)
     soft = SoftRounding(Neighbours.of(values, start), annealing)
     for _ in range(annealing.steps):
-        soft.move(_product(soft.value().sub_(values), taken).mul_(unit))
+        soft.move(_product(soft.value().sub_(values), taken).sub_(drifted).mul_(unit))
     learned = soft.qtensor()
-    errors = [_errors(own, values, moments) for own in (learned, start)]
-    better = errors[0] < errors[1] * (1.0 - _LEAST)
+    errors = [_errors(own, values, moments, drifted) for own in (learned, start)]
+    better = errors[0] < errors[1] - _LEAST * errors[1].abs()
     return replace(start, codes=torch.where(better[:, None], learned.codes, start.codes))
 
 
@@ -56,7 +67,7 @@ def _product(error: Tensor, moments: Tensor) -> Tensor:
     return torch.matmul(grouped, moments).to(torch.float32).reshape(error.shape)
 
 
-def _errors(found: QTensor, weight: Tensor, moments: Tensor) -> Tensor:
+def _errors(found: QTensor, weight: Tensor, moments: Tensor, drifted: Tensor) -> Tensor:
     error = found.dequantize() - weight
-    by_row: Tensor = (error * _product(error, moments)).sum(1).double()
+    by_row: Tensor = (error * (_product(error, moments) - 2.0 * drifted)).sum(1).double()
     return by_row

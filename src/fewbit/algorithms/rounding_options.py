@@ -1,21 +1,32 @@
-"""What the algorithms that learn roundings refuse alike."""
+"""The options that every algorithm with trained roundings has: how errors count, and what products are taken in."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
 from fewbit.errors import RecipeError
-from fewbit.schemes.scheme import Scheme
 
 _PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def neighbours_problem(name: str, scheme: Scheme) -> str | None:
-    """Return why an algorithm that rounds to one of two neighbouring levels takes no `scheme`, or `None`."""
-    if scheme.scaled and scheme.format.bits <= 8:
-        return None
-    return f"{name} learns between the levels of up to 8 bits, not of '{scheme}'; use int8 or less, or nearest"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundingOptions:
+    """What AutoRound, AdaRound and BRECQ are told alike."""
 
+    #: Let every row count alike, however large: each error is divided by the power of its row.
+    relative: bool = False
+    #: Type of products while training; `auto` is bfloat16 where the device has instructions for it and it is enough.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
-def require_precision(name: str, precision: object) -> None:
-    """Raise `RecipeError` for a type of products that is none."""
-    if precision not in _PRECISIONS:
-        raise RecipeError(f"{name}: precision {precision!r:.80} is none of {', '.join(_PRECISIONS)}")
+    def __post_init__(self) -> None:
+        if not isinstance(self.relative, bool):
+            raise RecipeError(f"{self.name}: relative = {self.relative!r:.80} is not true or false")
+        if self.precision not in _PRECISIONS:
+            raise RecipeError(f"{self.name}: precision {self.precision!r:.80} is none of {', '.join(_PRECISIONS)}")
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The word for it in recipes."""

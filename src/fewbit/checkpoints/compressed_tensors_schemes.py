@@ -6,7 +6,6 @@ version 0.20.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from fewbit.checkpoints.json_object import require_idle
 from fewbit.errors import CheckpointError, NotYetError
 from fewbit.formats.integer import Int
 from fewbit.interfaces import StoredTensor
+from fewbit.name_pattern import NamePattern
 from fewbit.schemes.granularity import Granularity, PerChannel, PerTensor
 from fewbit.schemes.scheme import Scheme
 
@@ -38,7 +38,7 @@ class _Targets:
     """Names of layers and classes, and patterns of names."""
 
     names: frozenset[str]
-    patterns: tuple[re.Pattern[str], ...]
+    patterns: tuple[NamePattern, ...]
 
     @classmethod
     def read(cls, value: Any, what: str) -> _Targets:
@@ -46,11 +46,9 @@ class _Targets:
         value = [] if value is None else value
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             raise CheckpointError(f"{what} is not a list of names: {value!r:.80}")
-        try:
-            patterns = tuple(re.compile(text.removeprefix(_PATTERN)) for text in value if text.startswith(_PATTERN))
-        except (re.error, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"{what} holds a pattern that is no regular expression: {error}") from error
-        return cls(frozenset(value), patterns)
+        texts = [text.removeprefix(_PATTERN) for text in value if text.startswith(_PATTERN)]
+        subject = f"{what} holds a pattern that"
+        return cls(frozenset(value), tuple(NamePattern.of(text, subject, CheckpointError) for text in texts))
 
     def match(self, name: str) -> bool:
         """Whether a pattern speaks of `name`."""

@@ -19,6 +19,7 @@ from fewbit.checkpoints.qweight import quantized_names
 from fewbit.errors import CheckpointError, NotYetError, SchemeError
 from fewbit.formats.integer import Int
 from fewbit.interfaces import Manifest, StoredTensor
+from fewbit.name_pattern import NamePattern
 from fewbit.schemes.scheme import Scheme
 
 METHOD = "gptq"
@@ -96,24 +97,22 @@ def read_forms(quantization: Mapping[str, Any], stored: Mapping[str, StoredTenso
     return forms
 
 
-def _patterns(dynamic: Any) -> list[tuple[re.Pattern[str], Mapping[str, Any] | None]]:
+def _patterns(dynamic: Any) -> list[tuple[NamePattern, Mapping[str, Any] | None]]:
     """Return the patterns in their order, each with what it changes; `None`: the layer is left float."""
     if dynamic is None:
         return []
     if not isinstance(dynamic, dict) or not all(isinstance(change, dict) for change in dynamic.values()):
         raise CheckpointError(f"`dynamic` of quantization_config is no object of objects: {dynamic!r:.80}")
-    found: list[tuple[re.Pattern[str], Mapping[str, Any] | None]] = []
+    found: list[tuple[NamePattern, Mapping[str, Any] | None]] = []
     for key, change in dynamic.items():
-        try:
-            pattern = re.compile(key.removeprefix(_SKIP).removeprefix(_CHANGE))
-        except (re.error, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"`dynamic` holds a pattern that is no regular expression: {error}") from error
+        text = key.removeprefix(_SKIP).removeprefix(_CHANGE)
+        pattern = NamePattern.of(text, "`dynamic` holds a pattern that", CheckpointError)
         found.append((pattern, None if key.startswith(_SKIP) else change))
     return found
 
 
 def _own(
-    name: str, quantization: Mapping[str, Any], patterns: list[tuple[re.Pattern[str], Mapping[str, Any] | None]]
+    name: str, quantization: Mapping[str, Any], patterns: list[tuple[NamePattern, Mapping[str, Any] | None]]
 ) -> dict[str, Any]:
     """Return the configuration of one layer."""
     change = next((change for pattern, change in patterns if pattern.match(name)), {})

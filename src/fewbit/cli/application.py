@@ -19,6 +19,7 @@ from fewbit.cli.imatrix import imatrix
 from fewbit.cli.inspect import inspect
 from fewbit.cli.interruption import Interruptible
 from fewbit.cli.quantize import quantize
+from fewbit.cli.sensitivity import sensitivity
 from fewbit.cli.support import support
 from fewbit.errors import FewbitError, NotYetError
 
@@ -51,7 +52,7 @@ def options(
         raise typer.Exit
 
 
-for command in (quantize, finetune, evaluate, compare, inspect, convert, imatrix, support, demo):
+for command in (quantize, sensitivity, finetune, evaluate, compare, inspect, convert, imatrix, support, demo):
     application.command(no_args_is_help=command not in (support, demo))(command)
 
 

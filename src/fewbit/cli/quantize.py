@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,15 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewbit.calibration import Calibration
+from fewbit.cli.allocation import Search
 from fewbit.cli.console import Terminal
 from fewbit.cli.run import Run, is_onnx
 from fewbit.cli.samples import calibrating, made_of, measuring, require_used
 from fewbit.cli.words import (
+    Address,
     AsJson,
     BatchSize,
+    Cache,
     CalibrationData,
+    CandidateList,
     Data,
     Device,
+    ExecutorName,
+    Iterations,
     Model,
     Output,
     Overwrite,
@@ -28,9 +35,12 @@ from fewbit.cli.words import (
     Shape,
     ShardSize,
     Text,
+    Workers,
 )
 from fewbit.errors import NotYetError, RecipeError
+from fewbit.execution.executor import Place, parse_executor
 from fewbit.result import is_file_name, target_name
+from fewbit.statistics.partials import PART
 
 if TYPE_CHECKING:
     from fewbit.recipe import Recipe
@@ -62,6 +72,7 @@ def quantize(  # a command's options are its arguments
     as_json: AsJson = False,
     calibration: CalibrationData = "self",
     shape: Shape = None,
+    iterations: Iterations = None,
     samples: Annotated[
         int | None,
         typer.Option(help="What to calibrate with: 32 sequences, 512 samples of files, 64 made images.", min=1),
@@ -85,30 +96,58 @@ def quantize(  # a command's options are its arguments
             help="Calibrate the layers of a block one after the other; all at once takes longer and less memory."
         ),
     ] = True,
-    target_bits: Annotated[float | None, typer.Option(help=_LATER)] = None,
+    target_bits: Annotated[
+        float | None, typer.Option(help="Choose schemes by layer: stored bits of a weight on average.", min=0.1)
+    ] = None,
     runtime: Annotated[
         str | None,
         typer.Option(help="Runtime that an .onnx output is for: ort-cpu (default), tensorrt, migraphx, openvino."),
     ] = None,
     memory: Annotated[str | None, typer.Option(help=_LATER)] = None,
-    executor: Annotated[str | None, typer.Option(help=_LATER)] = None,
+    executor: ExecutorName = "in-process",
     resume: Annotated[bool, typer.Option("--resume", help=_LATER)] = False,
     shard_size: ShardSize = None,
+    target_size: Annotated[
+        str | None, typer.Option(help="The same under a size of all tensors, such as 300MB.")
+    ] = None,
+    target_kl: Annotated[
+        float | None, typer.Option(help="The smallest model that diverges at most so far, in nats a token.", min=0.0)
+    ] = None,
+    target_latency: Annotated[str | None, typer.Option(help="The same under a time of a run, such as 20ms.")] = None,
+    candidates: CandidateList = None,
+    equal: Annotated[
+        str, typer.Option(help="Layers that get the same, with --target-...: auto, inputs, blocks, none.")
+    ] = "auto",
+    rounds: Annotated[
+        int | None, typer.Option(help="How many models are quantized and measured in the search, default 3.", min=0)
+    ] = None,
+    cache: Cache = None,
+    address: Address = None,
+    workers: Workers = None,
+    part: Annotated[
+        int, typer.Option(help="Calibration batches whose statistics are summed apart; workers share parts.", min=1)
+    ] = PART,
 ) -> None:
     """Quantize MODEL, measure what it cost, and write a folder that other runtimes load."""
     refuse_later(
         {
-            "--target-bits": target_bits,
-            "--memory": memory, "--executor": executor, "--resume": resume,
+            "--memory": memory, "--resume": resume,
         }
     )  # fmt: skip
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    chosen = choose_recipe(recipe, Schemes(weight, input_scheme, algorithm), keep or [])
+    search = Search(
+        bits=target_bits, size=target_size, divergence=target_kl, latency=target_latency, candidates=candidates,
+        equal=equal, rounds=rounds, cache=cache, input=input_scheme, algorithm=algorithm, keep=tuple(keep or ()),
+    )  # fmt: skip
+    searches = search.budget is not None
+    named = {"--recipe": recipe, "--weight": weight, "--imatrix": imatrix, "--dry-run": dry_run or None}
+    schemes = Schemes(weight, input_scheme, algorithm)
+    chosen = beside_search(named) if searches else choose_recipe(recipe, schemes, keep or [])
     usual = Path("out.onnx" if is_onnx(model) or runtime else "out")
     target = target_name(output or usual, to, runtime)
     if imatrix is not None and calibration != "self":
         raise RecipeError("--imatrix and --calibration exclude each other: an importance matrix is gathered already")
-    data_made = made_of(calibration, shape, preprocess)
+    data_made = made_of(calibration, shape, preprocess, iterations)
     if dry_run:
         show_plan(terminal, model, chosen, to=target, dtype=dtype, importance=imatrix, calibration=data_made)
         return
@@ -118,13 +157,14 @@ def quantize(  # a command's options are its arguments
         model=model, recipe=chosen, output=output, to=target, dtype=dtype, text=text, sequences=sequences,
         length=length, overwrite=overwrite, device=device, seed=seed, command=context.obj,
         calibration=calibrating(
-            Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential),
+            Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential, part=part),
             batch_size, preprocess,
         ),
         evaluation=measuring(data, text, batch_size, preprocess), shard_size=shard_size, importance=imatrix,
+        executor=chosen_executor(executor, address, workers),
     )  # fmt: skip
     require_used(run.calibration, run.evaluation, {"--batch-size": batch_size, "--preprocess": preprocess})
-    result, written = run.carry_out(terminal)
+    result, written = run.carry_out(terminal, search if searches else None)
     beside = f", with {output.stem}.report.html beside it" if is_file_name(output) else ""
     terminal.result(
         f"{result.report}\nwritten                {written}{beside}",
@@ -167,6 +207,14 @@ def choose_recipe(recipe: str | None, schemes: Schemes, keep: list[str]) -> Reci
     )
 
 
+def chosen_executor(name: str, address: str | None, workers: int | None) -> Place:
+    """Return who --executor, --address and --workers ask for."""
+    options = {key: own for key, own in {"address": address, "workers": workers}.items() if own is not None}
+    if options and name == "in-process":
+        raise RecipeError(f"--{next(iter(options))} is for workers; add --executor ray, or leave it out")
+    return parse_executor({"name": name, **options})
+
+
 def show_plan(  # all that is said of a plan
     terminal: Terminal,
     model: str,
@@ -200,6 +248,19 @@ def show_plan(  # all that is said of a plan
     }  # fmt: skip
     terminal.result(str(made), data)
     made.require_sound()
+
+
+def beside_search(named: Mapping[str, object]) -> Recipe:
+    """Return what stands for the recipe until a search has made one.
+
+    Raises:
+        RecipeError: an option that names schemes, or takes the place of data, beside a budget.
+
+    """
+    for name, value in named.items():
+        if value is not None:
+            raise RecipeError(f"{name} and a budget (--target-bits, ...) exclude each other: a search makes the recipe")
+    return choose_recipe(None, Schemes(), [])
 
 
 def refuse_later(options: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,14 @@ from fewbit.cli.console import Terminal
 from fewbit.cli.plan_table import plan_table
 from fewbit.cli.samples import measuring_on
 from fewbit.errors import FewbitWarning, RecipeError
+from fewbit.execution.executor import Place
+from fewbit.execution.in_process import InProcess
 from fewbit.part_names import whole_of
 from fewbit.samples.files import Samples
 
 if TYPE_CHECKING:
+    from fewbit.allocation.allocation import Allocation
+    from fewbit.cli.allocation import Search
     from fewbit.planning import Plan
     from fewbit.recipe import Recipe
     from fewbit.result import Result
@@ -49,15 +53,25 @@ class Run:
     shard_size: str | None = None
     #: An importance matrix instead of calibration.
     importance: Path | None = None
+    executor: Place = field(default_factory=InProcess)
 
-    def carry_out(self, terminal: Terminal) -> tuple[Result, Path]:
+    def carry_out(self, terminal: Terminal, search: Search | None = None) -> tuple[Result, Path]:
         """Plan, quantize, measure and write; what can be refused is refused before the model is loaded.
+
+        With a `search` the recipe is what it finds.
 
         Returns:
             The result, and where it is: `output`, or the first of the files that it was divided into.
 
         """
         self._refuse()
+        if search is not None:
+            found = search.carried_out(self, terminal)
+            result, written = replace(self, recipe=found.recipe)._carried_out(terminal, found)
+            return result, written
+        return self._carried_out(terminal, None)
+
+    def _carried_out(self, terminal: Terminal, found: Allocation | None) -> tuple[Result, Path]:
         made = self._planned(terminal)
         with terminal.phase("plan"):
             import fewbit as fb
@@ -75,8 +89,11 @@ class Run:
             calibration=self.calibration if calibrates or (own_data and needs_check(made)) else None,
             evaluation=self._evaluation(calibrates=calibrates),
             importance=self.importance,
-            options=fb.Options(device=self.device, seed=self.seed, progress=terminal, command=self.command),
+            options=fb.Options(
+                device=self.device, seed=self.seed, progress=terminal, command=self.command, executor=self.executor
+            ),
         )
+        result = found.reported(result) if found else result
         written = self._written(result, terminal)
         return result, written if whole_of(written) != written else self.output
 
@@ -84,6 +101,7 @@ class Run:
         """Raise for an output that cannot be, before any work."""
         if self.shard_size is not None:
             byte_size(self.shard_size)
+        self.executor.require()
         if is_onnx(self.model) and self.output.suffix != ".onnx":
             raise RecipeError(f"{self.model} becomes an ONNX file: end the output in .onnx, not {self.output}")
         if self.output.exists() and self.output.resolve() == Path(self.model).resolve():
@@ -117,6 +135,10 @@ class Run:
         for text in dict.fromkeys(str(own.message) for own in noticed if issubclass(own.category, FewbitWarning)):
             sys.stderr.write(f"warning: {text}\n")
         return written
+
+    def measured_on(self) -> Any:
+        """Return what a search measures whole models on; `None`: the calibration data."""
+        return self._evaluation(calibrates=True)
 
     def _evaluation(self, *, calibrates: bool) -> Any:
         import fewbit as fb

@@ -22,13 +22,17 @@ def calibrating(given: Calibration, batch_size: int | None, preprocessing: Path 
     return given
 
 
-def made_of(calibration: str, shape: str | None, preprocessing: Path | None) -> str | Synthetic:
-    """Return what --calibration, --shape and --preprocess say of data that a model makes for itself, or a path.
+def made_of(
+    calibration: str, shape: str | None, preprocessing: Path | None, iterations: int | None = None
+) -> str | Synthetic:
+    """Return what the options say of data that a model makes for itself, or the path of other data.
 
     Raises:
-        RecipeError: a shape that is no list of numbers, or one of other data.
+        RecipeError: a shape that is no list of numbers; shape or iterations of other data.
 
     """
+    if iterations is not None and calibration != "synthetic":
+        raise RecipeError("--iterations is about images that a model makes; give --calibration synthetic")
     if calibration not in _MADE:
         if shape is not None:
             raise RecipeError("--shape is about images that a model makes; give --calibration synthetic or none")
@@ -40,6 +44,7 @@ def made_of(calibration: str, shape: str | None, preprocessing: Path | None) -> 
         method=_MADE[calibration],
         shape=None if sizes is None else tuple(int(size) for size in sizes),
         preprocessing=preprocessing,
+        iterations=iterations,
     )
 
 

@@ -38,6 +38,12 @@ Shape = Annotated[
     str | None,
     typer.Option(help="Channels,height,width of images, for --calibration synthetic or none.", show_default=False),
 ]
+Iterations = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Steps in which images are made, for --calibration synthetic. Default: 500.", show_default=False
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(min=1, help="Samples of a batch. Default: what the model takes, or 32.", show_default=False),
@@ -56,4 +62,30 @@ ShardSize = Annotated[
         show_default=False,
     ),
 ]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="Who solves layers and runs calibration: in-process, or ray.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="HOST:PORT of a Ray cluster, or auto, for --executor ray; without it workers are started here.",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="How many, for --executor ray. Default: one a GPU, else as many as have cores.", show_default=False
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")]
+CandidateList = Annotated[
+    str | None,
+    typer.Option(
+        help='What layers may become, with --target-...: "int3 g64,int4 g64,int8 g64", GGUF types, float.',
+        show_default=False,
+    ),
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder or .json file in which scores of layers are kept.", show_default=False)
+]

@@ -6,7 +6,7 @@ the whole model runs when all layers are rounded, `(model, frontend, batches, st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -80,11 +80,6 @@ def parse_correction(value: str | dict[str, Any] | AnyCorrection) -> AnyCorrecti
     >>> parse_correction({"name": "bias", "means": "batchnorm"})
     CorrectBias(means='batchnorm')
     """
-    made: AnyCorrection = parse_entry(
-        value,
-        CORRECTIONS,
-        what="correction",
-        example="bias",
-        is_one=lambda own: callable(own) or isinstance(own, ModelCorrection),
-    )
+    kinds = (Callable, ModelCorrection)
+    made: AnyCorrection = parse_entry(value, CORRECTIONS, what="correction", example="bias", kinds=kinds)
     return made

@@ -108,16 +108,16 @@ def _timed(forward: Logits, tokens: Array, sums: _Sums, who: str) -> Array:
 def _score(expected: Array, actual: Array | None, tokens: Array, sums: tuple[_Sums, _Sums]) -> None:
     for start in range(0, len(tokens), _POSITIONS):
         piece = slice(start, start + _POSITIONS)
-        p = _log_probabilities(expected[piece])
+        p = log_probabilities(expected[piece])
         sums[0].likelihood += negative_log_likelihood(p, tokens[piece])
         if actual is not None:
-            q = _log_probabilities(actual[piece])
+            q = log_probabilities(actual[piece])
             sums[1].likelihood += negative_log_likelihood(q, tokens[piece])
             sums[1].divergence += kl_divergence(p, q)
             sums[1].agreements += top1_agreements(p, q)
 
 
-def _log_probabilities(logits: Array) -> Array:
+def log_probabilities(logits: Array) -> Array:
     """Return the logarithm of softmax over the last axis, float32."""
     if is_torch(logits):
         return logits.float().log_softmax(-1)

@@ -64,8 +64,8 @@ def measure(
         first = frontend.run(model, batches[0])  # layer by layer on one batch; it costs two forwards
     measured.layers = dict(ratios)
     tracked = progress.track(batches, "measure")
-    if _is_language_model(batches, _main_output(first)):
-        tokens = (_tokens(batch) for batch in tracked)
+    if is_language_model(batches, main_output(first)):
+        tokens = (tokens_of(batch) for batch in tracked)
         measured.before, measured.after = compare(both.float, both.quantized, tokens)
     else:
         signal = noise = 0.0
@@ -102,7 +102,7 @@ class _BothForms:
 
     def _run(self, batch: Any, form: int) -> Any:
         started = time.perf_counter()
-        output = _main_output(self.frontend.run(self.model, batch))
+        output = main_output(self.frontend.run(self.model, batch))
         if is_torch(output) and output.is_cuda:
             output.sum().item()  # waits until the device is done
         self.seconds[form] += time.perf_counter() - started
@@ -118,7 +118,7 @@ def _power(values: Any) -> float:
     return float(array_namespace(values).sum(values * values))
 
 
-def _main_output(output: Any) -> Any:
+def main_output(output: Any) -> Any:
     """Return the array that counts: the logits, or the first array, of what a model returned."""
     if isinstance(output, dict) and "logits" in output:
         return output["logits"]
@@ -132,17 +132,18 @@ def _main_output(output: Any) -> Any:
     return output
 
 
-def _tokens(batch: Any) -> Any:
+def tokens_of(batch: Any) -> Any:
+    """Return the token ids of a batch of a language model."""
     return batch["input_ids"] if isinstance(batch, dict) else batch
 
 
-def _is_language_model(batches: Sequence[Any], output: Any) -> bool:
+def is_language_model(batches: Sequence[Any], output: Any) -> bool:
     """Whether batches are token ids (sequences, length) and the output of the first one has a score for each token."""
     if isinstance(batches[0], dict) and set(batches[0]) != {"input_ids"}:
         return False
-    tokens = _tokens(batches[0])
+    tokens = tokens_of(batches[0])
     whole_numbers = hasattr(tokens, "dtype") and array_namespace(tokens).isdtype(tokens.dtype, "integral")
     if not whole_numbers or output.ndim != 3 or tuple(output.shape[:2]) != tuple(tokens.shape):
         return False
     # Tags, or features, of each token are no scores of tokens: there are fewer of them.
-    return all(int(_tokens(batch).max()) < output.shape[-1] for batch in batches)
+    return all(int(tokens_of(batch).max()) < output.shape[-1] for batch in batches)

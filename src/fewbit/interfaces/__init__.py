@@ -5,7 +5,7 @@ They are protocols and plain descriptions; `implementations` finds what fulfils 
 
 from __future__ import annotations
 
-from fewbit.interfaces.calibration_run import CalibratedPart, CalibrationRun
+from fewbit.interfaces.calibration_run import CalibratedPart, CalibrationRun, DividedRun
 from fewbit.interfaces.checkpoint import Checkpoint, CheckpointFormat, Writer
 from fewbit.interfaces.forms import Activations, Execution, Forms, Replacement, Switch, Trainable
 from fewbit.interfaces.frontend import Frontend, Watch
@@ -38,6 +38,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointFormat",
     "Content",
+    "DividedRun",
     "Execution",
     "Forms",
     "Frontend",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,3 +40,13 @@ class CalibrationRun(Protocol):
 
     def __iter__(self) -> Iterator[Iterator[CalibratedPart]]:
         """Yield the stages; quantize and install the layers of a part before asking for the next."""
+
+
+class DividedRun(CalibrationRun, Protocol):
+    """A calibration that has some of the batches; others have the rest."""
+
+    def row_means(self) -> Mapping[str, Sequence[float]]:
+        """Return what the gradients say in the mean over each batch, once they were gone through."""
+
+    def weigh(self, means: Sequence[Mapping[str, Sequence[float]]]) -> None:
+        """Take the means that all have, in the order of the samples, before the stages."""

@@ -83,3 +83,6 @@ class Trainable(Protocol):
 
     def forward(self, weights: Mapping[str, Array], sample: int) -> Array:
         """Return the output for a sample with these weights (out, in) by layer, differentiable in them."""
+
+    def curvature(self) -> Sequence[Array] | None:
+        """Return how much an error of each number of each target counts for the whole model; `None`: not known."""

@@ -20,6 +20,7 @@ from fewbit.qtensor import QTensor
 from fewbit.samples.model_input import ModelInput
 from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.statistics.mean import Mean
+from fewbit.statistics.partials import Parts
 from fewbit.transforms import Applied
 from fewbit.transforms.scope import Scope
 
@@ -37,6 +38,10 @@ class Frontend(Protocol):
     @property
     def trains(self) -> bool:
         """Whether its models run with trial weights that gradients reach, as block reconstruction needs it."""
+
+    @property
+    def divides(self) -> bool:
+        """Whether several processes can calibrate a model, each with some of the batches."""
 
     def layers(self, model: Any) -> list[Layer]:
         """Return the quantizable layers in the order of the model."""
@@ -119,7 +124,7 @@ class Frontend(Protocol):
     def reestimate_norms(self, model: Any, batches: Sequence[Any], storage_type: ScaleType) -> Repaired:
         """Return what BatchNorms have seen of `batches` in the model as it is now, as numbers of `storage_type`."""
 
-    def calibrate(
+    def calibrate(  # noqa: PLR0913  # all that is asked of a run
         self,
         model: Any,
         layers: Sequence[Layer],
@@ -129,11 +134,13 @@ class Frontend(Protocol):
         sequential: bool,
         prepare: Callable[[Scope], None] | None = None,
         trained: Collection[str] = (),
+        parts: Parts | None = None,
     ) -> CalibrationRun:
         """Return a run of `batches` through `model`; `wanted` names the statistics of each layer to be quantized.
 
         `prepare` is given each block, or a model without blocks, before its layers are measured. The `trained` layers
-        come again once the block that they are in, or all that is in no block, is solved.
+        come again once the block that they are in, or all that is in no block, is solved. A front end that `divides`
+        sums statistics in `parts`, and its run is a `DividedRun`.
         """
 
     def output_statistics(self, model: Any, wanted: Mapping[str, str], batches: Sequence[Any]) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _LEAST = np.float32(1e-30)
 #: Alternations between codes and both parameters, and between these and their float16.
 _ROUNDS, _ROUNDINGS = 4, 3
+#: Both where errors count alike, as llama.cpp's own types search nothing there: the others lower the error by 0.5 %.
+_FEW = 1
 #: Rows of a state: what is tried, the reciprocal of the scale, and sums of w r r, w r, w r q, w q and w q q, r being
 #: what the codes q leave.
 _SCALE, _MINIMUM, _INVERSE, _ERROR, _LEFT = 0, LANES, 2 * LANES, 3 * LANES, 4 * LANES
@@ -144,7 +146,7 @@ def _set_parameters(step: Any, starts: Any, most: Any, state: Any) -> None:
 def _fit(lanes: Any, weights: Any, starts: Any, most: Any, state: Any) -> None:
     """Choose scales and minima of least error; `starts` are shares of the range to be cut off."""
     _begin(lanes, weights, state)
-    for step in range(starts.shape[0] + _ROUNDS):
+    for step in range(starts.shape[0] + (_FEW if weights is None else _ROUNDS)):
         _set_parameters(step, starts, most, state)
         _trial(lanes, weights, most, state)
         if not _keep_refitted(state) and step >= starts.shape[0]:
@@ -163,7 +165,7 @@ def _choose_float16(lanes: Any, weights: Any, starts: Any, most: Any, state: Any
         state[_BEST + lane] = np.float32(np.inf)
         state[_SCALE + lane] = half(state[_CHOSEN + lane])
         state[_MINIMUM + lane] = half(state[_CHOSEN_MINIMUM + lane])
-    for _ in range(_ROUNDINGS):
+    for _ in range(_FEW if weights is None else _ROUNDINGS):
         _trial(lanes, weights, most, state)
         _keep(state)
         _set_changes(state)

@@ -39,12 +39,17 @@ def read_model(path: str | Path, oldest: int = OPSET) -> ir.Model:
         raise SourceError(f"{path} is no ONNX file, or cut short: {error}; fetch or export it again") from error
     model = _parsed(proto, str(path), oldest)
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
-    for tensor in _external(model):
-        _require_data(tensor, path)
+    tensors = list(_tensors(model))
+    for tensor in tensors:
+        if isinstance(tensor, ir.ExternalTensor):
+            _require_data(tensor, path)
     try:
         onnx.checker.check_model(path)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise SourceError(f"{path} is not valid ONNX: {_first_line(error)}; export it again") from error
+    for tensor in tensors:
+        if not isinstance(tensor, ir.ExternalTensor):
+            _require_numbers(tensor, path)
     return model
 
 
@@ -134,20 +139,35 @@ def weight_bytes(model: ir.Model) -> int:
 
 def bytes_on_disk(model: ir.Model, path: Path) -> int:
     """Return the bytes of the file at `path`, which holds `model`, and of the files with its numbers."""
-    beside = {path.parent / str(tensor.location) for tensor in _external(model)}
+    beside = {path.parent / str(own.location) for own in _tensors(model) if isinstance(own, ir.ExternalTensor)}
     return sum(file.stat().st_size for file in (path, *beside))
 
 
-def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Yield every tensor of the model that lies in another file."""
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Yield every tensor of the model, in initializers and in attributes, of functions and subgraphs too."""
     for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    yield attribute.value
+        yield from (own.const_value for own in graph.initializers.values() if own.const_value is not None)
+    every = [*model.graphs(), *(graph for own in model.functions.values() for graph in (own, *own.subgraphs()))]
+    for node in (node for graph in every for node in graph):
+        for attribute in node.attributes.values():
+            # The value is None of one that refers to an attribute of its function, and of one that holds nothing.
+            if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
+                yield attribute.value
+            elif attribute.type == ir.AttributeType.TENSORS:
+                yield from attribute.value or ()
+
+
+def _require_numbers(tensor: ir.TensorProtocol, path: Path) -> None:
+    """Raise `SourceError` unless a tensor in the file holds the numbers of its shape."""
+    try:
+        found = tensor.numpy()
+    except (ValueError, TypeError, AssertionError, OverflowError) as error:  # onnx-ir asserts
+        raise SourceError(
+            f"{path}: tensor {str(tensor.name)!r:.80} of type {tensor.dtype} does not hold the numbers of its shape "
+            f"{list(tensor.shape)!r:.80}: {error}; export it again"
+        ) from error
+    if found.shape != tuple(tensor.shape):
+        raise SourceError(f"{path}: tensor {str(tensor.name)!r:.80} has other numbers than its shape; export it again")
 
 
 def _require_data(tensor: ir.ExternalTensor, path: Path) -> None:
@@ -159,6 +179,8 @@ def _require_data(tensor: ir.ExternalTensor, path: Path) -> None:
         raise SourceError(f"{what}, outside of the model's folder; put both files into one folder")
     if not data.is_file():
         raise SourceError(f"{what}, which is missing; put it beside the model")
+    if tensor.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) or (tensor.offset or 0) < 0:
+        raise SourceError(f"{what} at {tensor.offset} as {tensor.dtype}, where no numbers are; export it again")
     end = (tensor.offset or 0) + tensor.nbytes
     if end > data.stat().st_size:
         raise SourceError(f"{what} up to byte {end}, but that has {data.stat().st_size}; fetch it again")

@@ -62,6 +62,10 @@ class Report:
     remarks: tuple[str, ...] = ()
     #: What statistics were gathered on; `None` where no algorithm needed any.
     calibration: str | None = None
+    #: Batches whose statistics were summed apart and merged in order; `None`: all at once, or there was no data.
+    calibration_part: int | None = None
+    #: Who solved layers and ran calibration batches.
+    executor: str = "in process"
     #: What quality was measured on, and the results; `None` where nothing was.
     text: str | None = None
     before: Quality | None = None

@@ -23,6 +23,7 @@ def summary_of(report: Report) -> list[tuple[str, str]]:
     rows += report.allocation.summary() if report.allocation else []
     if report.calibration:
         rows.append(("calibrated on", report.calibration))
+    rows += [("executed by", report.executor)] if report.executor != "in process" else []
     if report.before and report.after:
         rows += [
             ("perplexity", f"{report.before.perplexity:.3f} -> {report.after.perplexity:.3f}"),

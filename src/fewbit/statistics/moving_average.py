@@ -1,11 +1,12 @@
 """Extremes of each batch, averaged with less and less weight for older ones: low <- low + c (low of batch - low).
 
-It forgets: a rare outlier of one batch fades. Source: arXiv 1712.05877, section 3.1, there for training.
+It forgets: a rare outlier of one batch fades. Source: arXiv 1712.05877, section 3.1, there for training. What is kept
+are the bounds of each batch in their order, so that any cut of the same batches gives the same average.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -24,10 +25,13 @@ class MovingAverage:
     #: Of a convolution it takes the input itself, channels last.
     of_rows: ClassVar[bool] = False
 
-    low: float = 0.0
-    high: float = 0.0
-    #: Batches seen.
-    count: int = 0
+    #: Least and largest number of each batch.
+    bounds: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Batches seen."""
+        return len(self.bounds)
 
     @classmethod
     def init(cls, width: int, like: Array) -> MovingAverage:  # noqa: ARG003
@@ -47,18 +51,16 @@ class MovingAverage:
         low, high = float(xp.min(rows)), float(xp.max(rows))
         if not (np.isfinite(low) and np.isfinite(high)):
             raise NonFiniteError("its inputs hold NaN or infinity; look upstream")
-        new = _NEW if self.count else 1.0
-        self.low += new * (low - self.low)
-        self.high += new * (high - self.high)
-        self.count += 1
+        self.bounds.append((low, high))
 
     def merge(self, other: MovingAverage) -> None:
-        """Take in what `other` has seen, by the batches of each."""
-        whole = max(self.count + other.count, 1)
-        self.low += (other.low - self.low) * other.count / whole
-        self.high += (other.high - self.high) * other.count / whole
-        self.count += other.count
+        """Take in what `other` has seen, as batches that come after."""
+        self.bounds += other.bounds
 
     def result(self) -> tuple[float, float]:
-        """Return the bounds."""
-        return self.low, self.high
+        """Return the bounds; 0 of no batch."""
+        low, high = self.bounds[0] if self.bounds else (0.0, 0.0)
+        for own_low, own_high in self.bounds[1:]:
+            low += _NEW * (own_low - low)
+            high += _NEW * (own_high - high)
+        return low, high

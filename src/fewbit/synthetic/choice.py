@@ -34,6 +34,11 @@ def chosen(model: Any, given: Synthetic) -> str:
     if norms_of(model):
         return "zeroq"
     if writes_text(model):
+        if given.iterations is not None:
+            raise CalibrationError(
+                f"iterations {given.iterations} are those of images, and {type(model).__name__} writes text; leave "
+                "them out"
+            )
         return "self"
     if _sees_attention(model, given):
         return "patch-similarity"

@@ -82,11 +82,6 @@ def parse_transform(value: str | dict[str, Any] | AnyTransform) -> AnyTransform:
     >>> parse_transform({"name": "smoothquant", "alpha": 0.8})
     SmoothQuant(alpha=0.8)
     """
-    made: AnyTransform = parse_entry(
-        value,
-        TRANSFORMS,
-        what="transform",
-        example="smoothquant",
-        is_one=lambda own: callable(own) or isinstance(own, LinkTransform),
-    )
+    kinds = (Callable, LinkTransform)
+    made: AnyTransform = parse_entry(value, TRANSFORMS, what="transform", example="smoothquant", kinds=kinds)
     return made

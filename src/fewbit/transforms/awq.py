@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,10 @@ _LEAST = 1e-4
 class Awq:
     """Scale by the inputs that the quantized blocks before give; what counts is the error of the consumers' outputs."""
 
+    #: Links are rescaled.
+    verb: ClassVar[str] = "rescaled"
+    #: Means of inputs and errors of outputs are measured.
+    needs_data: ClassVar[bool] = True
     #: Steps of the grid from 0 to 1.
     steps: int = 20
     #: Try factors with the weights' own magnitudes too.
@@ -42,16 +46,6 @@ class Awq:
     def name(self) -> str:
         """The word for it in recipes."""
         return "awq"
-
-    @property
-    def verb(self) -> str:
-        """Links are rescaled."""
-        return "rescaled"
-
-    @property
-    def needs_data(self) -> bool:
-        """Means of inputs and errors of outputs are measured."""
-        return True
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no weight is rounded to a scale, if so."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,20 +50,15 @@ def _numbers(values: Array) -> Any:
 class FoldBatchNorm:
     """Fold every BatchNorm that alone reads the output of a linear layer or convolution."""
 
+    #: The norms are gone.
+    removes_layers: ClassVar[bool] = True
+    #: Widths stay.
+    widens_layers: ClassVar[bool] = False
+
     @property
     def name(self) -> str:
         """The word for it in recipes."""
         return "batchnorm"
-
-    @property
-    def removes_layers(self) -> bool:
-        """The norms are gone."""
-        return True
-
-    @property
-    def widens_layers(self) -> bool:
-        """Widths stay."""
-        return False
 
     def problem(self, schemes: Mapping[str, Rounded]) -> None:
         """A norm less is a norm less, however the layers are rounded."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,10 @@ _SETTLED = 1e-3
 class Equalization:
     """Equalize along links from layer to layer; links from norms are not for it."""
 
+    #: Links are rescaled.
+    verb: ClassVar[str] = "rescaled"
+    #: It looks at weights alone, and at a run on anything for the links.
+    needs_data: ClassVar[bool] = False
     #: Passes over the links of a block or model, at most.
     rounds: int = 20
     #: Put ReLU where ReLU6 is first, which no factor passes: the model then computes something else, and the report
@@ -46,16 +51,6 @@ class Equalization:
     def name(self) -> str:
         """The word for it in recipes."""
         return "equalization"
-
-    @property
-    def verb(self) -> str:
-        """Links are rescaled."""
-        return "rescaled"
-
-    @property
-    def needs_data(self) -> bool:
-        """It looks at weights alone, and at a run on anything for the links."""
-        return False
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no weight is rounded to a scale, if so."""
@@ -86,7 +81,7 @@ def _factors(scope: Scope, link: Link) -> Factors:
     rows = scope.output_magnitudes(link.producer)
     columns = np.maximum.reduce([scope.input_magnitudes(name) for name in link.consumers])
     read = link.gathered(columns, np.maximum.reduce)
-    used = np.isin(np.arange(link.outputs), link.channels) & (rows > 0) & (read > 0)
+    used = link.read & (rows > 0) & (read > 0)
     factors: Factors = np.where(used, np.sqrt(np.where(used, rows, 1.0) / np.where(used, read, 1.0)), 1.0)
     return factors
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from fewbit.errors import RecipeError
-from fewbit.transforms.link import Link
+from fewbit.transforms.link import Factors, Link
 from fewbit.transforms.scope import Rescaled, Rounded, Scope
 
 #: Why nothing was absorbed where the output did not stay what it was.
 NO_SHIFT = "what reads it does not add the same for every position, as a convolution that pads with zeros"
+#: Roundings by which outputs may differ in the proof: raised numbers are larger than what counts in the end.
+ROUNDINGS = 2.0**14
 #: Why nothing was absorbed where there is nothing to absorb from or into.
 NO_BIAS = "it or what reads it has no bias"
 
@@ -25,6 +28,10 @@ NO_BIAS = "it or what reads it has no bias"
 class HighBiasAbsorption:
     """Absorb along links from layers that a BatchNorm was folded into; after equalization."""
 
+    #: Biases move along links.
+    verb: ClassVar[str] = "absorbed"
+    #: BatchNorms tell how high biases are.
+    needs_data: ClassVar[bool] = False
     #: How many standard deviations below its mean a channel is cut.
     deviations: float = 3.0
 
@@ -39,16 +46,6 @@ class HighBiasAbsorption:
     def name(self) -> str:
         """The word for it in recipes."""
         return "high-bias-absorption"
-
-    @property
-    def verb(self) -> str:
-        """Biases move along links."""
-        return "absorbed"
-
-    @property
-    def needs_data(self) -> bool:
-        """BatchNorms tell how high biases are."""
-        return False
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no input is rounded, if so."""
@@ -65,11 +62,21 @@ class HighBiasAbsorption:
         ones, known = np.ones(link.outputs), scope.known.get(link.producer)
         if known is None or known.width != link.outputs:
             return Rescaled(link, ones, "", left="no BatchNorm that was folded into it tells of its output")
-        read = np.isin(np.arange(link.outputs), link.channels)
-        shift = np.where(read, known.certain(self.deviations), 0.0)
+        shift = np.where(link.read, known.certain(self.deviations), 0.0)
         if not shift.any():
             return Rescaled(link, ones, "", left=f"no channel lies {self.deviations:g} deviations above 0")
         found = scope.absorb(link, shift)
         if isinstance(found, str):
             return Rescaled(link, ones, "", left=found)
         return Rescaled(link, ones, f"up to {shift.max():.3g}", shift=shift, change=found)
+
+
+def trial_of(link: Link, largest: float) -> tuple[Factors, Factors] | None:
+    """Return what raises the biases of a producer above every shift that is tried, and such a shift, both (outputs,).
+
+    `largest` is the largest magnitude that the producer puts out; `None` where it puts out nothing to shift.
+    """
+    if not 0.0 < largest < float("inf"):
+        return None
+    shift = np.where(link.read, np.random.RandomState(0).uniform(0.1, 0.5, link.outputs) * largest, 0.0)
+    return np.full(link.outputs, 1.5 * largest), shift

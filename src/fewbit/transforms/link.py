@@ -55,6 +55,11 @@ class Link:
     #: Output channels of the producer.
     outputs: int
 
+    @property
+    def read(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of the producer's channels the consumers read, (outputs,)."""
+        return np.isin(np.arange(self.outputs), self.channels)
+
     def spread(self, factors: Factors, otherwise: float = 1.0) -> Factors:
         """Return (inputs,) from (outputs,): the factor of each input channel of the consumers, 1 where none is."""
         return np.where(self.channels >= 0, factors[self.channels], otherwise)

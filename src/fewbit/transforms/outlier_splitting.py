@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,10 @@ Split: TypeAlias = Callable[[Matrix, Channels], tuple[Channels, Matrix]]
 class OutlierSplitting:
     """Split input channels of layers whose inputs another layer makes, which gets more rows; or copy channels."""
 
+    #: It makes layers wider.
+    removes_layers: ClassVar[bool] = False
+    #: Producers have more rows, consumers more columns.
+    widens_layers: ClassVar[bool] = True
     #: Channels that are added, as a share of those that there are.
     ratio: float = 0.02
     #: How many are added is a multiple of this, so that groups still fit the width.
@@ -54,16 +58,6 @@ class OutlierSplitting:
     def name(self) -> str:
         """The word for it in recipes."""
         return "outlier-splitting"
-
-    @property
-    def removes_layers(self) -> bool:
-        """It makes layers wider."""
-        return False
-
-    @property
-    def widens_layers(self) -> bool:
-        """Producers have more rows, consumers more columns."""
-        return True
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no weight is rounded to a scale, if so."""

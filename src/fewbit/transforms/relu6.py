@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fewbit.transforms import Applied
 from fewbit.transforms.scope import Rounded
@@ -17,20 +17,15 @@ from fewbit.transforms.scope import Rounded
 class ReplaceRelu6:
     """What equalization has done first where `replace_relu6` asks for it."""
 
+    #: A model that a file is loaded into would still cut at 6.
+    removes_layers: ClassVar[bool] = True
+    #: Widths stay.
+    widens_layers: ClassVar[bool] = False
+
     @property
     def name(self) -> str:
         """The word for it in reports."""
         return "equalization, replace_relu6"
-
-    @property
-    def removes_layers(self) -> bool:
-        """A model that a file is loaded into would still cut at 6."""
-        return True
-
-    @property
-    def widens_layers(self) -> bool:
-        """Widths stay."""
-        return False
 
     def problem(self, schemes: Mapping[str, Rounded]) -> None:
         """Equalization itself says where it makes no sense."""

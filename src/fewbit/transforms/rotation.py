@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,10 @@ _LEAST = 8
 class Rotation:
     """Rotate the residual stream, and values inside each head."""
 
+    #: It changes numbers only.
+    removes_layers: ClassVar[bool] = False
+    #: Widths stay.
+    widens_layers: ClassVar[bool] = False
     #: Rotate values inside each head too.
     heads: bool = True
     #: What the signs and small factors of the matrices are drawn from.
@@ -42,16 +46,6 @@ class Rotation:
     def name(self) -> str:
         """The word for it in recipes."""
         return "rotation"
-
-    @property
-    def removes_layers(self) -> bool:
-        """It changes numbers only."""
-        return False
-
-    @property
-    def widens_layers(self) -> bool:
-        """Widths stay."""
-        return False
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that nothing is rounded to a scale, if so."""

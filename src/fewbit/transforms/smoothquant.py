@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,6 +26,10 @@ _GRID = tuple(step / 10 for step in range(11))
 class SmoothQuant:
     """Scale the channels of rounded inputs down, and the columns that read them up."""
 
+    #: Links are rescaled.
+    verb: ClassVar[str] = "rescaled"
+    #: Largest inputs are measured.
+    needs_data: ClassVar[bool] = True
     #: How much of the range of the inputs moves, from 0 to 1; `search` tries eleven for each link.
     alpha: float | Literal["search"] = 0.5
 
@@ -38,16 +42,6 @@ class SmoothQuant:
     def name(self) -> str:
         """The word for it in recipes."""
         return "smoothquant"
-
-    @property
-    def verb(self) -> str:
-        """Links are rescaled."""
-        return "rescaled"
-
-    @property
-    def needs_data(self) -> bool:
-        """Largest inputs are measured."""
-        return True
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
         """Return that no input is rounded, if so."""

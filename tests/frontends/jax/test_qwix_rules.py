@@ -51,6 +51,8 @@ def becomes(**fields):
          "int4 g16 by nearest, input int8 g16 asym"),
         ({"weight_qtype": "int8", "act_qtype": "int8", "act_static_scale": True},
          "int8 channel by nearest, input int8 tensor sym static average"),
+        ({"weight_qtype": "int8", "act_qtype": "int8", "act_static_scale": True, "act_batch_axes": (0, 1)},
+         "int8 channel by nearest, input int8 tensor sym static average"),
         ({"weight_qtype": "int8", "weight_calibration_method": "minmax"}, "int8 channel asym by nearest"),
         ({"weight_qtype": "mxfp4", "tile_size": 32}, "mxfp4 by nearest"),
         ({"weight_qtype": "nvfp4", "tile_size": 16, "act_qtype": "nvfp4"}, "nvfp4 by nearest, input nvfp4"),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fewbit.formats.integer import Int
+from fewbit.frontends.jax.integer_dot import integer_dot, integer_dot_and_sums
 from fewbit.frontends.jax.packed_weight import Description, PackedWeight
 from fewbit.frontends.jax.rounded_rows import rounded_rows
 from fewbit.numerics.namespace import Array, to_float32
@@ -48,10 +49,11 @@ def integer_rows(values: Array, packed: PackedWeight) -> Array:
     """Return float32 (tokens..., out) for rows (tokens..., columns) and a matrix."""
     codes, scale, zero = _codes(values, packed)
     weight = packed.qtensor()
-    axes = (((codes.ndim - 1,), (1,)), ((), ()))
-    total = jax.lax.dot_general(codes, weight.codes, axes, preferred_element_type=jnp.int32)
-    if zero is not None:
-        total = total - zero.astype(jnp.int32) * jnp.sum(weight.codes, axis=1, dtype=jnp.int32)
+    if zero is None:
+        total = integer_dot(codes, weight.codes)
+    else:
+        total, sums = integer_dot_and_sums(codes, weight.codes)
+        total = total - zero.astype(jnp.int32) * sums
     return total.astype(jnp.float32) * (scale * weight.scale_values().reshape(-1))
 
 

@@ -32,7 +32,6 @@ _WITHOUT_COUNTERPART: Mapping[str, tuple[Any, ...]] = {
     "bwd_weight_grad_tile_size": (None,),
     "bwd_stochastic_rounding": (None,),
     "additional_qt_config": (None, {}),
-    "act_batch_axes": ((0,), [0], None),
     "rank": (None,),
     "alpha": (None,),
     "n_grid": (None,),

@@ -20,11 +20,8 @@ from fewbit.frontends.onnx.output_change import CLEARLY, output_change, same
 from fewbit.frontends.onnx.trial_run import TrialRun
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
-from fewbit.transforms.high_bias_absorption import NO_BIAS, NO_SHIFT
+from fewbit.transforms.high_bias_absorption import NO_BIAS, NO_SHIFT, ROUNDINGS, trial_of
 from fewbit.transforms.link import Factors
-
-#: Roundings by which outputs may differ: raised numbers are larger than what counts in the end.
-_ROUNDINGS = 2.0**14
 
 
 class Absorption:
@@ -48,15 +45,15 @@ class Absorption:
         return output_change(before, self._outputs()), undo
 
     def _is_exact(self, fold: Fold, largest: float) -> bool:
-        if not 0.0 < largest < float("inf"):
+        trial = trial_of(fold.link, largest)
+        if trial is None:
             return False
-        read = np.isin(np.arange(fold.link.outputs), fold.link.channels)
-        shift = np.where(read, np.random.RandomState(0).uniform(0.1, 0.5, fold.link.outputs) * largest, 0.0)
-        raised = exchange(_biases(fold, np.full(fold.link.outputs, -1.5 * largest), None))
+        above, shift = trial
+        raised = exchange(_biases(fold, -above, None))
         try:
             expected = self._outputs()
             right, wrong = (self._trial(fold, shift, columns) for columns in (shift, 2.0 * np.roll(shift, 1)))
-            close = same(expected, right, _ROUNDINGS)
+            close = same(expected, right, ROUNDINGS)
             return close and CLEARLY * output_change(expected, right) < output_change(expected, wrong)
         finally:
             exchange(raised)

@@ -54,7 +54,7 @@ _QUANTIZED = ("DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger",
 class OnnxFrontend:
     """Layers, data and replacements of a graph."""
 
-    trains = False
+    trains = divides = False
     simulates = True
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ class OnnxFrontend:
         *,
         sequential: bool,
         prepare: Callable[[Scope], None] | None = None,
-        trained: Collection[str] = (),  # noqa: ARG002  # there is none: the plan says so
+        **asked: Any,  # noqa: ARG002  # nothing is trained, as the plan says, and all batches are one part
     ) -> CalibrationRun:
         """Return a run of `batches`, in order each layer behind quantized ones; `prepare` is given the float graph."""
         if prepare is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,40 +16,29 @@ from fewbit.frontends.onnx.channel_scaling import Changes, exchange, input_magni
 from fewbit.frontends.onnx.links import Fold, find_folds
 from fewbit.frontends.onnx.magnitudes import value_extremes
 from fewbit.interfaces import Layer
-from fewbit.known_output import KnownOutput
 from fewbit.onnx_graph.live import OnnxModel
-from fewbit.transforms.link import Factors, Link
+from fewbit.transforms.folded_scope import FoldedScope
+from fewbit.transforms.link import Factors
 
 
-class LinkScope:
+class LinkScope(FoldedScope[Fold]):
     """The whole of a graph, float still; see `fewbit.transforms.scope.Scope`."""
 
     def __init__(self, model: OnnxModel, layers: Sequence[Layer], batches: Sequence[Any]) -> None:
         self._model, self._batches = model, batches
         self._layers = {layer.name: layer for layer in layers}
+        super().__init__(self._layers)
         #: What each constant was at first.
         self._before: dict[ir.Value, ir.TensorProtocol] = {}
-        #: What BatchNorms tell of the outputs of layers.
-        self.known: Mapping[str, KnownOutput] = {}
 
     @property
     def name(self) -> str:
         """Empty: it has no blocks."""
         return ""
 
-    @property
-    def links(self) -> tuple[Link, ...]:
-        """What an exact fold has proven."""
-        return tuple(fold.link for fold in self._folds)
-
     @cached_property
     def _folds(self) -> tuple[Fold, ...]:
         return find_folds(self._model, self._batches)
-
-    @property
-    def layers(self) -> Collection[str]:
-        """The quantizable layers; norms are not among them."""
-        return self._layers
 
     def output_magnitudes(self, layer: str) -> Factors:
         """Return the largest magnitude of the weights of each output channel, (outputs,)."""
@@ -73,27 +62,13 @@ class LinkScope:
         parts = [part for stage in run for part in stage]
         return {name: own for part in parts for name, own in part.statistics.items()}
 
-    def rescale(self, link: Link, factors: Factors) -> Factors:
-        """Divide the channels of the link's producer by about `factors`; return by what, to the last bit."""
-        fold = next(fold for fold in self._folds if fold.link is link)
-        exact = fold.storable(factors)
-        self._remember(fold.fold(exact))
-        return exact
-
-    def absorb(self, link: Link, shift: Factors) -> float | str:
-        """Move biases along a link; return how far that took the output of the graph, or why it was not done."""
-        fold = next(fold for fold in self._folds if fold.link is link)
+    def _absorbed(self, fold: Fold, shift: Factors) -> tuple[float, Changes] | str:
         extremes = value_extremes(self._model, self._batches[:1]).get(fold.producer.result.name or "", (0.0, 0.0))
         found = Absorption(self._model, self._batches).absorb(fold, shift, max(map(abs, extremes)))
-        if isinstance(found, str):
-            self._model.ready.clear()
-            return found
-        change, before = found
-        self._remember(before)
-        return change
+        self._model.ready.clear()
+        return found
 
     def _remember(self, before: Changes) -> None:
-        """Keep what was there before anything was changed."""
         for value, tensor in before:
             self._before.setdefault(value, tensor)
         self._model.ready.clear()

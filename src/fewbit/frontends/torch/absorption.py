@@ -17,11 +17,8 @@ from fewbit.frontends.torch.calls import copied, same, tensors_in
 from fewbit.frontends.torch.channel_scaling import Changes, by_input, exchange, parameter_like
 from fewbit.frontends.torch.links import Fold
 from fewbit.frontends.torch.output_change import CLEARLY, output_change
-from fewbit.transforms.high_bias_absorption import NO_BIAS, NO_SHIFT
+from fewbit.transforms.high_bias_absorption import NO_BIAS, NO_SHIFT, ROUNDINGS, trial_of
 from fewbit.transforms.link import Factors
-
-#: Roundings by which outputs may differ: raised numbers are larger than what counts in the end.
-_ROUNDINGS = 2.0**14
 
 
 def absorb(fold: Fold, runs: Sequence[Callable[[], Any]], shift: Factors) -> tuple[float, Changes] | str:
@@ -40,16 +37,15 @@ def absorb(fold: Fold, runs: Sequence[Callable[[], Any]], shift: Factors) -> tup
 
 
 def _is_exact(fold: Fold, run: Callable[[], Any]) -> bool:
-    largest = _largest(fold.model.get_submodule(fold.link.producer), run)
-    if not 0.0 < largest < float("inf"):
+    trial = trial_of(fold.link, _largest(fold.model.get_submodule(fold.link.producer), run))
+    if trial is None:
         return False
-    read = np.isin(np.arange(fold.link.outputs), fold.link.channels)
-    shift = np.where(read, np.random.RandomState(0).uniform(0.1, 0.5, fold.link.outputs) * largest, 0.0)
-    raised = exchange(_biases(fold, np.full(fold.link.outputs, -1.5 * largest), None))
+    above, shift = trial
+    raised = exchange(_biases(fold, -above, None))
     try:
         expected = copied(run())
         right, wrong = (_trial(fold, run, shift, columns) for columns in (shift, 2.0 * np.roll(shift, 1)))
-        close = same(expected, right, _ROUNDINGS)
+        close = same(expected, right, ROUNDINGS)
         return close and CLEARLY * output_change(expected, right) < output_change(expected, wrong)
     finally:
         exchange(raised)

@@ -70,6 +70,11 @@ class BlockInputs:
         """The block as it now is."""
         return chained(self._model, self.name)
 
+    @property
+    def unchanged(self) -> nn.Module:
+        """The model in which `keep_float_outputs` runs the block."""
+        return self._floats if self._floats is not None and self.link.replayable else self._model
+
     def keep_float_outputs(self) -> None:
         """Run the block, still unchanged, on what unchanged blocks before it would have given; if it can be run."""
         if self._floats is not None and self.link.replayable:

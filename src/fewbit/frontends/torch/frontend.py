@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewbit.activation import Activation
 from fewbit.corrections import Repaired
-from fewbit.errors import MissingExtraError, NonFiniteError, PlanError, RecipeError
+from fewbit.errors import MissingExtraError, PlanError, RecipeError
 from fewbit.float_bias import FloatBias
 from fewbit.frontends.torch.attention import find_products
 from fewbit.frontends.torch.batches import adopted, fed
@@ -36,7 +36,8 @@ from fewbit.frontends.torch.relu6 import replace_relu6
 from fewbit.frontends.torch.replacement import TorchReplacement
 from fewbit.frontends.torch.rounded_product import RoundedProduct
 from fewbit.frontends.torch.shared_inputs import shared_inputs
-from fewbit.frontends.torch.stored import floats_called, pieces, to_stored
+from fewbit.frontends.torch.stored import to_stored
+from fewbit.frontends.torch.stored_floats import require_finite_floats, round_floats
 from fewbit.frontends.torch.stream_rotation import MatrixOf, rotate
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Execution, Layer, StoredTensor, Watch
@@ -47,13 +48,12 @@ from fewbit.schemes.scheme import ScaleType, Scheme
 from fewbit.statistics.mean import Mean
 from fewbit.transforms import Applied
 from fewbit.transforms.outlier_splitting import Split
-from fewbit.transforms.scope import Scope
 
 
 class TorchFrontend:
     """Layers, data and replacements of any `nn.Module`."""
 
-    trains = True
+    trains = divides = True
     simulates = False
 
     def layers(self, model: nn.Module) -> list[Layer]:
@@ -164,27 +164,11 @@ class TorchFrontend:
             self.weight(model, layer)
             if layer.bias:
                 self.bias(model, layer)
-        target = getattr(torch, storage_type)
-        for name, tensor in floats_called(model, names):
-            bad = sum(int((~torch.isfinite(piece.to(target))).sum()) for piece in pieces(tensor))
-            if bad:
-                raise NonFiniteError(
-                    f"{name}: {bad} of its numbers are not finite in {storage_type}; repair them, "
-                    "or use another dtype where they overflow"
-                )
+        require_finite_floats(model, names, storage_type)
 
     def round_floats(self, model: nn.Module, names: Collection[str], storage_type: ScaleType) -> int:
         """Round the float tensors called `names` to `storage_type` in place; return how many numbers changed."""
-        target = getattr(torch, storage_type)
-        changed = 0
-        for _, tensor in floats_called(model, names):
-            for piece in pieces(tensor):
-                nearest = piece.to(target).to(piece.dtype)
-                differ = int((nearest != piece).sum())
-                if differ:  # a write would copy pages that are mapped from a file
-                    piece.copy_(nearest)
-                changed += differ
-        return changed
+        return round_floats(model, names, storage_type)
 
     def fold_norms(self, model: nn.Module, batch: Any, folded: Callable[..., tuple[Tensor, Tensor]]) -> Applied:
         """Fold every BatchNorm that can be folded; `folded` computes weight and bias of a pair."""
@@ -218,13 +202,10 @@ class TorchFrontend:
         layers: Sequence[Layer],
         wanted: Mapping[str, Sequence[str]],
         batches: Sequence[Any],
-        *,
-        sequential: bool,
-        prepare: Callable[[Scope], None] | None = None,
-        trained: Collection[str] = (),
+        **asked: Any,
     ) -> CalibrationRun:
-        """Return a run of `batches` through `model`, one block at a time behind the quantized ones."""
-        return CalibrationRun(model, layers, wanted, batches, sequential=sequential, prepare=prepare, trained=trained)
+        """Return a run of `batches` through `model`, one block at a time behind the quantized ones, as is `asked`."""
+        return CalibrationRun(model, layers, wanted, batches, **asked)
 
     def output_statistics(
         self, model: nn.Module, wanted: Mapping[str, str], batches: Sequence[Any]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from fewbit.frontends.torch.layers import canonical_weight
 from fewbit.frontends.torch.token_weights import TokenWeights
 from fewbit.interfaces import Layer
 from fewbit.statistics import GUIDED, PAIRED, STATISTICS
+from fewbit.statistics.partials import Partials, Parts
 from fewbit.statistics.second_moment import SecondMoment
 
 
@@ -35,6 +37,8 @@ class InputWatch:
     floats: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     #: What the rows of their inputs count.
     weights: TokenWeights = field(default_factory=TokenWeights)
+    #: How many runs are summed apart.
+    parts: Parts = field(default_factory=Parts)
     #: The layer that keeps the statistic of each; found in the first run.
     leaders: dict[str, str] = field(default_factory=dict)
     #: Layers in the order of their calls in the first run.
@@ -46,7 +50,7 @@ class InputWatch:
 
     def gather(self, runs: Sequence[Callable[[], Any]]) -> dict[str, dict[str, Any]]:
         """Return the statistics of each layer over all `runs`; layers that share an input share the objects."""
-        kept: dict[tuple[str, str], Any] = {}
+        kept: dict[tuple[str, str], Partials] = {}
         #: Which of the layers with one input feeds a statistic: the first that asks for it.
         feeds: dict[tuple[str, str], str] = {}
         number = 0
@@ -56,7 +60,8 @@ class InputWatch:
             own = {}
             for name in self.names(layer):
                 if feeds.setdefault((leader, name), layer.name) == layer.name:
-                    own[name] = kept.setdefault((leader, name), self._statistic(name, layer, rows))
+                    known = kept.setdefault((leader, name), Partials(self.parts))
+                    own[name] = known.of(number, partial(self._statistic, name, layer, rows))
             self._update(layer, own, rows, {"guided": self.weights.of([layer.name], number)})
 
         for number, run in enumerate(runs):
@@ -65,7 +70,7 @@ class InputWatch:
             with self._listening(take, record=number == 0, once=once):
                 run()
         return {
-            layer.name: {name: kept[self.leaders[layer.name], name] for name in self.names(layer)}
+            layer.name: {name: kept[self.leaders[layer.name], name].whole() for name in self.names(layer)}
             for layer in self.layers
             if layer.name in self.leaders
         } | self.unreached()
@@ -73,23 +78,27 @@ class InputWatch:
     def unreached(self) -> dict[str, dict[str, Any]]:
         """Return statistics of nothing, of the layers that no run has called."""
         return {
-            layer.name: {name: self._statistic(name, layer, self._weight(layer)) for name in self.names(layer)}
+            layer.name: {name: self._nothing(name, layer) for name in self.names(layer)}
             for layer in self.layers
             if layer.name not in self.leaders
         }
 
     def shared(self, group: Sequence[Layer], inputs: Iterator[Tensor | None]) -> dict[str, dict[str, Any]]:
         """Return the statistics of layers that all get these inputs; `None` for a call that does without them."""
-        kept: dict[str, Any] = {}
+        kept: dict[str, Partials] = {}
         wanted = {name: layer for layer in reversed(group) for name in self.names(layer)}
         for number, rows in enumerate(inputs):
             if rows is None:
                 continue
-            kept = kept or {name: self._statistic(name, layer, rows) for name, layer in wanted.items()}
+            kept = kept or {name: Partials(self.parts) for name in wanted}
+            taking = {
+                name: kept[name].of(number, partial(self._statistic, name, layer, rows))
+                for name, layer in wanted.items()
+            }
             own = next((self.floats[layer.name] for layer in group if layer.name in self.floats), None)
             weights = self.weights.of([layer.name for layer in group], number)
-            self._update(group[0], kept, rows, {"paired": own[number] if own else None, "guided": weights})
-        return {layer.name: {name: kept[name] for name in self.names(layer) if name in kept} for layer in group}
+            self._update(group[0], taking, rows, {"paired": own[number] if own else None, "guided": weights})
+        return {layer.name: {name: kept[name].whole() for name in self.names(layer) if name in kept} for layer in group}
 
     def groups(self, runs: Sequence[Callable[[], Any]]) -> list[tuple[Layer, ...]] | None:
         """Return the layers in an order that the calls of all runs keep to, those that share an input together.
@@ -143,6 +152,11 @@ class InputWatch:
             for name in self.wanted[layer.name]
             if (layer.multiplies_rows or not _class(name).of_rows) and name not in unknown
         ]
+
+    def _nothing(self, name: str, layer: Layer) -> Any:
+        own = Partials(self.parts)
+        own.of(0, lambda: self._statistic(name, layer, self._weight(layer)))
+        return own.whole()
 
     def _statistic(self, name: str, layer: Layer, rows: Tensor) -> Any:
         kind, convolution = _class(name), Convolution.of(self._module(layer.name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,14 +14,14 @@ from fewbit.frontends.torch.input_watch import InputWatch
 from fewbit.frontends.torch.layers import canonical_weight
 from fewbit.frontends.torch.links import Fold, LinkSearch
 from fewbit.interfaces import Layer
-from fewbit.known_output import KnownOutput
-from fewbit.transforms.link import Factors, Link
+from fewbit.transforms.folded_scope import FoldedScope
+from fewbit.transforms.link import Factors
 
 #: Runs that links are looked for in, at most: more than one only where one does not reach every layer.
 _RUNS = 4
 
 
-class LinkScope:
+class LinkScope(FoldedScope[Fold]):
     """A block of a model, or a model without blocks; see `fewbit.transforms.scope.Scope`."""
 
     def __init__(
@@ -37,25 +37,20 @@ class LinkScope:
         """Prepare; `runs` run the part on its calls, and give the same again if it is `repeatable`."""
         self._model, self._part, self._runs, self._repeatable = model, part, runs, repeatable
         self._layers = {layer.name: layer for layer in layers}
+        super().__init__(self._layers)
         #: What each parameter was at first.
         self._before: dict[tuple[nn.Module, str], nn.Parameter] = {}
         #: What links other parts had.
         self._alike = {} if known is None else known
-        #: What BatchNorms tell of the outputs of layers.
-        self.known: Mapping[str, KnownOutput] = {}
 
     @property
     def name(self) -> str:
         """Dotted path; empty: the whole model."""
         return self._part
 
-    @property
-    def links(self) -> tuple[Link, ...]:
-        """What an exact fold has proven; a part that cannot be run again has none."""
-        return tuple(fold.link for fold in self._folds)
-
     @cached_property
     def _folds(self) -> tuple[Fold, ...]:
+        """Return none of a part that cannot be run again."""
         if not self._repeatable:
             return ()
         layers = list(self._layers.values())
@@ -64,11 +59,6 @@ class LinkScope:
     @property
     def _some(self) -> list[Callable[[], Any]]:
         return [self._runs[number] for number in range(min(_RUNS, len(self._runs)))]
-
-    @property
-    def layers(self) -> Collection[str]:
-        """The quantizable layers; norms are not among them."""
-        return self._layers
 
     def output_magnitudes(self, layer: str) -> Factors:
         """Return the largest magnitude of the weights of each output channel, (outputs,)."""
@@ -88,25 +78,10 @@ class LinkScope:
         layers = [self._layers[name] for name in wanted]
         return InputWatch(self._model, layers, wanted).gather(self._runs)
 
-    def rescale(self, link: Link, factors: Factors) -> Factors:
-        """Divide the channels of the link's producer by about `factors`; return by what, to the last bit."""
-        fold = next(fold for fold in self._folds if fold.link is link)
-        exact = fold.storable(factors)
-        self._remember(fold.fold(exact))
-        return exact
-
-    def absorb(self, link: Link, shift: Factors) -> float | str:
-        """Move biases along a link; return how far that took the output of the part, or why it was not done."""
-        fold = next(fold for fold in self._folds if fold.link is link)
-        found = absorb(fold, self._some, shift)
-        if isinstance(found, str):
-            return found
-        change, before = found
-        self._remember(before)
-        return change
+    def _absorbed(self, fold: Fold, shift: Factors) -> tuple[float, Changes] | str:
+        return absorb(fold, self._some, shift)
 
     def _remember(self, before: Changes) -> None:
-        """Keep what was there before anything was changed."""
         for module, parameters in before:
             for name, parameter in parameters.items():
                 self._before.setdefault((module, name), parameter)

@@ -214,7 +214,7 @@ def _drawn(fold: Fold) -> Factors:
     """Return random powers of two, the same each time, 1 of channels that nothing reads."""
     draw, outputs = np.random.RandomState(0), fold.link.outputs
     powers = draw.choice(_POWERS[fold.form], outputs) * draw.choice((-1, 1), outputs)
-    return np.where(np.isin(np.arange(outputs), fold.link.channels), np.exp2(powers), 1.0)
+    return np.where(fold.link.read, np.exp2(powers), 1.0)
 
 
 def _like(module: Any, factors: Factors) -> torch.Tensor:

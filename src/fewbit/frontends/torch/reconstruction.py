@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from fewbit.errors import CalibrationError
 from fewbit.frontends.torch.block_inputs import BlockInputs
 from fewbit.frontends.torch.calls import Call, configured_without_cache, evaluating, hidden
-from fewbit.frontends.torch.module_chain import chained
+from fewbit.frontends.torch.loss_gradient import LossGradient
+from fewbit.frontends.torch.module_chain import chained, modules_in
+from fewbit.frontends.torch.output_curvature import output_curvature
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.samples.batches import Mapped
@@ -32,6 +34,9 @@ class Reconstruction:
     calls: Sequence[Call]
     #: Its output before any of its layers was quantized, by call.
     targets: Sequence[Tensor]
+    #: What the model loses, and the batches to see it on.
+    loss: LossGradient
+    batches: Sequence[Any]
 
     def forward(self, weights: Mapping[str, Tensor], sample: int) -> Tensor:
         """Return the output for the call number `sample` under these weights (out, in), differentiable in them."""
@@ -44,24 +49,40 @@ class Reconstruction:
         with evaluating(module), configured_without_cache(module):
             return _first_tensor(module(*call.args, **call.kwargs))
 
+    def curvature(self) -> list[Tensor] | None:
+        """Return how much errors at the output for each call count for the model, as it now is; `None`: not known.
 
-def block_part(model: nn.Module, layers: tuple[Layer, ...], step: BlockInputs) -> CalibratedPart:
+        Nothing is known of a part that is the whole model.
+        """
+        if not self.name:
+            return None
+        found = output_curvature(self.loss, modules_in(self.model, self.name)[-1], self.batches)
+        fits = found is not None and [own.shape for own in found] == [own.shape for own in self.targets]
+        return found if fits else None
+
+
+def block_part(
+    layers: tuple[Layer, ...], step: BlockInputs, loss: LossGradient, batches: Sequence[Any]
+) -> CalibratedPart:
     """Return the layers of a block that are to be trained, each quantized and installed by now."""
     if not (step.link.replayable and step.calls):
         why = "it cannot be run on its own" if step.link.calls else "no calibration input reached it"
         return CalibratedPart(layers, {}, remarks=(f"its block {step.name} was not trained: {why}",))
     targets = [_first_tensor(output) for output in step.float_outputs]
-    block = Reconstruction(model=model, name=step.name, calls=step.calls, targets=targets)
+    block = Reconstruction(
+        model=loss.model, name=step.name, calls=step.calls, targets=targets, loss=loss, batches=batches
+    )
     remarks = () if step.alongside else (f"{step.name} was trained for its float output on quantized inputs",)
     return CalibratedPart(layers, {}, block=block, remarks=remarks)
 
 
-def model_part(model: nn.Module, layers: tuple[Layer, ...], batches: Sequence[Any]) -> CalibratedPart:
+def model_part(layers: tuple[Layer, ...], loss: LossGradient, batches: Sequence[Any]) -> CalibratedPart:
     """Return layers outside of blocks, not quantized yet, to be trained for the output of the model as it now is."""
-    calls = Mapped(Call.of, batches)
+    model, calls = loss.model, Mapped(Call.of, batches)
     with configured_without_cache(model):
         targets = [_first_tensor(call.copy().run(model)) for call in calls]
-    return CalibratedPart(layers, {}, block=Reconstruction(model=model, name="", calls=calls, targets=targets))
+    block = Reconstruction(model=model, name="", calls=calls, targets=targets, loss=loss, batches=batches)
+    return CalibratedPart(layers, {}, block=block)
 
 
 def _first_tensor(output: Any) -> Tensor:

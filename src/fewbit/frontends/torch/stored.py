@@ -1,42 +1,14 @@
-"""Tensors as what files hold: the float ones by name, and NumPy arrays, of ml_dtypes where NumPy has no such type."""
+"""Tensors as what files hold: NumPy arrays, of ml_dtypes where NumPy has no such type."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewbit.schemes.scheme import ScaleType
-
-
-def floats_called(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the stored float tensors of `model` that are called in `names`."""
-    direct = {name: tensor for name in names if (tensor := _hanging(model, name)) is not None}
-    # A state_dict packs every quantized layer anew.
-    rest = model.state_dict(keep_vars=True) if len(direct) < len(names) else {}
-    for name in names:
-        tensor = direct.get(name, rest.get(name))
-        if tensor is not None and tensor.dtype.is_floating_point:
-            yield name, tensor.detach()
-
-
-def _hanging(model: nn.Module, name: str) -> Tensor | None:
-    """Return the parameter or buffer that hangs in `model` under `name`; `None`: a module stores it in its own way."""
-    parent, _, attribute = name.rpartition(".")
-    try:
-        module = model.get_submodule(parent)
-    except AttributeError:
-        return None
-    found = module._parameters.get(attribute)
-    return module._buffers.get(attribute) if found is None else found
-
-
-def pieces(tensor: Tensor) -> Sequence[Tensor]:
-    """Return views of a few million numbers that make up `tensor`."""
-    return torch.split(tensor.view(-1), 1 << 22) if tensor.is_contiguous() else [tensor]
 
 
 def to_stored(tensor: Tensor, storage_type: ScaleType) -> np.ndarray[Any, Any]:

@@ -1,8 +1,6 @@
 """What each row of a layer's input counts: the mean square of the loss's gradient at the layer's output there.
 
-Of a language model the loss is the cross-entropy of labels drawn from its own predictions, whose squared gradients are
-in the mean the curvature of the KL divergence; of another model a random projection of its output, likewise for the
-squared error. One forward and one backward of the float model for each batch; blocks are run again on the way back.
+One forward and one backward of the float model for each batch; what the loss is says `loss_gradient.py`.
 """
 
 from __future__ import annotations
@@ -15,18 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from fewbit.frontends.torch.blocks import find_blocks
-from fewbit.frontends.torch.calls import hidden, run_with_gradients
 from fewbit.frontends.torch.layers import module_class
+from fewbit.frontends.torch.loss_gradient import LossGradient
 from fewbit.frontends.torch.resident_memory import trim
 from fewbit.interfaces import Layer
 
 #: Layers whose outputs have a row for each row of their inputs.
 _KINDS = ("Linear", "Conv1D")
-#: Rows that labels are drawn for together: their sums take as much memory as the scores.
-_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +46,22 @@ class GradientRun:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], wanted: Collection[str] | None = None
+        self,
+        loss: LossGradient,
+        layers: Sequence[Layer],
+        batches: Sequence[Any],
+        wanted: Collection[str] | None = None,
+        *,
+        first: int = 0,
     ) -> None:
-        """Prepare; nothing runs yet. Only the layers called in `wanted` are watched, or all of them."""
-        self._model, self._batches = model, batches
-        self._blocks = [block.name for block in find_blocks(model, layers).blocks]
-        self._head = {layer.shape[0] for layer in layers if layer.kind == "head"}
+        """Prepare; nothing runs yet. Only the layers called in `wanted` are watched, or all of them.
+
+        `first` is the number of the first batch: what is drawn for a batch depends on its own number alone.
+        """
+        self._model, self._batches, self._loss, self._first = loss.model, batches, loss, first
         # Behind quantized layers an expert gets other tokens than here.
         own = [layer.name for layer in layers if not layer.expert and (wanted is None or layer.name in wanted)]
-        watched = [name for name in own if module_class(model.get_submodule(name)) in _KINDS]
+        watched = [name for name in own if module_class(loss.model.get_submodule(name)) in _KINDS]
         self._seen: dict[str, list[list[Tensor]]] = {name: [] for name in watched}
         self._differentiable = True
 
@@ -69,59 +70,45 @@ class GradientRun:
 
     def __iter__(self) -> Iterator[None]:
         """Yield after each batch."""
-        draw = torch.Generator().manual_seed(0)
-        with _frozen(self._model), _run_again(self._model, self._blocks):
-            for batch in self._batches:
+        with self._loss.differentiated() as go_back:
+            for number, batch in enumerate(self._batches, self._first):
                 for calls in self._seen.values():
                     calls.append([])
                 if self._differentiable:
                     with _listening(self._model, self._seen):
-                        self._differentiable = _go_back(self._model, batch, self._head, draw)
+                        self._differentiable = go_back(number, batch) is not None
                     trim()  # what one batch leaves behind must not add up over all of them
                 yield
 
     @property
     def weights(self) -> TokenWeights:
         """What the rows count."""
+        return self.weighed(means_over([self.means]))
+
+    @property
+    def means(self) -> Mapping[str, Sequence[float]]:
+        """By layer the mean over the rows of each batch, of layers that every batch calls once."""
         if not self._differentiable:
-            return TokenWeights()
+            return {}
         single = {name: own for name, own in self._seen.items() if own and all(len(calls) == 1 for calls in own)}
-        kept = {name: _normalized([calls[0] for calls in own]) for name, own in single.items()}
-        return TokenWeights({name: own for name, own in kept.items() if own})
+        return {name: [float(calls[0].double().mean()) for calls in own] for name, own in single.items()}
+
+    def weighed(self, means: Mapping[str, float]) -> TokenWeights:
+        """Return what the rows count where the mean over all batches, also those of others, is 1."""
+        return TokenWeights(
+            {name: [(calls[0] / mean).detach() for calls in self._seen[name]] for name, mean in means.items()}
+        )
 
 
-def _go_back(model: nn.Module, batch: Any, head: set[int], draw: torch.Generator) -> bool:
-    """Run the model on a batch, and its gradient back; whether it has one."""
-    try:
-        output = run_with_gradients(model, batch)
-        scores = getattr(output, "logits", None)
-        scores = hidden(output) if scores is None else scores
-        if scores is None or not scores.requires_grad:
-            return False
-        scores.backward(_slope(scores.detach(), draw, labelled=scores.shape[-1] in head))
-    except RuntimeError as error:  # of an operator without gradient, or of what is written over
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return False
-    return True
-
-
-def _slope(scores: Tensor, draw: torch.Generator, *, labelled: bool) -> Tensor:
-    """Return the gradient of the loss at the model's output; `labelled`: of the cross-entropy of drawn labels."""
-    if not labelled:
-        return torch.randn(scores.shape, generator=draw).to(scores)
-    slope = scores.reshape(-1, scores.shape[-1]).float().softmax(-1)
-    labels = torch.cat([_labels(rows, draw) for rows in torch.split(slope, _ROWS_AT_ONCE)])
-    slope.scatter_add_(1, labels, -torch.ones_like(labels, dtype=slope.dtype))
-    return slope.reshape(scores.shape).to(scores.dtype)
-
-
-def _labels(probabilities: Tensor, draw: torch.Generator) -> Tensor:
-    """Return a label (rows, 1) for each row, by inversion: ten times as fast as `torch.multinomial`."""
-    reached = probabilities.cumsum(-1)
-    share = torch.rand(len(probabilities), 1, generator=draw).to(reached)
-    # The last label where rounding leaves the share above all: a draw in 2^24.
-    return torch.searchsorted(reached, share * reached[:, -1:], right=True).clamp_(max=probabilities.shape[-1] - 1)
+def means_over(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Return by layer the mean over the batches of all parts, of layers that have one everywhere."""
+    found = {}
+    for name in parts[0]:
+        if all(name in part for part in parts):
+            mean = float(torch.tensor([own for part in parts for own in part[name]], dtype=torch.float64).mean())
+            if 0.0 < mean < float("inf"):
+                found[name] = mean
+    return found
 
 
 @contextmanager
@@ -144,41 +131,3 @@ def _listening(model: nn.Module, seen: Mapping[str, list[list[Tensor]]]) -> Iter
         for name in seen:
             hooks.callback(model.get_submodule(name).register_forward_hook(partial(left, name)).remove)
         yield
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Let no parameter ask for a gradient: those of what flows are enough."""
-    asking = [own for own in model.parameters() if own.requires_grad]
-    for own in asking:
-        own.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for own in asking:
-            own.requires_grad_(True)
-
-
-@contextmanager
-def _run_again(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
-    """Have the blocks keep their inputs alone; what is inside of one comes again on the way back."""
-    with ExitStack() as undo:
-        for name in blocks:
-            module = model.get_submodule(name)
-            own = module.__dict__.get("forward")
-            undo.callback(_set_forward, module, own)
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-        yield
-
-
-def _set_forward(module: nn.Module, own: Any) -> None:
-    if own is None:
-        del module.forward
-    else:
-        module.forward = own
-
-
-def _normalized(weights: list[Tensor]) -> list[Tensor]:
-    """Return the weights with a mean of 1; nothing where there is none."""
-    mean = float(torch.stack([own.double().mean() for own in weights]).mean())
-    return [(own / mean).detach() for own in weights] if 0.0 < mean < float("inf") else []
