@@ -43,6 +43,11 @@ class Probe:
         pairs = [_pair(model, own) for own in self._replacements]
         shown = {_made(own[0]): own for own in pairs if id(own[0].node) in flow.places}
         sizes = sizes_of(model.graph, flow, feeds)
+        if self._inputs is not None:  # what goes into layers is held beside what comes out
+            sizes = {
+                name: own + sum(sizes.get(value, 0) for value in _given(shown[name][0])) if name in shown else own
+                for name, own in sizes.items()
+            }
         runs = within_bounds(sorted(shown, key=flow.makers.__getitem__), sizes, _ALIVE, _AT_ONCE)
         groups = [[name for own in run for name in (*_given(shown[own][0]), own)] for run in runs]
         known = dict(feeds)
