@@ -30,6 +30,7 @@ from fewbit.pipeline import load, plan, quantize
 from fewbit.qtensor import QTensor
 from fewbit.recipe import Recipe
 from fewbit.report.conversion import Conversion
+from fewbit.report.data import Report
 from fewbit.result import Result
 from fewbit.rule import Rule, keep
 from fewbit.samples.files import Samples
@@ -74,6 +75,7 @@ __all__ = [
     "Preprocessing",
     "QTensor",
     "Recipe",
+    "Report",
     "Result",
     "Rule",
     "Samples",

@@ -16,7 +16,7 @@ from fewbit.errors import CalibrationError, FewbitError
 from fewbit.interfaces import CalibratedPart, frontend_of
 from fewbit.numerics.namespace import to_numpy
 from fewbit.options import Options
-from fewbit.pipeline import float_source
+from fewbit.sources.floats import float_source
 from fewbit.statistics.mean_square import MeanSquare
 
 _STATISTIC = "mean_square"

@@ -14,12 +14,13 @@ from fewbit.attention import installed, round_products
 from fewbit.calibration import default_calibration, first_batch, parse_calibration
 from fewbit.clock import Clock
 from fewbit.errors import CheckpointError, PlanError
+from fewbit.evaluation.overlap import overlap
 from fewbit.evaluation.side_by_side import Measured, measure
 from fewbit.evaluation.token_ids import require_known
 from fewbit.execution.executor import parse_executor
 from fewbit.hints import hints_of
 from fewbit.instead import in_place_of_data
-from fewbit.interfaces import ONE_FILE, Forms, Frontend, Source, Switch, frontend_of, target_of
+from fewbit.interfaces import ONE_FILE, Forms, Frontend, Switch, frontend_of, target_of
 from fewbit.measurement import parse_evaluation
 from fewbit.model_plan import checked, model_plan
 from fewbit.no_data import NoData
@@ -29,6 +30,7 @@ from fewbit.planning import Plan
 from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe
 from fewbit.repairing import repaired
+from fewbit.report.call import call_in_words
 from fewbit.report.data import Report
 from fewbit.reporting import remarks_of, report_of
 from fewbit.rescaling import Rescaling
@@ -39,7 +41,7 @@ from fewbit.schemes.scheme import Scheme
 from fewbit.shared_scales import names_global_scales
 from fewbit.solved import Data
 from fewbit.solving import needs_data, solve
-from fewbit.sources import open_source
+from fewbit.sources.floats import float_source
 from fewbit.transforming import transformed
 from fewbit.weighting import Weighting
 
@@ -128,6 +130,10 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
     """
     options = options or Options()
     parse_executor(options.executor).require()
+    call = None if options.command else call_in_words(
+        "fewbit.quantize", model, recipe, to=to, dtype=dtype, calibration=calibration, evaluation=evaluation,
+        importance=importance, options=options,
+    )  # fmt: skip
     given = None if NoData.of(calibration) else parse_calibration(calibration)
     asked = parse_evaluation(evaluation)
     source, parsed = float_source(model), parse_recipe(recipe)
@@ -168,7 +174,8 @@ def quantize(  # noqa: PLR0913  # all that is said of a run
         made, report = work.done(planned, made, rescaling, idle=idle)
         described = given.described(data.batches) if given and data.batches else None
         described = instead.described(made) if instead else described
-        report = replace(report, text=name, calibration=described)
+        seen = overlap(data.batches, evaluated)
+        report = replace(report, text=name, calibration=described, overlap=seen, call=call)
         return Result(model=live, plan=made, report=report, source=source, batches=data.batches, example=data.example)
 
 
@@ -282,13 +289,3 @@ def load(
     made = replace(made, hints=hints_of(made, frontend_of(source.framework), model))
     loaded = source.load()
     return Result(model=loaded, plan=made, report=None, source=source, cache=source.cache(loaded))
-
-
-def float_source(model: Any) -> Source:
-    """Return the source of a float model; raises `PlanError` for one that is quantized already."""
-    from fewbit.sources.checkpoint import CheckpointFolder
-
-    source = open_source(model)
-    if isinstance(source, CheckpointFolder):
-        raise PlanError(f"{source.name} is quantized already; start from the float model")
-    return source

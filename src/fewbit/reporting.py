@@ -12,7 +12,8 @@ from fewbit.formats.scale_type import scale_fits
 from fewbit.interfaces import Execution, Frontend, target_of
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
-from fewbit.report.data import LayerReport, Report
+from fewbit.report.data import Report
+from fewbit.report.layer_report import LayerReport
 from fewbit.solved import Solved
 
 
@@ -44,6 +45,7 @@ def report_of(
         before=measured.before,
         after=measured.after,
         output_sqnr=measured.output_sqnr,
+        forward_seconds=measured.seconds,
     )
 
 
@@ -79,6 +81,7 @@ def _layer_report(row: PlanRow, done: Solved | None, measured: Measured, runs: E
         overflow=row.overflow,
         remarks=_fallbacks(done) if done else (),
         histogram=done.histogram if done else None,
+        inputs=measured.inputs.get(row.layer.name),
     )
 
 

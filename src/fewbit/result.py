@@ -39,6 +39,16 @@ class Result:
         """The recipe that was carried out."""
         return self.plan.recipe
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return a flat dict for each layer of the report, as `pandas.DataFrame` takes them."""
+        if self.report is None:
+            raise RecipeError("a loaded checkpoint has no report; fewbit.Report.load reads the one in its folder")
+        found: list[dict[str, Any]] = self.report.records()
+        return found
+
+    def _repr_html_(self) -> str | None:
+        return None if self.report is None else str(self.report._repr_html_())
+
     def run(self, batch: Any) -> Any:
         """Return what the model puts out for a batch as for `Evaluation`; of an ONNX model arrays by name."""
         frontend = frontend_of(self.source.framework)

@@ -25,8 +25,9 @@ from fewbit.frontends.torch.streamed_calibration import (
 from fewbit.interfaces import Frontend, Layer, Progress
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
-from fewbit.report.data import LayerReport, plain
+from fewbit.report.layer_report import LayerReport
 from fewbit.report.restored import layer_report_of
+from fewbit.report.strict_json import plain
 from fewbit.reporting import report_of
 from fewbit.shared_scales import SharedScales
 from fewbit.solved import Solved

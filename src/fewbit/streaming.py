@@ -25,13 +25,13 @@ from fewbit.folder_run import FolderRun, Planned, Preparation
 from fewbit.interfaces import Manifest, target_of
 from fewbit.numerics.namespace import to_numpy
 from fewbit.options import Options
-from fewbit.pipeline import float_source
 from fewbit.planning import Plan
 from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe
 from fewbit.report.data import Report
 from fewbit.reporting import remarks_of, report_of
 from fewbit.samples.batches import arrays_in
+from fewbit.sources.floats import float_source
 from fewbit.sources.huggingface import TransformersModel
 from fewbit.streamed_plan import require_target
 

@@ -71,7 +71,7 @@ def test_json_prints_one_object_and_that_is_the_report(run, made, tmp_path):
     data = one_object(printed)
     assert data.pop("output") == str(out)
     assert data == one_object((out / "report.json").read_text())
-    assert (data["schema"], data["recipe"], data["after"]["predictions"]) == (1, "w4a16", 30)
+    assert (data["schema_version"], data["recipe"], data["after"]["predictions"]) == (2, "w4a16", 30)
 
 
 def test_the_report_holds_the_command_that_repeats_the_run(run, made, tmp_path):

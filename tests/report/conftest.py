@@ -15,7 +15,8 @@ import pytest
 from fewbit.evaluation.level_histogram import level_histogram
 from fewbit.evaluation.quality import Quality
 from fewbit.qtensor import quantize
-from fewbit.report.data import LayerReport, Report
+from fewbit.report.data import Report
+from fewbit.report.layer_report import LayerReport
 from fewbit.schemes.notation import parse_scheme
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -62,17 +63,17 @@ class Opened:
 
     def names(self):
         return self.page.eval_on_selector_all(
-            "#table tbody", "all => all.filter(b => b.offsetHeight).map(b => b.querySelector('.name').textContent)"
+            "#table > tbody", "all => all.filter(b => b.offsetHeight).map(b => b.querySelector('.name').textContent)"
         )
 
     def header(self, title):
         return self.page.get_by_role("button", name=title, exact=True)
 
     def directions(self):
-        return self.page.eval_on_selector_all("#table thead th", "all => all.map(th => th.getAttribute('aria-sort'))")
+        return self.page.eval_on_selector_all("#table > thead th", "all => all.map(th => th.getAttribute('aria-sort'))")
 
     def body(self, name):
-        return self.page.locator("#table tbody", has=self.page.locator(".name", has_text=re.compile(f"^{name}$")))
+        return self.page.locator("#table > tbody", has=self.page.locator(".name", has_text=re.compile(f"^{name}$")))
 
     def too_wide(self):
         return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
@@ -106,7 +107,7 @@ def layer(name, becomes="int4 g64", **values):
     defaults = {
         "kind": "linear", "shape": (16, 128), "algorithm": "gptq", "bytes_before": 4096, "bytes_after": 1088,
         "weight_sqnr": 21.5, "row_sqnr": (20.0, 22.5), "output_sqnr": 20.25, "nearest_sqnr": 18.0, "solved_sqnr": 23.0,
-        "damping": 0.01, "seconds": 0.25, "histogram": histogram(becomes),
+        "damping": 0.01, "seconds": 0.25, "histogram": histogram(becomes.partition(",")[0]),
     }  # fmt: skip
     return LayerReport(name=name, becomes=becomes, **{**defaults, **values})
 

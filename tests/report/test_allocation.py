@@ -3,7 +3,8 @@
 import json
 
 from fewbit.report.allocation import AllocatedLayer, AllocationPoint, AllocationReport, AllocationRound
-from fewbit.report.data import Report, json_text
+from fewbit.report.data import Report
+from fewbit.report.strict_json import json_text
 
 
 def found(**values):

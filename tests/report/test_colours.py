@@ -39,8 +39,15 @@ def test_text_is_told_from_its_ground(dark, ground):
     colours = palette(dark)
     for ink in ("ink", "soft", "warn"):
         assert contrast(colours[ink], colours[ground]) >= 4.5, ink
-    for shape in ("bar", "whisker", "weights", "codes", "marks"):
+    for shape in ("bar", "whisker", "weights", "codes", "marks", "inputs", "heat"):
         assert contrast(colours[shape], colours[ground]) >= 3.0, shape
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_link_is_told_as_text_and_a_large_channel_from_a_usual_one(dark):
+    colours = palette(dark)
+    assert contrast(colours["marks"], colours["page"]) >= 4.5
+    assert contrast(colours["heat"], colours["cell"]) >= 3.0
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -107,7 +107,7 @@ def test_on_paper_there_are_no_controls(opened, toy):
     window = opened(toy.report(), color_scheme="dark")
     window.page.emulate_media(media="print")
     assert window.page.locator(".controls").is_hidden()
-    assert window.page.locator("#table tbody .name:visible").count() == 7
+    assert window.page.locator("#table > tbody .name:visible").count() == 7
 
 
 LONG = "model." + "a_name_without_any_place_to_break_" * 5 + ".q_proj"
@@ -140,10 +140,10 @@ def test_a_phone_shows_what_matters_of_each_layer_and_the_rest_when_it_is_opened
     for style, there in (("name", True), ("becomes", True), ("weight", True), ("output", True), ("notes", True),
                          ("damping", False), ("shape", False)):  # fmt: skip
         assert body.locator(f".{style}").is_visible() is there, style
-    body.locator("summary").tap()
+    body.locator(".name summary").tap()
     for style in ("kind", "shape", "before", "after", "nearest", "solved", "damping", "seconds"):
         assert body.locator(f".{style}").is_visible(), style
-    for part in (body, body.locator("svg.histogram"), body.locator(".notes")):
+    for part in (body, body.locator(".of-weights svg.histogram"), body.locator(".notes")):
         box = part.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= PHONE["width"]

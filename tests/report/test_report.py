@@ -15,7 +15,8 @@ from fewbit.errors import RecipeError
 from fewbit.evaluation.level_histogram import level_histogram
 from fewbit.evaluation.quality import Quality
 from fewbit.qtensor import quantize
-from fewbit.report.data import SCHEMA, LayerReport, Report, installed_versions
+from fewbit.report.data import SCHEMA_VERSION, Report, installed_versions
+from fewbit.report.layer_report import LayerReport
 from fewbit.schemes.notation import parse_scheme
 
 HOSTILE = "<script>alert(\"x\")</script><img src=x onerror='y'>&amp;{{ 7 * 7 }}"
@@ -88,12 +89,12 @@ def test_the_data_are_valid_json_and_say_their_schema():
     made = report()
     data = strict_json(made.files()["report.json"])
     assert data == json.loads(json.dumps(made.to_dict()))
-    assert data["schema"] == SCHEMA == 1
+    assert data["schema_version"] == SCHEMA_VERSION == 2
 
 
 def test_the_data_hold_every_field_with_its_value():
     data = report().to_dict()
-    assert set(data) == {"schema", "levels", *(field.name for field in dataclasses.fields(Report))}
+    assert set(data) == {"schema_version", "levels", *(field.name for field in dataclasses.fields(Report))}
     assert set(data["layers"][0]) == {field.name for field in dataclasses.fields(LayerReport)}
     assert data["layers"][0]["shape"] == [8, 64]
     assert data["layers"][2]["weight_sqnr"] is None

@@ -23,12 +23,12 @@ from fewbit.measurement import Evaluation, parse_evaluation
 from fewbit.model_plan import storage_type_of
 from fewbit.no_data import NoData
 from fewbit.options import Options
-from fewbit.pipeline import float_source
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan, resolve
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule
 from fewbit.solved import Data
+from fewbit.sources.floats import float_source
 
 #: Tokens, or samples, on which single layers are solved.
 _SOLVED_ON = (2048, 128)

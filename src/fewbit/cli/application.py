@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fewbit.cli.compare import compare
 from fewbit.cli.convert import convert
 from fewbit.cli.demo import demo
 from fewbit.cli.evaluate import evaluate
@@ -21,7 +22,7 @@ from fewbit.cli.quantize import quantize
 from fewbit.cli.sensitivity import sensitivity
 from fewbit.cli.support import support
 from fewbit.cli.verify import verify
-from fewbit.errors import FewbitError, NotYetError
+from fewbit.errors import FewbitError
 
 # typer carries a click of its own, older ones used the installed one; BadParameter hangs below this class in both.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -52,17 +53,10 @@ def options(
         raise typer.Exit
 
 
-for command in (quantize, sensitivity, finetune, evaluate, inspect, convert, verify, imatrix, support, demo):
+for command in (
+    quantize, sensitivity, finetune, evaluate, compare, inspect, convert, verify, imatrix, support, demo,
+):  # fmt: skip
     application.command(no_args_is_help=command not in (support, demo))(command)
-
-
-def _later(name: str, what: str) -> None:
-    @application.command(name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-    def later() -> None:
-        raise NotYetError(f"fewbit {name} ({what}) is not in this version")
-
-
-_later("compare", "reports side by side")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -39,7 +39,7 @@ class Terminal:
     def result(self, text: str, data: dict[str, Any]) -> None:
         """Print a command's result: text for people, or one JSON object."""
         if self.as_json:
-            from fewbit.report.data import json_text
+            from fewbit.report.strict_json import json_text
 
             sys.stdout.write(json_text(data))
         else:

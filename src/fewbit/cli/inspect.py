@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from shutil import get_terminal_size
 from typing import Annotated, Any
 
 import typer
 
 from fewbit.cli.console import Terminal
+from fewbit.cli.histogram import histogram_lines
 from fewbit.cli.words import AsJson, Model, Quiet
+
+#: Columns of a histogram, at most.
+_WIDEST = 100
 
 
 @dataclass(frozen=True)
@@ -23,17 +29,45 @@ class _Row:
     lowest: float
     highest: float
     quantized: bool = False
+    #: Numbers by their place between the lowest and the highest; empty where nobody asked, or where one is not finite.
+    histogram: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What is wanted of the tensors of a model."""
+
+    pattern: re.Pattern[str]
+    #: Bins of a histogram; 0: there is to be none.
+    bins: int = 0
+
+    def row(
+        self, name: str, shape: tuple[int, ...], form: str, nbytes: int, numbers: Any, *, quantized: bool = False
+    ) -> _Row:
+        """Return the row of a tensor with these numbers."""
+        if not numbers.size:
+            return _Row(name, shape, form, nbytes, math.nan, math.nan, quantized)
+        low, high = float(numbers.min()), float(numbers.max())
+        drawn = self.bins and self.pattern.search(name) and math.isfinite(high - low)
+        return _Row(name, shape, form, nbytes, low, high, quantized, self._counts(numbers, low, high) if drawn else ())
+
+    def _counts(self, numbers: Any, low: float, high: float) -> tuple[int, ...]:
+        import numpy as np
+
+        counts, _ = np.histogram(numbers, bins=self.bins, range=(low, high))
+        return tuple(counts.tolist())
 
 
 def inspect(
     model: Model,
     match: Annotated[str, typer.Option(help="Only tensors whose name this regular expression finds.")] = "",
+    histogram: Annotated[
+        bool, typer.Option("--histogram", help="Draw below each tensor how its values are distributed.")
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Print every tensor of MODEL: shape, format, bytes, smallest and largest value, and what is left in float."""
-    import re
-
     from fewbit.errors import RecipeError
     from fewbit.sources import open_source
 
@@ -44,16 +78,19 @@ def inspect(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     with terminal.phase("read"):
         source = open_source(model)
-        rows = [row for row in _rows_of(source)(source) if pattern.search(row.name)]
+        look = _Look(pattern, min(max(get_terminal_size().columns - 2, 20), _WIDEST) if histogram else 0)
+        rows = [row for row in _rows_of(source)(source, look) if pattern.search(row.name)]
     quantized = [row for row in rows if row.quantized]
     total = sum(row.nbytes for row in rows)
     width = max([len(row.name) for row in rows], default=10)
     lines = [f"{'tensor':{width}}  {'shape':>14}  {'format':<18} {'bytes':>12} {'lowest':>12} {'highest':>12}"]
-    lines += [
-        f"{row.name:{width}}  {'x'.join(map(str, row.shape)):>14}  {row.form:<18} {row.nbytes:>12,} "
-        f"{row.lowest:>12.5g} {row.highest:>12.5g}"
-        for row in rows
-    ]
+    for row in rows:
+        lines.append(
+            f"{row.name:{width}}  {'x'.join(map(str, row.shape)):>14}  {row.form:<18} {row.nbytes:>12,} "
+            f"{row.lowest:>12.5g} {row.highest:>12.5g}"
+        )
+        drawn = histogram_lines(row.histogram, row.lowest, row.highest) if row.histogram else []
+        lines += [f"  {line}".rstrip() for line in drawn]
     lines.append(
         f"{len(rows)} tensors, {len(quantized)} quantized, {len(rows) - len(quantized)} float; {total:,} bytes"
     )
@@ -61,7 +98,7 @@ def inspect(
     terminal.result("\n".join(lines), data)
 
 
-def _rows_of(source: Any) -> Callable[[Any], list[_Row]]:
+def _rows_of(source: Any) -> Callable[[Any, _Look], list[_Row]]:
     """Return what lists the tensors of a kind of source."""
     from fewbit.sources.checkpoint import CheckpointFolder
     from fewbit.sources.gguf import GgufModel
@@ -71,7 +108,7 @@ def _rows_of(source: Any) -> Callable[[Any], list[_Row]]:
     return next((rows for kind, rows in known.items() if isinstance(source, kind)), _float_rows)
 
 
-def _checkpoint_rows(source: Any) -> list[_Row]:
+def _checkpoint_rows(source: Any, look: _Look) -> list[_Row]:
     import numpy as np
 
     from fewbit.activation import Activation
@@ -92,11 +129,12 @@ def _checkpoint_rows(source: Any) -> list[_Row]:
         if isinstance(value, QTensor) and name in checkpoint.inputs:
             scheme += f", input {input_scheme_to_text(checkpoint.inputs[name])}"
         numbers = value.dequantize() if isinstance(value, QTensor) else np.asarray(value, dtype=np.float32)
-        rows.append(_row(name, tuple(value.shape), scheme, nbytes[name], numbers, quantized=isinstance(value, QTensor)))
+        coded = isinstance(value, QTensor)
+        rows.append(look.row(name, tuple(value.shape), scheme, nbytes[name], numbers, quantized=coded))
     return rows
 
 
-def _graph_rows(source: Any) -> list[_Row]:
+def _graph_rows(source: Any, look: _Look) -> list[_Row]:
     """Rows of the constants of an ONNX graph, one that several layers share counted at the first."""
     import numpy as np
 
@@ -111,11 +149,11 @@ def _graph_rows(source: Any) -> list[_Row]:
         form = tensor.dtype.numpy().name
         numbers = np.zeros(0) if form == "object" else np.asarray(tensor.numpy(), dtype=np.float32)
         form, nbytes = (f"{form}, tied", 0) if tied else (form, tensor.nbytes)
-        rows.append(_row(name, tuple(numbers.shape), form, nbytes, numbers))
+        rows.append(look.row(name, tuple(numbers.shape), form, nbytes, numbers))
     return rows
 
 
-def _gguf_rows(source: Any) -> list[_Row]:
+def _gguf_rows(source: Any, look: _Look) -> list[_Row]:
     """Rows of a GGUF file, each tensor in the type that it has there."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -127,11 +165,11 @@ def _gguf_rows(source: Any) -> list[_Row]:
         in_blocks = GGML_QUANT_SIZES[GGMLQuantizationType[own.kind]][0] > 1
         form = FLOATS[own.kind].name if own.kind in FLOATS else own.kind.lower()
         numbers = read_numbers(source.path, source.header, own)
-        rows.append(_row(names[own.name], own.shape, form, own.nbytes, numbers, quantized=in_blocks))
+        rows.append(look.row(names[own.name], own.shape, form, own.nbytes, numbers, quantized=in_blocks))
     return rows
 
 
-def _float_rows(source: Any) -> list[_Row]:
+def _float_rows(source: Any, look: _Look) -> list[_Row]:
     """Rows of a model folder that is not quantized."""
     import numpy as np
 
@@ -139,13 +177,7 @@ def _float_rows(source: Any) -> list[_Row]:
     from fewbit.checkpoints.safetensors_folder import files_of
 
     return [
-        _row(name, tuple(array.shape), array.dtype.name, array.nbytes, np.asarray(array, dtype=np.float32))
+        look.row(name, tuple(array.shape), array.dtype.name, array.nbytes, np.asarray(array, dtype=np.float32))
         for file in files_of(source.folder)
         for name, array in read_tensors(file)
     ]
-
-
-def _row(name: str, shape: tuple[int, ...], form: str, nbytes: int, numbers: Any, *, quantized: bool = False) -> _Row:
-    if not numbers.size:
-        return _Row(name, shape, form, nbytes, math.nan, math.nan, quantized)
-    return _Row(name, shape, form, nbytes, float(numbers.min()), float(numbers.max()), quantized)

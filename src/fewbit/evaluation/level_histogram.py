@@ -8,8 +8,8 @@ layers can be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class LevelHistogram:
     """The weights of a layer in bins, and its codes by level. All counts are of whole layers."""
 
     #: Every value that a code can stand for, in units of the scale, ascending; with a zero point the codes themselves.
-    levels: tuple[float, ...]
+    levels: tuple[float, ...] = field(metadata={"listed": True})
     #: Middle of the first bin, and the width of all.
     start: float
     width: float
@@ -59,13 +59,12 @@ def level_histogram(weight: Array, qtensor: QTensor) -> LevelHistogram:
     """
     levels = qtensor.scheme.format.levels
     start, width, bins = axis(levels)
-    low, high = (_limit(levels[end], levels[beside]) for end, beside in ((0, 1), (-1, -2)))
+    low, high = limits(levels)
     counts, below, above = np.zeros(bins, np.int64), 0, 0
-    for units in _in_units(weight, qtensor):
+    for units in in_units(weight, qtensor):
         below += int(np.count_nonzero(units < low))
         above += int(np.count_nonzero(units > high))
-        places = np.clip(units * (1.0 / width) + (0.5 - start / width), 0.0, bins - 0.5)
-        counts += np.bincount(places.astype(np.intp).ravel(), minlength=bins)
+        counts += counted([units], start, width, bins)
     codes = _codes(qtensor)
     scales = to_numpy(qtensor.scale_values())
     return LevelHistogram(
@@ -95,12 +94,22 @@ def axis(levels: tuple[float, ...]) -> tuple[float, float, int]:
     return first * width, width, last - first + 1
 
 
-def _limit(end: float, beside: float) -> float:
-    """Return how far from 0 a weight may lie and still be rounded to the level `end` as well as to one amid others."""
-    return (end + (end - beside) / 2) * (1.0 + _ROUNDED_SCALE)
+def limits(levels: tuple[float, ...]) -> tuple[float, float]:
+    """Return how far out a number may lie and still be rounded to an outer level as well as to one amid others."""
+    low, high = ((levels[end] + (levels[end] - levels[beside]) / 2) for end, beside in ((0, 1), (-1, -2)))
+    return low * (1.0 + _ROUNDED_SCALE), high * (1.0 + _ROUNDED_SCALE)
 
 
-def _in_units(weight: Array, qtensor: QTensor) -> Iterator[Any]:
+def counted(parts: Iterable[Any], start: float, width: float, bins: int) -> Any:
+    """Return how many numbers of NumPy arrays fall into each bin; the outer ones take what lies beyond."""
+    counts = np.zeros(bins, np.int64)
+    for units in parts:
+        places = np.clip(units * (1.0 / width) + (0.5 - start / width), 0.0, bins - 0.5)
+        counts += np.bincount(places.astype(np.intp).ravel(), minlength=bins)
+    return counts
+
+
+def in_units(weight: Array, qtensor: QTensor) -> Iterator[Any]:
     """Yield rows of `weight` divided by their scales, zero points added, as float32 NumPy arrays that fit a cache."""
     xp = array_namespace(weight)
     rows, columns = weight.shape

@@ -6,15 +6,18 @@ watched on the first batch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from fewbit.activation import Activation
 from fewbit.errors import RecipeError
 from fewbit.evaluation.fidelity import decibels
+from fewbit.evaluation.input_profile import InputProfile, input_profile
 from fewbit.evaluation.quality import Quality, compare
 from fewbit.interfaces import Forms, Frontend, Progress, Switch
-from fewbit.numerics.namespace import array_namespace
+from fewbit.numerics.namespace import array_namespace, is_torch
 
 
 @dataclass(slots=True)
@@ -25,6 +28,10 @@ class Measured:
     after: Quality | None = None
     output_sqnr: float | None = None
     layers: dict[str, float] | None = None
+    #: What went into layers in the first batch.
+    inputs: dict[str, InputProfile] = field(default_factory=dict)
+    #: What all forwards took, of the float form and of the quantized one; `None` where that one is only simulated.
+    seconds: tuple[float, float] | None = None
 
 
 def measure(
@@ -45,36 +52,61 @@ def measure(
         NonFiniteError: activations that are NaN or infinite; the layer is named.
 
     """
-
-    def forward(batch: Any, *, quantized: bool) -> Any:
-        for switch in (*layers, *beside):
-            (switch.install if quantized else switch.restore)()
-        try:
-            return main_output(frontend.run(model, batch))
-        finally:
-            for switch in (*layers, *beside):
-                switch.restore()
-
+    both = _BothForms(model, (*layers, *beside), frontend)
     measured = Measured()
-    with frontend.probe(layers) as ratios:
+
+    def watch(name: str, rows: Any, activation: Activation | None) -> None:
+        found = None if name in measured.inputs else input_profile(rows, activation)
+        if found is not None:
+            measured.inputs[name] = found
+
+    with frontend.probe(layers, watch) as ratios:
         first = frontend.run(model, batches[0])  # layer by layer on one batch; it costs two forwards
     measured.layers = dict(ratios)
     tracked = progress.track(batches, "measure")
     if is_language_model(batches, main_output(first)):
-        measured.before, measured.after = compare(
-            lambda tokens: forward(tokens, quantized=False),
-            lambda tokens: forward(tokens, quantized=True),
-            (tokens_of(batch) for batch in tracked),
-        )
-        return measured
-    signal = noise = 0.0
-    for batch in tracked:
-        expected, actual = forward(batch, quantized=False), forward(batch, quantized=True)
-        exact = _float64(expected)
-        signal += _power(exact)
-        noise += _power(exact - _float64(actual))
-    measured.output_sqnr = decibels(signal, noise)
+        tokens = (tokens_of(batch) for batch in tracked)
+        measured.before, measured.after = compare(both.float, both.quantized, tokens)
+    else:
+        signal = noise = 0.0
+        for batch in tracked:
+            expected, actual = both.float(batch), both.quantized(batch)
+            exact = _float64(expected)
+            signal += _power(exact)
+            noise += _power(exact - _float64(actual))
+        measured.output_sqnr = decibels(signal, noise)
+    measured.seconds = None if frontend.simulates else (both.seconds[0], both.seconds[1])
     return measured
+
+
+@dataclass(slots=True)
+class _BothForms:
+    """A model that runs in either form, and what that has taken of each; between runs it is float."""
+
+    model: Any
+    switches: Sequence[Switch]
+    frontend: Frontend
+    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def float(self, batch: Any) -> Any:
+        return self._run(batch, 0)
+
+    def quantized(self, batch: Any) -> Any:
+        for switch in self.switches:
+            switch.install()
+        try:
+            return self._run(batch, 1)
+        finally:
+            for switch in self.switches:
+                switch.restore()
+
+    def _run(self, batch: Any, form: int) -> Any:
+        started = time.perf_counter()
+        output = main_output(self.frontend.run(self.model, batch))
+        if is_torch(output) and output.is_cuda:
+            output.sum().item()  # waits until the device is done
+        self.seconds[form] += time.perf_counter() - started
+        return output
 
 
 def _float64(values: Any) -> Any:

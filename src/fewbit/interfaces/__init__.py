@@ -8,7 +8,7 @@ from __future__ import annotations
 from fewbit.interfaces.calibration_run import CalibratedPart, CalibrationRun, DividedRun
 from fewbit.interfaces.checkpoint import Checkpoint, CheckpointFormat, Writer
 from fewbit.interfaces.forms import Activations, Execution, Forms, Replacement, Switch, Trainable
-from fewbit.interfaces.frontend import Frontend
+from fewbit.interfaces.frontend import Frontend, Watch
 from fewbit.interfaces.implementations import (
     CHECKPOINTS,
     FRONTENDS,
@@ -54,6 +54,7 @@ __all__ = [
     "Switch",
     "Target",
     "Trainable",
+    "Watch",
     "Writer",
     "checkpoint_format",
     "frontend_of",

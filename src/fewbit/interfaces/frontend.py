@@ -24,9 +24,16 @@ from fewbit.statistics.partials import Parts
 from fewbit.transforms import Applied
 from fewbit.transforms.scope import Scope
 
+#: Takes the name of a layer, its input as (rows, channels), and how that is rounded row by row; `None`: not so.
+Watch = Callable[[str, Array, Activation | None], None]
+
 
 class Frontend(Protocol):
     """What knows a framework."""
+
+    @property
+    def simulates(self) -> bool:
+        """Whether its quantized forms compute in float what codes stand for: the time they take says nothing."""
 
     @property
     def trains(self) -> bool:
@@ -167,5 +174,8 @@ class Frontend(Protocol):
     def run(self, model: Any, batch: Any) -> Any:
         """Return the output of `model` for a batch (an array, a tuple of arguments or a dict of them)."""
 
-    def probe(self, replacements: Sequence[Forms]) -> AbstractContextManager[Mapping[str, float]]:
-        """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB on its float inputs."""
+    def probe(self, forms: Sequence[Forms], watch: Watch | None = None) -> AbstractContextManager[Mapping[str, float]]:
+        """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB on its float inputs.
+
+        `watch` is given the inputs of layers that are no table, channels last.
+        """

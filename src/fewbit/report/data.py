@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
 import platform
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from fewbit.errors import CheckpointError, RecipeError
-from fewbit.evaluation.level_histogram import LevelHistogram
+from fewbit.evaluation.overlap import Overlap
 from fewbit.evaluation.quality import Quality
-from fewbit.evaluation.size import megabytes
 from fewbit.report.allocation import AllocationReport
+from fewbit.report.layer_report import LayerReport
+from fewbit.report.strict_json import json_text, listed
 from fewbit.whole_file import write_whole
 
 #: Version of the schema of `report.json`; raised when a field changes its meaning or goes away.
-SCHEMA = 1
+SCHEMA_VERSION = 2
 _PACKAGES = ("fewbit", "numpy", "torch", "transformers", "compressed-tensors", "safetensors", "onnx", "onnxruntime")
 
 
@@ -40,60 +39,6 @@ def this_machine() -> str:
     import os
 
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerReport:
-    """What one layer became and lost."""
-
-    name: str
-    kind: str
-    shape: tuple[int, int]
-    #: Notation of the scheme, or `float`.
-    becomes: str
-    algorithm: str | None
-    bytes_before: int
-    bytes_after: int
-    #: Notation that the recipe asked for, where `becomes` was adapted from it.
-    asked: str | None = None
-    #: SQNR in dB of the weight; `None` for a kept layer.
-    weight_sqnr: float | None = None
-    #: SQNR in dB that a tenth of the weight's rows stays below, and the one that a tenth goes above.
-    row_sqnr: tuple[float, float] | None = None
-    #: SQNR in dB of the layer's output on the float model's inputs; `None` where not measured.
-    output_sqnr: float | None = None
-    #: SQNR in dB of its output on the calibration data: rounded to nearest, and as it was solved.
-    nearest_sqnr: float | None = None
-    solved_sqnr: float | None = None
-    #: What was added to the diagonal of its second moment, as a share of the mean.
-    damping: float | None = None
-    #: The loss of the block that it was trained in, at the start and at the end; `None` where none was.
-    block_losses: tuple[float, float] | None = None
-    #: What its algorithm took.
-    seconds: float | None = None
-    #: What it runs on here, and why not on something faster; `None` for a kept layer.
-    kernel: str | None = None
-    #: Whether that is there for being faster than the float layer; true of a kept one, which is that layer.
-    fast: bool = True
-    notes: tuple[str, ...] = ()
-    #: What would have overflowed the cast that was asked for, for which it is kept.
-    overflow: str | None = None
-    #: What fell back.
-    remarks: tuple[str, ...] = ()
-    #: How its float weights lie on the levels; `None` for a kept layer and for a cast.
-    histogram: LevelHistogram | None = None
-
-    @property
-    def kept(self) -> bool:
-        """Whether its weight stays float."""
-        return self.becomes == "float"
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        """What can be asked for: `kept`, or `quantized` and perhaps `adapted` and `fell back`."""
-        if self.kept:
-            return ("kept",)
-        return "quantized", *(["adapted"] if self.asked else []), *(["fell back"] if self.remarks else [])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +72,10 @@ class Report:
     after: Quality | None = None
     #: SQNR in dB of the whole model's output, for models that are no language models.
     output_sqnr: float | None = None
+    #: What the forwards on all of that took, of the float model and of the quantized one.
+    forward_seconds: tuple[float, float] | None = None
+    #: How much of the text for measuring was in that for calibration; `None` where one of them is no text.
+    overlap: Overlap | None = None
     #: Wall-clock seconds by phase.
     seconds: dict[str, float] = field(default_factory=dict)
     #: The most bytes that the process had held by the end of each phase, without those of a GPU.
@@ -134,6 +83,8 @@ class Report:
     seed: int = 0
     #: The command that repeats the run; `None` from Python.
     command: str | None = None
+    #: The call from Python, its arguments in words; `None` from the command line.
+    call: str | None = None
     versions: dict[str, str] = field(default_factory=installed_versions)
     machine: str = field(default_factory=this_machine)
 
@@ -150,6 +101,12 @@ class Report:
             found.setdefault(layer.kernel or "unknown", []).append(layer.name)
         return found
 
+    @property
+    def bits(self) -> float | None:
+        """Mean bits of a quantized weight, its share of scales and zero points included; `None` without any."""
+        weights = sum(prod(layer.shape) for layer in self.quantized)
+        return 8 * sum(layer.bytes_after for layer in self.quantized) / weights if weights else None
+
     def in_state(self, state: str) -> Sequence[LayerReport]:
         """Return the layers that are `kept`, `quantized`, `adapted`, or that `fell back`."""
         return [layer for layer in self.layers if state in layer.states]
@@ -159,15 +116,30 @@ class Report:
 
         `levels` lists each set of levels once; histograms hold its place there.
         """
-        data = plain(self)
-        levels: list[list[float]] = []
-        for layer in data["layers"]:
-            if layer["histogram"]:
-                own = layer["histogram"]["levels"]
-                if own not in levels:
-                    levels.append(own)
-                layer["histogram"]["levels"] = levels.index(own)
-        return {"schema": SCHEMA, **data, "levels": levels}
+        return {"schema_version": SCHEMA_VERSION, "levels": [], **listed(self)}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Return the report in a `.json` file, in an output folder, or beside an `.onnx` or `.gguf` file.
+
+        Raises:
+            CheckpointError: no such file, no report, or one of a newer fewbit.
+
+        """
+        from fewbit.report.reading import read_report
+
+        return read_report(Path(path))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a flat dict for each layer, as `pandas.DataFrame` takes them; what nobody measured is `None`."""
+        from fewbit.report.records import record
+
+        return [record(layer) for layer in self.layers]
+
+    def _repr_html_(self) -> str:
+        from fewbit.report.notebook import fragment
+
+        return fragment(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the report as `.json` or `.html`, by the ending of `path`, and return the path."""
@@ -191,70 +163,6 @@ class Report:
 
     def summary(self) -> list[tuple[str, str]]:
         """Return what a person wants to know first, as (name, value) pairs."""
-        ratio = self.bytes_before / max(self.bytes_after, 1)
-        size = f"{megabytes(self.bytes_before)} as {self.storage_type} -> {megabytes(self.bytes_after)}"
-        rows = [
-            ("model", self.model),
-            ("recipe", self.recipe),
-            ("layers", f"{len(self.quantized)} quantized, {len(self.layers) - len(self.quantized)} float"),
-            ("tensors", f"{size}, {ratio:.2f} times smaller"),
-        ]
-        rows += self.allocation.summary() if self.allocation else []
-        if self.calibration:
-            rows.append(("calibrated on", self.calibration))
-        rows += [("executed by", self.executor)] if self.executor != "in process" else []
-        if self.before and self.after:
-            rows += [
-                ("perplexity", f"{self.before.perplexity:.3f} -> {self.after.perplexity:.3f}"),
-                ("mean KL divergence", f"{self.after.kl_divergence:.4f} nats"),
-                ("top-1 agreement", f"{self.after.top1_agreement:.1%}"),
-                ("measured on", f"{self.after.predictions} predictions, {self.text}"),
-            ]
-        if self.output_sqnr is not None:
-            rows += [
-                ("output SQNR", f"{self.output_sqnr:.2f} dB"),
-                *([("measured on", self.text)] if self.text else []),
-            ]
-        if trained := [layer.block_losses for layer in self.layers if layer.block_losses]:
-            before, after = (sum(pair[end] for pair in trained) / len(trained) for end in (0, 1))
-            rows.append(("trained by block", f"{len(trained)} layers, mean loss {before:.4g} -> {after:.4g}"))
-        if over := [layer for layer in self.layers if layer.overflow]:
-            more = f", and {len(over) - 1} more" if len(over) > 1 else ""
-            rows.append(("kept float", f"{over[0].name}: {over[0].overflow}{more}"))
-        if fallen := self.in_state("fell back"):
-            more = f", and {len(fallen) - 1} more" if len(fallen) > 1 else ""
-            rows.append(("fell back", f"{fallen[0].name}: {fallen[0].remarks[0]}{more}"))
-        if slow := [layer for layer in self.quantized if not layer.fast]:
-            rows.append(("not faster here", f"{len(slow)} of {len(self.quantized)} quantized layers"))
-        if self.seconds:
-            parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.seconds.items())
-            rows.append(("seconds", f"{sum(self.seconds.values()):.1f}: {parts}"))
-        if self.peak_memory:
-            rows.append(("peak memory", megabytes(max(self.peak_memory.values()))))
-        return rows
+        from fewbit.report.summary import summary_of
 
-
-def plain(value: Any) -> Any:
-    """Return `value` fit for strict JSON: lists for tuples, strings for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        if {*map(type, value)} <= {int, float} and math.isfinite(sum(value)):
-            return list(value)  # as it is: histograms are long
-        return [plain(item) for item in value]
-    if is_dataclass(value):
-        return {own.name: plain(getattr(value, own.name)) for own in fields(value)}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def json_text(data: dict[str, Any]) -> str:
-    """Return strict JSON for people: indented, but lists of numbers on one line.
-
-    >>> json_text({"shape": (8, 64), "sqnr": float("inf")}).splitlines()
-    ['{', '  "shape": [8, 64],', '  "sqnr": "inf"', '}']
-    """
-    text = json.dumps(plain(data), indent=2, allow_nan=False)
-    # No string of JSON holds a line break, so that this finds lists only.
-    return re.sub(r"\[\n\s+(-?\d[^\[\]{}\"]*?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+        return summary_of(self)

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from fewbit.evaluation.input_profile import InputProfile
 from fewbit.evaluation.level_histogram import LevelHistogram, axis
-from fewbit.report.data import LayerReport
+from fewbit.report.layer_report import LayerReport
 
 #: Height of a histogram in units of its own.
 HEIGHT = 200
@@ -51,7 +52,34 @@ def scale_of(levels: tuple[float, ...]) -> Scale:
 def weights_path(histogram: LevelHistogram) -> str:
     """Return the area of the weights."""
     top = _top(histogram)
-    heights = [_height(count / histogram.width, top) for count in histogram.weights]
+    return _area([_height(count / histogram.width, top) for count in histogram.weights])
+
+
+def inputs_path(profile: InputProfile) -> str:
+    """Return the area of what goes into a layer."""
+    top = max(*profile.bins, 1)
+    return _area([_height(count, top) for count in profile.bins])
+
+
+def own_labels(profile: InputProfile) -> tuple[tuple[str, str], ...]:
+    """Return the labels of an axis without levels, with their places in percent: both ends, and 0 where there is room.
+
+    >>> from fewbit.evaluation.input_profile import input_profile
+    >>> import numpy as np
+    >>> own_labels(input_profile(np.asarray([[-1.0, 3.0]], np.float32), None))
+    (('-1', '6'), ('0', '25.31'), ('3', '94'))
+    """
+    bins = len(profile.bins)
+    last = profile.start + (bins - 1) * profile.width
+    labels = [(f"{profile.start:.3g}", "6"), (f"{last:.3g}", "94")]
+    place = 100 * _place(0.0, profile.start, profile.width) / bins
+    if 20 < place < 80:
+        labels.insert(1, ("0", _short(place)))
+    return tuple(labels)
+
+
+def _area(heights: Sequence[int]) -> str:
+    """Return the area below steps of these heights, one bin wide each."""
     runs: list[list[int]] = []
     for height in heights:
         if runs and runs[-1][0] == height:
@@ -102,10 +130,11 @@ def longest(layers: Sequence[LayerReport]) -> float:
 
 def bar(decibels: float, whole: float, rows: tuple[float, float] | None = None) -> Bar:
     """Return the bar of an SQNR in dB where `whole` is the longest error."""
-    return Bar(_percent(decibels, whole), (_percent(rows[1], whole), _percent(rows[0], whole)) if rows else None)
+    return Bar(percent(decibels, whole), (percent(rows[1], whole), percent(rows[0], whole)) if rows else None)
 
 
-def _percent(decibels: float, whole: float) -> str:
+def percent(decibels: float, whole: float) -> str:
+    """Return the error of an SQNR in percent of the `whole`, no more than all of it."""
     return _short(100 * min(error(decibels) / whole, 1.0)) if not math.isnan(decibels) else "0"
 
 

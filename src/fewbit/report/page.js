@@ -64,6 +64,15 @@
     open.textContent = opening ? "Close all" : "Open all";
   }
 
+  // A link to a layer opens it, and shows it where a search has hidden it.
+  for (const link of document.querySelectorAll(".damage a")) {
+    link.addEventListener("click", () => {
+      const body = document.getElementById(link.hash.slice(1));
+      body.hidden = false;
+      body.querySelector("details").open = true;
+    });
+  }
+
   headers.forEach((header, column) => {
     const button = document.createElement("button");
     button.type = "button";

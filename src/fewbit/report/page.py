@@ -1,58 +1,72 @@
-"""The report as one self-contained HTML page, from `page.html`, `layer.html`, `page.css` and `page.js`.
-
-The policy that the page states lets a browser run its own script and style, known by their hashes, and load nothing.
-"""
+"""The report as one self-contained HTML page, from `page.html` and what it includes, `page.css` and `page.js`."""
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib import resources
 from math import prod
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup, escape
-
-from fewbit.evaluation.size import megabytes
-from fewbit.report.drawing import HEIGHT, Bar, Scale, bar, codes_path, error, longest, scale_of, weights_path
+from fewbit.report.advice import advice
+from fewbit.report.damage import by_damage
+from fewbit.report.drawing import (
+    HEIGHT,
+    Bar,
+    Scale,
+    bar,
+    codes_path,
+    error,
+    inputs_path,
+    longest,
+    own_labels,
+    percent,
+    scale_of,
+    weights_path,
+)
+from fewbit.report.figures import Run, input_figures, weight_figures
+from fewbit.report.heat_map import STEPS, heat_rows
+from fewbit.report.scatter import Point, Scatter, scatter
+from fewbit.report.template import assets, template
 
 if TYPE_CHECKING:
+    from fewbit.evaluation.input_profile import InputProfile
     from fewbit.evaluation.level_histogram import LevelHistogram
-    from fewbit.report.data import LayerReport, Report
+    from fewbit.report.allocation import AllocationReport
+    from fewbit.report.data import Report
+    from fewbit.report.layer_report import LayerReport
+
+#: Layers that are named as the most damaged ones, and rows of the heat map before it is folded.
+_WORST, _HEAT_ROWS = 12, 40
 
 
 def render(report: Report) -> str:
     """Return the page; every value is escaped."""
-    environment = Environment(
-        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["breakable"] = breakable
-    style, script = _file("page.css"), _file("page.js")
     calibrated = any(layer.solved_sqnr is not None for layer in report.layers)
-    whole = longest(report.layers)
-    levels = list(dict.fromkeys(layer.histogram.levels for layer in report.layers if layer.histogram))
+    whole, damage = longest(report.layers), by_damage(report.layers)
+    levels = list(dict.fromkeys(own for layer in report.layers for own in _drawn_levels(layer)))
     scales = [scale_of(own) for own in levels]
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
+        **assets("page.css", "page.js"),
         report=report,
-        # Trusted: files of this package. Everything else is escaped.
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        policy=(
-            f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-            "base-uri 'none'; form-action 'none'"
-        ),
-        size=megabytes,
-        duration=duration,
-        bits=_bits(report.quantized),
+        bits=report.bits,
         kept=_kept(report),
         columns=[column for column in COLUMNS if calibrated or not column.calibrated],
         calibrated=calibrated,
         whole=whole,
         scales=scales,
-        rows=[_row(layer, whole, levels, scales) for layer in report.layers],
+        rows=[_row(place, layer, whole, levels, scales) for place, layer in enumerate(report.layers)],
+        steps=advice(report),
+        damage=damage,
+        worst=_WORST,
+        longest_damage=damage.longest,
+        places={layer.name: place for place, layer in enumerate(report.layers)},
+        error=error,
+        share=percent,
+        heat=heat_rows(report.layers),
+        most_heat=_HEAT_ROWS,
+        steps_of_heat=STEPS,
+        counted=max((layer.inputs.counted for layer in report.layers if layer.inputs), default=0),
+        allocation_plot=_allocation_plot(report.allocation) if report.allocation else None,
     )
 
 
@@ -90,6 +104,8 @@ class Row:
     """A layer and what is drawn of it; paths are empty where there is no histogram."""
 
     layer: LayerReport
+    #: Where it is in the model.
+    place: int
     #: Why it is kept, what it was adapted from.
     notes: tuple[str, ...]
     weight_bar: Bar | None
@@ -102,33 +118,27 @@ class Row:
     height: int = HEIGHT
     weights: str = ""
     codes: str = ""
+    weight_figures: Sequence[Run] = ()
+    #: Of what goes into it: the area, the place of its axis, or labels of its own.
+    inputs: str = ""
+    input_scale: int = 0
+    input_labels: tuple[tuple[str, str], ...] = ()
+    input_figures: Sequence[Run] = ()
 
 
-def duration(seconds: float) -> str:
-    """Return a time for people.
-
-    >>> duration(0.0123), duration(75.31), duration(4000)
-    ('0.01 s', '75.3 s', '66 min 40 s')
-    """
-    if seconds < 600:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
+def _drawn_levels(layer: LayerReport) -> list[tuple[float, ...]]:
+    """Return the sets of levels that drawings of a layer have."""
+    given = layer.inputs.levels if layer.inputs else ()
+    return [*([layer.histogram.levels] if layer.histogram else []), *([given] if given else [])]
 
 
-def breakable(name: str) -> Markup:
-    """Return an escaped name that a line may break in after each dot.
-
-    >>> breakable("a.<b>")
-    Markup('a.<wbr>&lt;b&gt;')
-    """
-    return escape(name).replace(".", Markup(".<wbr>"))
-
-
-def _row(layer: LayerReport, whole: float, levels: list[tuple[float, ...]], scales: Sequence[Scale]) -> Row:
-    own = layer.histogram
+def _row(
+    number: int, layer: LayerReport, whole: float, levels: list[tuple[float, ...]], scales: Sequence[Scale]
+) -> Row:
+    own, given = layer.histogram, layer.inputs
     place = levels.index(own.levels) if own else 0
     return Row(
+        place=number,
         layer=layer,
         notes=(*layer.notes, *([f"adapted from {layer.asked}"] if layer.asked else [])),
         weight_bar=bar(layer.weight_sqnr, whole, layer.row_sqnr) if layer.weight_sqnr is not None else None,
@@ -138,6 +148,11 @@ def _row(layer: LayerReport, whole: float, levels: list[tuple[float, ...]], scal
         bins=scales[place].bins if own else 0,
         weights=weights_path(own) if own else "",
         codes=codes_path(own) if own else "",
+        weight_figures=weight_figures(own) if own else (),
+        inputs=inputs_path(given) if given else "",
+        input_scale=levels.index(given.levels) if given and given.levels else 0,
+        input_labels=own_labels(given) if given and not given.levels else (),
+        input_figures=input_figures(given) if given else (),
     )
 
 
@@ -151,7 +166,28 @@ def _facts(layer: LayerReport) -> list[tuple[str, str]]:
         facts.append(("Weight error", f"{100 * error(layer.weight_sqnr):.3g} %"))
     if layer.row_sqnr:
         facts.append(("SQNR of most rows", f"{layer.row_sqnr[0]:.2f} to {layer.row_sqnr[1]:.2f} dB"))
-    return facts + (_level_facts(layer.histogram) if layer.histogram else [])
+    facts += _level_facts(layer.histogram) if layer.histogram else []
+    return facts + (_input_facts(layer.inputs) if layer.inputs else [])
+
+
+def _input_facts(given: InputProfile) -> list[tuple[str, str]]:
+    channel, multiple = given.outliers[0]
+    facts = [
+        ("Inputs", f"{given.low:.3g} to {given.high:.3g}, {given.numbers:,} numbers"),
+        ("Largest channel", f"{channel}, {multiple:.3g} times the median"),
+    ]
+    return facts + ([] if given.clipped is None else [("Inputs clipped", f"{100 * given.clipped:.2g} %")])
+
+
+def _allocation_plot(found: AllocationReport) -> Scatter | None:
+    """Return the models that could have been, measured where that was done, by their size."""
+    return scatter(
+        [
+            Point(own.label, own.bytes / 1e6, own.predicted if own.measured is None else own.measured,
+                  "chosen" if own.chosen else "predicted" if own.measured is None else "")
+            for own in found.pareto
+        ]
+    )  # fmt: skip
 
 
 def _level_facts(histogram: LevelHistogram) -> list[tuple[str, str]]:
@@ -167,23 +203,9 @@ def _level_facts(histogram: LevelHistogram) -> list[tuple[str, str]]:
     return [*facts, ("Scale", f"{least} to {greatest}, median {median}" if least != greatest else least)]
 
 
-def _bits(layers: Sequence[LayerReport]) -> float | None:
-    """Return the mean bits of a quantized weight, its share of scales and zero points included."""
-    weights = sum(prod(layer.shape) for layer in layers)
-    return 8 * sum(layer.bytes_after for layer in layers) / weights if weights else None
-
-
 def _kept(report: Report) -> dict[str, list[str]]:
     """Return the names of kept layers by the reason."""
     found: dict[str, list[str]] = {}
     for layer in report.in_state("kept"):
         found.setdefault("; ".join(layer.notes) or "no reason given", []).append(layer.name)
     return found
-
-
-def _file(name: str) -> str:
-    return resources.files("fewbit.report").joinpath(name).read_text("utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"

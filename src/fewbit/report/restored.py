@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewbit.evaluation.level_histogram import LevelHistogram
-from fewbit.report.data import LayerReport
+from fewbit.report.layer_report import LayerReport
 
 
 def layer_report_of(table: Mapping[str, Any]) -> LayerReport:

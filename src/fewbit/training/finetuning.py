@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fewbit.calibration import Calibration
 from fewbit.errors import PlanError, RecipeError
+from fewbit.evaluation.overlap import overlap
 from fewbit.evaluation.quality import compare
 from fewbit.evaluation.token_ids import vocabulary_of, writes_text
 from fewbit.frontends.torch.calls import Call
@@ -112,7 +113,8 @@ def finetune(
     with progress.phase("measure"):
         before, after = compare(_logits(teacher), _logits(student), progress.track(texts.evaluation, "measure"))
     assert result.report is not None
-    report = replace(result.report, before=before, after=after, text=texts.name, model=source.name)
+    seen = overlap(batches, texts.evaluation)
+    report = replace(result.report, before=before, after=after, text=texts.name, model=source.name, overlap=seen)
     return replace(result, report=report, source=source)
 
 

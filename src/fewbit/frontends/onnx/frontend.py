@@ -34,7 +34,7 @@ from fewbit.frontends.onnx.stored import as_stored, constants, require_numbers, 
 from fewbit.frontends.onnx.stream_rotation import MatrixOf, rotate
 from fewbit.frontends.onnx.trial_run import tried
 from fewbit.integer_bias import IntegerBias
-from fewbit.interfaces import Activations, Execution, Layer, QuantizedLayer, StoredTensor
+from fewbit.interfaces import Activations, Execution, Layer, QuantizedLayer, StoredTensor, Watch
 from fewbit.known_output import KnownOutput
 from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.attention import find_products
@@ -55,6 +55,7 @@ class OnnxFrontend:
     """Layers, data and replacements of a graph."""
 
     trains = divides = False
+    simulates = True
 
     def __init__(self) -> None:
         self._probe: Probe | None = None
@@ -289,10 +290,10 @@ class OnnxFrontend:
         return ready(model).run(feeds)
 
     @contextmanager
-    def probe(self, replacements: Sequence[OnnxReplacement | OnnxProductForms]) -> Iterator[Mapping[str, float]]:
+    def probe(self, forms: Sequence[Any], watch: Watch | None = None) -> Iterator[Mapping[str, float]]:
         """Watch float runs; afterwards the mapping holds each layer's output SQNR in dB."""
         ratios: dict[str, float] = {}
-        self._probe = watching = Probe(replacements)
+        self._probe = watching = Probe(forms, watch)
         try:
             yield ratios
         finally:

@@ -40,7 +40,7 @@ from fewbit.frontends.torch.stored import to_stored
 from fewbit.frontends.torch.stored_floats import require_finite_floats, round_floats
 from fewbit.frontends.torch.stream_rotation import MatrixOf, rotate
 from fewbit.integer_bias import IntegerBias
-from fewbit.interfaces import Activations, Execution, Layer, StoredTensor
+from fewbit.interfaces import Activations, Execution, Layer, StoredTensor, Watch
 from fewbit.interfaces import QuantizedLayer as Quantized
 from fewbit.known_output import KnownOutput
 from fewbit.qtensor import QTensor
@@ -54,6 +54,7 @@ class TorchFrontend:
     """Layers, data and replacements of any `nn.Module`."""
 
     trains = divides = True
+    simulates = False
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the quantizable layers in the order of the model.
@@ -273,9 +274,9 @@ class TorchFrontend:
                 return model(**batch)
             return model(*batch) if isinstance(batch, tuple) else model(batch)
 
-    def probe(self, replacements: Sequence[Any]) -> AbstractContextManager[Mapping[str, float]]:
+    def probe(self, forms: Sequence[Any], watch: Watch | None = None) -> AbstractContextManager[Mapping[str, float]]:
         """Watch float forwards; afterwards the mapping holds each layer's output SQNR in dB."""
-        return probe(replacements)
+        return probe(forms, watch)
 
 
 def _type_name(dtype: torch.dtype) -> str:
