@@ -68,6 +68,8 @@ def require_streamable(made: Plan, blocks: Sequence[str]) -> None:
     wanted += ["products inside attention"] if made.rounded_products else []
     if wanted:
         raise NotYetError(f"recipe {made.recipe.name} has {', '.join(wanted)}, which is not streamed; {_REMEDY}")
+    if not blocks and any(statistics_of(row) for row in rows):
+        raise NotYetError(f"the model has no repeated blocks, and recipe {made.recipe.name} needs data; {_REMEDY}")
     outside = [
         row.layer.name
         for row in rows
