@@ -52,8 +52,8 @@ def measured(blocks: int, options: argparse.Namespace) -> dict:
     """Return the row of a model of `blocks` blocks, measured now or before."""
     results = options.folder / "results.json"
     known = json.loads(results.read_text()) if results.exists() else {}
-    shape = f"{blocks} x {options.hidden} x {options.intermediate}"
-    key = f"{shape}, {options.sequences} x {options.length}, {options.memory}"
+    calibration = f"{options.sequences} x {options.length}"
+    key = f"{blocks} x {options.hidden} x {options.intermediate}, {calibration}, {options.memory}"
     if key in known:
         return known[key]
     model, output = (options.folder / f"{kind}-{options.hidden}-{blocks}" for kind in ("model", "out"))

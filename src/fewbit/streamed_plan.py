@@ -68,6 +68,8 @@ def require_streamable(made: Plan, blocks: Sequence[str]) -> None:
     wanted += ["products inside attention"] if made.rounded_products else []
     if wanted:
         raise NotYetError(f"recipe {made.recipe.name} has {', '.join(wanted)}, which is not streamed; {_REMEDY}")
+    if not blocks and any(statistics_of(row) for row in rows):
+        raise NotYetError(f"the model has no repeated blocks, and recipe {made.recipe.name} needs data; {_REMEDY}")
     outside = [
         row.layer.name
         for row in rows
@@ -97,11 +99,12 @@ def streamed_plan(
             continue
         names = statistics_of(row) if row.scheme else ()
         factored = any("moment" in name for name in names)
-        own[home].append(SolvedLayer(*row.layer.shape, measured=bool(names), factored=factored))
+        quantized = row.scheme is not None
+        own[home].append(SolvedLayer(*row.layer.shape, quantized=quantized, measured=bool(names), factored=factored))
         width = max(width, row.layer.shape[1]) if row.layer.kind in ("head", "embedding") else width
     guided = any(name in GUIDED for row in made.rows if row.scheme for name in statistics_of(row))
-    # Outside of blocks nothing is measured: one layer's weight and what rounding takes.
-    sized = [Part(*parts[name], tuple(layers)) for name, layers in own.items()]
+    measured = {name for name, layers in own.items() if any(layer.measured for layer in layers)}
+    sized = [Part(*parts[name], tuple(layers), repeated=name in measured) for name, layers in own.items()]
     process, flops = resident_now(), products_per_second()
 
     def taken(*, waiting: bool) -> Budget:

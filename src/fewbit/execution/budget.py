@@ -25,7 +25,8 @@ class SolvedLayer:
 
     outputs: int
     inputs: int
-    #: Whether statistics of its inputs are gathered, and whether they are second moments, which are factored.
+    #: Whether it is quantized, statistics of its inputs are gathered, and these are second moments, which are factored.
+    quantized: bool
     measured: bool
     factored: bool
 
@@ -38,6 +39,8 @@ class Part:
     nbytes: int
     largest: int
     layers: tuple[SolvedLayer, ...] = ()
+    #: Whether all batches go through it, in the blocks; what is outside sees a batch, or nothing.
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +96,11 @@ def budget_of(work: Work, process: int, flops: float) -> Budget:
 def _memory(part: Part, work: Work) -> int:
     """Return the bytes that a part takes while it is read, solved and run."""
     read = part.nbytes + 2 * part.largest
-    measured = [own for own in part.layers if own.measured]
-    if not part.layers:
-        return read + 4 * work.tokens.largest * work.width
-    solving = max(_solving(own) for own in part.layers)
+    solving = max((_solving(own) for own in part.layers if own.quantized), default=0)
+    if not part.repeated:
+        return max(read, part.nbytes + solving) + 4 * work.tokens.largest * work.width
     if not work.sequential:
-        solving += sum(8 * own.inputs**2 for own in measured if own.factored)
+        solving += sum(8 * own.inputs**2 for own in part.layers if own.factored)
     return max(read, part.nbytes * 5 // 4 + solving) + _running(part, work)
 
 
@@ -109,7 +111,7 @@ def _solving(layer: SolvedLayer) -> int:
 
 def _running(part: Part, work: Work) -> int:
     """Return the bytes of what flows inside of a block."""
-    if not work.tokens.rows:
+    if not (work.tokens.rows and part.layers):
         return 0
     through = sum(own.outputs for own in part.layers) + 4 * work.width
     widest = max(max(own.inputs, own.outputs) for own in part.layers)
@@ -121,7 +123,7 @@ def _running(part: Part, work: Work) -> int:
 def _seconds(work: Work, flops: float) -> float:
     rows, count, read = work.tokens.rows, 0.0, 2.0 * work.stored
     for part in work.parts:
-        for own in part.layers:
+        for own in (own for own in part.layers if part.repeated or own.quantized):
             weight = float(own.outputs * own.inputs)
             passes = (5 if work.guided else 2) if work.waiting else 8
             count += 2.0 * rows * weight * passes + (rows * own.inputs**2 if own.measured else 0.0)
