@@ -26,7 +26,7 @@ from fewbit.interfaces import Frontend, Layer, Progress
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan
 from fewbit.report.layer_report import LayerReport
-from fewbit.report.restored import layer_report_of
+from fewbit.report.reading import layer_report_of
 from fewbit.report.strict_json import plain
 from fewbit.reporting import report_of
 from fewbit.shared_scales import SharedScales
