@@ -7,29 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax_product import W8A8, W, X, matmul, normal, rounded
 
 import fewbit as fb
-from fewbit.activation import Activation
 from fewbit.errors import PlanError
-from fewbit.schemes.notation import parse_input_scheme
-
-W8A8 = [fb.Rule(".*", weight="int8", input="int8")]
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-X = normal(6, 32, seed=9)
-W = {"w": normal(32, 16)}
-
-
-def matmul(p, x):
-    return x @ p["w"]
-
-
-def rounded(values, text):
-    return Activation(scheme=parse_input_scheme(text).stored_as("float32")).rounded(np.asarray(values))
 
 
 def test_a_matrix_that_inputs_choose_is_an_error():
