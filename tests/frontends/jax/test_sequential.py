@@ -134,3 +134,13 @@ def test_what_needs_no_data_is_quantized_ahead():
     _, quantized = fb.jax.quantize(stack, P, own, BATCHES[0], calibration=BATCHES, sequential=True)
     _, alone = fb.jax.quantize(stack, P, own[:1], BATCHES[0])
     np.testing.assert_array_equal(quantized["head"].arrays["codes"], alone["head"].arrays["codes"])
+
+
+def test_a_table_that_is_read_before_it_is_solved_is_said_to_be_floats_there():
+    def tied(p, words):
+        h = p["table"][words]
+        return (h + jnp.tanh(h @ p["w"])) @ p["table"].T
+
+    p, words = {"table": normal(20, 8), "w": normal(8, 8, seed=1)}, jnp.asarray([[1, 2, 3], [4, 5, 6]])
+    run, _ = fb.jax.quantize(tied, p, rules("int4 g4"), words, calibration=[words, words + 7], sequential=True)
+    assert {row.weight: row.notes for row in run.table} == {"table": ("read as floats before it was solved",), "w": ()}

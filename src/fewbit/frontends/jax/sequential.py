@@ -100,8 +100,8 @@ class SequentialRuns:
         return multiply(equation, product, operands, replace(weight, held=packed.map(jnp.asarray)))
 
 
-#: What is said of a parameter that is read in another way before it is solved.
-_AHEAD = "read along other axes before it was solved, as floats"
+#: What is said of a parameter that rows are picked from, or that is read along other axes, before it is solved.
+_AHEAD = "read as floats before it was solved"
 
 
 def _operand(leaf: Any) -> Any:
