@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fewbit.allocation.slopes import slopes_of
-from fewbit.allocation.subject import Pair, Scores, Subject, by_layer
+from fewbit.allocation.slopes import scores_by_rows, slopes_of
+from fewbit.allocation.subject import Pair, Scores, Subject
 
 
 def fisher(subject: Subject, pairs: Sequence[Pair]) -> Scores:
@@ -24,14 +24,4 @@ def fisher(subject: Subject, pairs: Sequence[Pair]) -> Scores:
     slopes = slopes_of(subject, labelled=language, what="fisher")
     # Of random projections the sum is the power of the error, of labels twice the divergence.
     scale = 0.5 / max(slopes.predictions, 1) if language else 1.0 / max(slopes.power, 1e-300)
-    return scores(subject, pairs, slopes.rows, scale)
-
-
-def scores(subject: Subject, pairs: Sequence[Pair], rows: dict[str, object], scale: float) -> Scores:
-    """Return `scale` times what errors cost by `rows`, of the layers that are among them."""
-    found: Scores = {}
-    layers = by_layer(pair for pair in pairs if pair[0] in rows)
-    for name in subject.progress.track(list(layers), "errors of layers"):
-        for candidate, _, error in subject.errors(name, layers[name]):
-            found[name, candidate] = scale * rows[name].power(error)  # type: ignore[attr-defined]
-    return found
+    return scores_by_rows(subject, pairs, slopes.rows, scale)

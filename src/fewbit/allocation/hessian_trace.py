@@ -10,9 +10,9 @@ from math import prod
 from typing import Any
 
 from fewbit.allocation.subject import Pair, Scores, Subject, by_layer
-from fewbit.allocation.weight_error import power
 from fewbit.catalogue import lookup
 from fewbit.errors import PlanError
+from fewbit.evaluation.fidelity import power
 
 #: What estimates traces, by framework.
 TRACES = {"torch": "fewbit.frontends.torch.weight_curvature:WeightCurvature"}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fewbit.allocation.fisher import scores
 from fewbit.allocation.own_output_error import own_output_error
-from fewbit.allocation.slopes import SLOPES, slopes_of
+from fewbit.allocation.slopes import SLOPES, scores_by_rows, slopes_of
 from fewbit.allocation.subject import Pair, Scores, Subject
 
 
@@ -18,5 +17,5 @@ def output_error(subject: Subject, pairs: Sequence[Pair]) -> Scores:
     """Return the scores of layers whose outputs are rows of inputs times weights."""
     if subject.framework in SLOPES:
         slopes = slopes_of(subject, labelled=False, what="output_error")
-        return scores(subject, pairs, slopes.rows, 1.0 / max(slopes.power, 1e-300))
+        return scores_by_rows(subject, pairs, slopes.rows, 1.0 / max(slopes.power, 1e-300))
     return own_output_error(subject, pairs)

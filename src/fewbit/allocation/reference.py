@@ -11,6 +11,7 @@ from typing import Any
 
 from fewbit.errors import NonFiniteError
 from fewbit.evaluation.divergence import kl_divergence
+from fewbit.evaluation.fidelity import power
 from fewbit.evaluation.quality import log_probabilities
 from fewbit.evaluation.side_by_side import is_language_model, main_output
 from fewbit.numerics.namespace import Array, array_namespace
@@ -38,11 +39,6 @@ class Reference:
         """What its divergences are."""
         return COSTS[self.language]
 
-    @property
-    def power(self) -> float:
-        """The sum of the squares of the outputs."""
-        return sum(_power(output) for output in self.outputs)
-
     def divergence(self, outputs: Iterable[Any]) -> float:
         """Return how far `outputs`, one for each batch, are from the reference, 0 for the same; raises as `sums`."""
         apart, signal = self.sums(outputs)
@@ -65,8 +61,8 @@ class Reference:
                 apart += kl_divergence(expected, _scores(actual))
                 signal += expected.shape[0]
             else:
-                apart += _power(xp.astype(expected, xp.float64) - xp.astype(actual, xp.float64))
-                signal += _power(expected)
+                apart += power(xp.astype(expected, xp.float64) - xp.astype(actual, xp.float64))
+                signal += power(expected)
         # Roundings of float32 may leave a divergence just below 0.
         return max(apart, 0.0), signal
 
@@ -75,9 +71,3 @@ def _scores(logits: Array) -> Array:
     """Return the log-probabilities of all predictions but those behind the last tokens, (positions, tokens)."""
     xp = array_namespace(logits)
     return log_probabilities(xp.reshape(logits[:, :-1], (-1, logits.shape[-1])))
-
-
-def _power(values: Array) -> float:
-    xp = array_namespace(values)
-    exact = xp.astype(values, xp.float64)
-    return float(xp.sum(exact * exact))

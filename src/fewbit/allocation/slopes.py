@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fewbit.allocation.subject import Subject
+from fewbit.allocation.subject import Pair, Scores, Subject, by_layer
 from fewbit.catalogue import lookup
 from fewbit.errors import PlanError
 
@@ -31,3 +32,13 @@ def slopes_of(subject: Subject, *, labelled: bool, what: str) -> Any:
     if made.problem is not None:
         raise PlanError(f"{what}: {made.problem}; {_REMEDY}")
     return made
+
+
+def scores_by_rows(subject: Subject, pairs: Sequence[Pair], rows: Mapping[str, Any], scale: float) -> Scores:
+    """Return `scale` times what errors cost by `rows`, of the layers that are among them."""
+    found: Scores = {}
+    layers = by_layer(pair for pair in pairs if pair[0] in rows)
+    for name in subject.progress.track(list(layers), "errors of layers"):
+        for candidate, _, error in subject.errors(name, layers[name]):
+            found[name, candidate] = scale * rows[name].power(error)
+    return found

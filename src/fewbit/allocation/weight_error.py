@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fewbit.allocation.subject import Pair, Scores, Subject, by_layer
-from fewbit.numerics.namespace import Array, array_namespace
+from fewbit.evaluation.fidelity import power
 
 
 def weight_error(subject: Subject, pairs: Sequence[Pair]) -> Scores:
@@ -16,9 +16,3 @@ def weight_error(subject: Subject, pairs: Sequence[Pair]) -> Scores:
         for candidate, weight, error in subject.errors(name, layers[name]):
             found[name, candidate] = power(error) / max(power(weight), 1e-300)
     return found
-
-
-def power(values: Array) -> float:
-    """Return the sum of the squares of `values`."""
-    xp = array_namespace(values)
-    return float(xp.sum(values * values, dtype=xp.float64))

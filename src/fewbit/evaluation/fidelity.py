@@ -65,6 +65,13 @@ def _spread(signal: Any, noise: Any) -> tuple[float, float] | None:
     return decibels(1.0, float(shares[-1 - tenth])), decibels(1.0, float(shares[tenth]))
 
 
+def power(values: Array) -> float:
+    """Return the sum of the squares of `values`, taken in float64."""
+    xp = array_namespace(values)
+    exact = xp.astype(values, xp.float64, copy=False)
+    return float(xp.sum(exact * exact))
+
+
 def output_power(weight: Array, moment: Array) -> float:
     """Return the mean of |x @ weight.T|^2 over inputs x of this second moment (in, in): tr(W H W^T).
 
