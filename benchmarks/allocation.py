@@ -24,9 +24,14 @@ import fewbit as fb
 from gguf_files import PEER, File, divergence
 from weight_rows import CACHE, HERE, Bench, bench_of, line, ran
 
-CANDIDATES = "int2 g16,int2 g32,int3 g32,int3 g64,int4 g32,int4 g64,int5 g64,int6 g64,int8 g64"
+CANDIDATES = "int2 g32 asym,int2 g16,int3 g64,int3 g64 asym,int3 g32,int4 g64,int4 g64 asym,int5 g64,int6 g64,int8 g64"
 #: Schemes whose bits, on average over all layers, are those of the budget or just below.
-UNIFORM = {4.5: ("int4 g32",), 4.0: ("int3 g16",), 3.5: ("int3 g32",), 3.0: ("int2 g16",)}
+UNIFORM = {
+    4.5: ("int4 g32", "int4 g64 asym"),
+    4.0: ("int3 g16", "int3 g32 asym"),
+    3.5: ("int3 g32", "int3 g64 asym"),
+    3.0: ("int2 g16", "int2 g32 asym"),
+}
 MIXTURES = ("q4_k_m", "q3_k_m", "q2_k")
 GGUF = "q2_k,q3_k,q4_k,q5_k,q6_k,q4_0,q4_1,iq4_nl,iq4_xs,mxfp4,q5_0,q5_1,q8_0"
 

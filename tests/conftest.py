@@ -18,6 +18,7 @@ hypothesis.settings.load_profile("fewbit")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=8, help="how often a run is killed at a random moment")
+    parser.addoption("--kill-points", type=int, default=3, help="at how many more points of writing a run is killed")
     parser.addoption("--mutations", type=int, default=10_000, help="how many damaged checkpoints are tried")
     parser.addoption("--every-row", action="store_true", help="compile every row of `fewbit support`: 20 minutes more")
 

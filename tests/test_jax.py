@@ -14,6 +14,7 @@ IMPORTERS = {
     "jax.py",
     "numerics/namespace.py",
     "numerics/float_bits.py",
+    "numerics/jax_gradient.py",
     "numerics/loop.py",
 }
 

@@ -61,6 +61,7 @@ def test_the_public_names_are_these():
         "prepare_adapters",
         "prepare_qat",
         "quantize",
+        "quantize_folder",
         "save_adapters",
         "sensitivity",
         "training_memory",

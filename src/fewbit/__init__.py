@@ -38,6 +38,7 @@ from fewbit.samples.preprocessing import Preprocessing
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor, PerTile, PerToken
 from fewbit.schemes.notation import parse_scheme
 from fewbit.schemes.scheme import Scheme
+from fewbit.streaming import quantize_folder
 from fewbit.synthetic.options import Synthetic
 from fewbit.training.adapters import Adapters, load_adapters, merge_adapters, prepare_adapters, save_adapters
 from fewbit.training.level_distance import level_distance
@@ -98,6 +99,7 @@ __all__ = [
     "prepare_adapters",
     "prepare_qat",
     "quantize",
+    "quantize_folder",
     "save_adapters",
     "sensitivity",
     "training_memory",

@@ -36,14 +36,7 @@ class Activation:
             CalibrationError: nothing was seen.
 
         """
-        if seen is not None and not seen.count:
-            raise CalibrationError(
-                "no calibration input reached it, so it has no range; give other batches, or keep it"
-            )
-        low, high = scheme.ranging.calibrated(seen, scheme.grid)
-        if low.ndim and (scheme.granularity == PerTensor() or scheme.fixes_unit):
-            xp = array_namespace(low)
-            low, high = xp.min(low), xp.max(high)
+        low, high = calibrated_bounds(scheme, seen)
         if scheme.fixes_unit:
             return cls(scheme=scheme, scale=unit_of(low, high, scheme))
         scale, zero = scheme.grid.parameters(low, high)
@@ -74,3 +67,19 @@ class Activation:
             return None if own is None else xp.asarray(to_numpy(own), dtype=xp.float32, device=device(values))
 
         return Activation(scheme=self.scheme, scale=moved(self.scale), zero_point=moved(self.zero_point))
+
+
+def calibrated_bounds(scheme: Scheme, seen: Any) -> tuple[Array, Array]:
+    """Return the bounds, () or (channels,), of what `seen`, the statistic that the range method asks for, has seen.
+
+    Raises:
+        CalibrationError: nothing was seen.
+
+    """
+    if seen is not None and not seen.count:
+        raise CalibrationError("no calibration input reached it, so it has no range; give other batches, or keep it")
+    low, high = scheme.ranging.calibrated(seen, scheme.grid)
+    if low.ndim and (scheme.granularity == PerTensor() or scheme.fixes_unit):
+        xp = array_namespace(low)
+        low, high = xp.min(low), xp.max(high)
+    return low, high

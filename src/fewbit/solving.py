@@ -89,6 +89,24 @@ class _Run:
     executor: Executor = field(default_factory=InProcess)
 
 
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """Solves the layers of a plan as they come, for whoever walks through the model himself."""
+
+    rows: Mapping[str, PlanRow]
+    run: _Run
+
+    @classmethod
+    def of(cls, model: Any, made: Plan, frontend: Frontend, shared: SharedScales, seed: int) -> Solver:
+        """Return what solves the quantized layers of `made`, which corrects no biases."""
+        rows = {row.layer.name: row for row in made.rows if row.scheme}
+        return cls(rows, _Run(model, frontend, made.storage_type, {}, shared, seed=seed))
+
+    def __call__(self, layer: str, statistics: Mapping[str, Any]) -> Solved:
+        """Return a layer solved; its float form is installed."""
+        return _solve(self.rows[layer], statistics, self.run)
+
+
 def needs_data(made: Plan) -> bool:
     """Whether algorithms, ranges or corrections ask for data, and no importance matrix is in its place."""
     rows = made.rows if made.importance is None else ()

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from correlated_rows import CorrelatedRows
 from torch import nn
 
 import fewbit as fb
@@ -24,28 +25,13 @@ SCHEMES = [
     "int2 g32 float-zero", "int4 narrow channel", "nf4 g32", "ternary g32", "e2m1 g32", "e4m3 channel", "nvfp4",
     "mxfp4", "kmeans3 channel", "q4_0", "q4_1",
 ]  # fmt: skip
-
-
-def rows(seed, count=800, width=WIDTH):
-    """Return inputs whose channels are correlated and of different size."""
-    draw = np.random.default_rng(7)
-    mixed = draw.normal(size=(width, width)) / 8 * np.exp(0.5 * draw.normal(size=width))
-    return (np.random.default_rng(seed).normal(size=(count, width)) @ mixed + 0.2).astype(np.float32)
-
-
-def moment(seed, count=800, kind=SecondMoment):
-    found = kind.init(WIDTH, WEIGHT)
-    found.update(rows(seed, count))
-    return found
-
-
+INPUTS = CorrelatedRows(WEIGHT, SecondMoment, 800, 0.5, 0.2)
+rows, moment = INPUTS.rows, INPUTS.moment
 SEEN, OTHER = moment(1), moment(2)
 
 
 def error(qtensor, own=SEEN, weight=WEIGHT):
-    """Return tr((W' - W) H (W' - W)^T) by row, in float64."""
-    off = np.asarray(qtensor.dequantize(), np.float64) - weight
-    return ((off @ own.result().astype(np.float64)) * off).sum(1)
+    return INPUTS.error(qtensor, own, weight)
 
 
 @cache

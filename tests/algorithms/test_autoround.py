@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from residual_block import ResidualBlock, draw
 from torch import nn
 
 import fewbit as fb
@@ -17,32 +18,8 @@ from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_scheme
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-WEIGHTS = {"up": draw(48, 32) / 6, "down": draw(32, 48, seed=1) / 7}
-
-
-def inputs(seed, count=8):
-    mixed = draw(32, 32, seed=99) / 6
-    return [draw(24, 32, seed=seed + number) @ mixed + 0.5 for number in range(count)]
-
-
-def forward(weights, rows):
-    return rows + torch.relu(rows @ weights["up"].T) @ weights["down"].T
-
-
-def block(text="int2 g16 asym", *, count=8, run=forward):
-    rows, scheme = inputs(10, count), parse_scheme(text)
-    return Block(
-        forward=lambda weights, sample: run(weights, rows[sample]),
-        targets=[forward(WEIGHTS, own) for own in rows],
-        weights=WEIGHTS,
-        starts={name: quantize(weight, scheme) for name, weight in WEIGHTS.items()},
-    )
+NET = ResidualBlock(32, 48, (6, 7), "int2 g16 asym")
+WEIGHTS, inputs, forward, block = NET.weights, NET.inputs, NET.forward, NET.block
 
 
 def error(qtensors, seed):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from residual_block import ResidualBlock, draw
 from torch import nn
 
 import fewbit as fb
@@ -15,33 +16,9 @@ from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_scheme
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-WEIGHTS = {"up": draw(24, 16) / 4, "down": draw(16, 24, seed=1) / 5}
+NET = ResidualBlock(16, 24, (4, 5), "int3 channel")
+WEIGHTS, inputs, forward, block = NET.weights, NET.inputs, NET.forward, NET.block
 SCHEMES = ["int2 g8 asym", "int4 channel", "int4 tensor", "nf4 g8", "int2 g8 float-zero", "ternary channel"]
-
-
-def inputs(seed, count=8):
-    mixed = draw(16, 16, seed=99) / 4
-    return [draw(24, 16, seed=seed + number) @ mixed + 0.5 for number in range(count)]
-
-
-def forward(weights, rows):
-    return rows + torch.relu(rows @ weights["up"].T) @ weights["down"].T
-
-
-def block(text="int3 channel", *, run=forward):
-    rows, scheme = inputs(10), parse_scheme(text)
-    return Block(
-        forward=lambda weights, sample: run(weights, rows[sample]),
-        targets=[forward(WEIGHTS, own) for own in rows],
-        weights=WEIGHTS,
-        starts={name: quantize(weight, scheme) for name, weight in WEIGHTS.items()},
-    )
 
 
 def error(qtensors, seed):
@@ -200,6 +177,19 @@ def test_a_network_tells_what_the_numbers_between_its_units_count():
     assert all(layer.block_losses[1] < layer.block_losses[0] for layer in found.report.layers)
     assert not any(layer.remarks for layer in found.report.layers)
     assert left_over(found) < 0.8 * left_over(run("nearest"))
+
+
+def test_the_blocks_of_a_language_model_tell_it_too(small_llama):
+    model = small_llama(vocab_size=100)
+    rules = [fb.Rule(kind="linear", weight="int3 g16", algorithm=QUICK | {"steps": 20, "fisher": True}), fb.keep(".*")]
+    batches = list(torch.randint(0, 100, (4, 2, 12), generator=torch.Generator().manual_seed(0)))
+    report = fb.quantize(model, fb.Recipe(rules), calibration=batches).report
+    trained = [layer for layer in report.layers if layer.block_losses]
+    assert len(trained) == 2 * 7
+    assert all(after < before for before, after in (layer.block_losses for layer in trained))
+    assert not any(layer.remarks for layer in trained)
+    # What lets the gradients come back is taken away again.
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_it_starts_from_adaround_unless_told_otherwise():

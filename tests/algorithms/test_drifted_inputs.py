@@ -190,9 +190,10 @@ def test_layers_measured_apart_from_the_float_model_say_so():
     assert report.layers[0].remarks == ("the drift of its inputs could not be measured: it is not corrected",)
 
 
-def test_a_graph_has_no_float_model_beside_it(onnx_model):
+@pytest.mark.parametrize("algorithm", [Gptq(asymmetric=True), AdaRound(asymmetric=True)], ids=["gptq", "adaround"])
+def test_a_graph_has_no_float_model_beside_it(onnx_model, algorithm):
     model = onnx_model("(float[n, 16] x) => (float[n, 8] y) { y = MatMul(x, w) }", {"w": (16, 8)})
-    recipe = fb.Recipe([fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(asymmetric=True))])
+    recipe = fb.Recipe([fb.Rule(kind="linear", weight="int4 channel", algorithm=algorithm)])
     with pytest.raises(PlanError, match=r"without the float one beside it; leave out `asymmetric`, or quantize the Py"):
         fb.quantize(model, recipe, calibration=[{"x": np.zeros((4, 16), np.float32)}])
 

@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from correlated_rows import CorrelatedRows
 
 import fewbit as fb
 from fewbit.algorithms import parse_algorithm
@@ -19,28 +20,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH = 64
 WEIGHT = (np.random.default_rng(0).normal(size=(48, WIDTH)) / 8).astype(np.float32)
 SCHEMES = ["int2 g32 asym", "int3 g32", "int4 channel", "int8 channel", "int4 tensor", "int2 g32 float-zero"]
-
-
-def rows(seed, count=1000):
-    """Return inputs whose channels are correlated and of very different size."""
-    draw = np.random.default_rng(7)
-    mixed = draw.normal(size=(WIDTH, WIDTH)) / 8 * np.exp(draw.normal(size=WIDTH))
-    return (np.random.default_rng(seed).normal(size=(count, WIDTH)) @ mixed).astype(np.float32)
-
-
-def moment(seed, count=1000):
-    found = RelativeSecondMoment.init(WIDTH, WEIGHT)
-    found.update(rows(seed, count))
-    return found
-
-
+INPUTS = CorrelatedRows(WEIGHT, RelativeSecondMoment, 1000, 1.0)
+rows, moment = INPUTS.rows, INPUTS.moment
 SEEN, OTHER = moment(1), moment(2)
 
 
 def error(qtensor, own=SEEN, weight=WEIGHT):
-    """Return tr((W' - W) H (W' - W)^T) by row, in float64."""
-    off = np.asarray(qtensor.dequantize(), np.float64) - weight
-    return ((off @ own.result().astype(np.float64)) * off).sum(1)
+    return INPUTS.error(qtensor, own, weight)
 
 
 def solved(start, text, own=SEEN, **options):

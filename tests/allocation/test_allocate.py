@@ -158,6 +158,7 @@ def test_gguf_types_fall_back_where_blocks_do_not_divide_a_width(llama, opening)
         unit = next(own for own in place.units if own.name == "model.layers.0.mlp.down_proj")
     # q2_k and q3_k both come to q4_0 for 64 columns; what comes to the same is there once.
     assert [str(own.rows[0].scheme) for own in unit.choices] == ["q4_0", "iq4_nl", "q5_0", "q5_1", "q8_0"]
+    assert unit.choice("q3_k") is unit.choice("q2_k") is unit.choices[0]
 
 
 def test_tied_layers_are_one_unit_and_their_codes_are_stored_once_in_gguf(opening):

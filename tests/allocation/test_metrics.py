@@ -111,15 +111,34 @@ def test_an_unknown_metric_is_refused_with_those_that_there_are(planted):
         fb.sensitivity(model, "int4 g32", metrics="fischer", calibration=batches)
 
 
+class Cut(nn.Module):
+    """No gradient comes through it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+
+    def forward(self, x):
+        return (self.layers[0](x) + 30 * self.layers[1](x)).detach()
+
+
+def test_a_model_without_gradients_is_allocated_by_own_outputs_and_measured_divergences():
+    own = fb.allocate(
+        Cut(),
+        6.2,
+        "int3 g32,int8 g32",
+        calibration=[torch.randn(64, 32)],
+        algorithm="nearest",
+        dtype="float16",
+        rounds=0,
+    )
+    assert [row.scheme for row in own.rows] == ["int3 g32", "int8 g32"]
+    assert own.report.metric == "output_error, refined by kl_divergence"
+    assert any("layers were scored by the errors of their own outputs" in note for note in own.report.notes)
+
+
 def test_a_model_without_gradients_is_refused_with_what_needs_none():
-    class Cut(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(32, 8)
-
-        def forward(self, x):
-            return self.layer(x).detach()
-
     with pytest.raises(
         PlanError, match="fisher: the output of the model has no gradient; use output_error or kl_diverg"
     ):

@@ -1,15 +1,10 @@
-"""The command line without a model: usage, errors, and what a later version will do."""
+"""The command line without a model: usage and errors."""
 
 import sys
 
 import pytest
 
 from fewbit.cli.application import main
-
-LATER_OPTIONS = {
-    "--memory": "8GB", "--executor": "ray", "--resume": None,
-}  # fmt: skip
-LATER_COMMANDS = ["verify out"]
 
 
 def test_the_version_is_printed(run):
@@ -110,21 +105,6 @@ def test_a_mistake_in_a_recipe_file_is_answered_with_its_place(run, tmp_path):
     code, _, err = run("quantize", "m", "-o", tmp_path / "out", "--recipe", path)
     assert code == 2
     assert err.endswith("(in rule 1 of recipe mine.toml)\n")
-
-
-@pytest.mark.parametrize("option", LATER_OPTIONS)
-def test_an_option_of_a_later_version_says_so_before_anything_is_read(run, option):
-    value = LATER_OPTIONS[option]
-    code, out, err = run("quantize", "nowhere", "-o", "out", option, *([value] if value else []))
-    assert (code, out, err) == (2, "", f"fewbit: {option} is not in this version; leave it out\n")
-
-
-@pytest.mark.parametrize("line", LATER_COMMANDS)
-def test_a_command_of_a_later_version_says_so(run, line):
-    code, out, err = run(*line.split())
-    assert (code, out) == (2, "")
-    assert err.startswith(f"fewbit: fewbit {line.split()[0]} (")
-    assert err.endswith(") is not in this version\n")
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "inspect", "nowhere"], ["inspect", "nowhere", "--debug"]])

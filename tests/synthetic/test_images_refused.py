@@ -34,7 +34,7 @@ class Blind(nn.Module):
         ("Convolutional", {"method": "generator", "classes": 11}, "not a score for each of 11 classes; this method"),
         (
             "Convolutional",
-            {"method": "batchnorm", "iterations": None},
+            {"method": "batchnorm"},
             "method 'batchnorm' makes no images; use one of zeroq, generator",
         ),
         (Blind, {}, "no gradient comes through the forward of Blind to its BatchNorms, which run 1 times"),
@@ -62,7 +62,6 @@ def test_a_loss_that_overflows_is_named(network):
         ({"method": "zeroc"}, "unknown method of synthetic data 'zeroc'; did you mean 'zeroq'?"),
         ({"samples": 0}, "samples 0 of synthetic data; give 1 at least, or leave it out"),
         ({"iterations": 1.5}, "iterations 1.5 of synthetic data; give 1 at least"),
-        ({"method": "batchnorm", "iterations": 5}, "iterations 5 of method 'batchnorm', which makes no images; leave"),
         ({"batch_size": None}, "batch_size None of synthetic data; give 1 at least"),
         ({"shape": (3, 0, 8)}, r"shape \(3, 0, 8\) is not channels, height and width; give \(3, 224, 224\), say"),
         ({"shape": "3x8x8"}, "shape '3x8x8' is not channels, height and width"),

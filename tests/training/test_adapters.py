@@ -1,44 +1,19 @@
 """Low-rank adapters on a frozen base of few bits: only they move, and they come out merged or beside the base."""
 
 import copy
-import json
 
 import pytest
 import torch
 from torch import nn
 
 import fewbit as fb
-from fewbit.errors import CheckpointError, NonFiniteError, NotYetError, PlanError, RecipeError
 from fewbit.qtensor import quantize
 
 SCHEMES = ["nf4 g64", "int4 g32", "int4 g32 asym", "q4_0", "mxfp4", "nvfp4", "kmeans4", "int8 channel", "fp16"]
 
 
-def tokens(count=4):
-    return torch.randint(0, 100, (count, 16), generator=torch.Generator().manual_seed(3))
-
-
 def recipe(scheme):
     return fb.Recipe([fb.Rule(kind="linear", weight=scheme)])
-
-
-def train_on_tokens(model, steps=3, rate=1e-2):
-    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], rate)
-    model.train()
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = model(input_ids=tokens(), labels=tokens()).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    model.eval()
-    return losses
-
-
-@torch.no_grad()
-def scores(model):
-    return model(input_ids=tokens(), use_cache=False).logits
 
 
 def wide(columns=256):
@@ -166,76 +141,6 @@ def test_what_was_not_changed_stays_to_the_bit(outputs):
     assert torch.equal(outputs(merged.model), before)
 
 
-def test_a_language_model_loaded_from_its_folder_is_trained_and_saved(small_llama, tmp_path):
-    fb.quantize(small_llama(vocab_size=100), "w4a16", calibration=[tokens()]).save(tmp_path / "base")
-    result = fb.load(tmp_path / "base")
-    model = fb.prepare_adapters(result, fb.Adapters(rank=4, match=r".*(q|v|down)_proj"))
-    assert sum(own.numel() for own in model.parameters() if own.requires_grad) == sum(
-        own.numel() for name, own in model.named_parameters() if "adapter" in name
-    )
-    losses = train_on_tokens(model, 5)
-    assert losses[-1] < losses[0]
-    with pytest.raises(CheckpointError, match="has an adapter beside its codes"):
-        result.save(tmp_path / "both")
-    merged = fb.merge_adapters(model)
-    expected = scores(merged.model)
-    merged.save(tmp_path / "merged")
-    assert torch.equal(scores(fb.load(tmp_path / "merged").model), expected)
-
-
-# Of transformers, which the peft of today asks by an older word.
-_OLD_WORD = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
-@_OLD_WORD
-def test_peft_computes_the_same_from_the_folder(small_llama, tmp_path):
-    peft = pytest.importorskip("peft")
-    float_model = small_llama(vocab_size=100)
-    result = fb.quantize(copy.deepcopy(float_model), recipe("nf4 g32"))
-    model = fb.prepare_adapters(result, fb.Adapters(rank=4, match=r".*(q|v|down)_proj"))
-    train_on_tokens(model)
-    expected = scores(model)
-    fb.save_adapters(model, tmp_path / "adapters")
-    # The base of few bits in float.
-    with torch.no_grad():
-        for name, layer in model.named_modules():
-            if hasattr(layer, "qtensor"):
-                float_model.get_submodule(name).weight.copy_(layer.weight)
-    base = scores(float_model)
-    theirs = peft.PeftModel.from_pretrained(float_model, tmp_path / "adapters").eval()
-    assert torch.equal(scores(theirs), expected)
-    assert not torch.equal(base, expected)  # they do change something
-
-
-@_OLD_WORD
-def test_adapters_of_peft_are_read(small_llama, tmp_path):
-    peft = pytest.importorskip("peft")
-    torch.manual_seed(1)
-    float_model = small_llama(vocab_size=100)
-    base = copy.deepcopy(float_model)
-    settings = peft.LoraConfig(r=4, lora_alpha=2, target_modules=["q_proj", "down_proj"], use_rslora=True,
-                               init_lora_weights=False)  # fmt: skip
-    theirs = peft.get_peft_model(float_model, settings)
-    theirs.save_pretrained(tmp_path / "theirs")
-    expected = scores(theirs.eval())
-    # Codes of 16 bits lose next to nothing.
-    model = fb.load_adapters(fb.quantize(base, recipe("fp16")), tmp_path / "theirs")
-    assert torch.allclose(scores(model), expected, atol=1e-3)
-    assert not torch.allclose(scores(small_llama(vocab_size=100)), expected, atol=1e-2)
-
-
-def test_adapters_go_on_from_their_folder(train, outputs, tmp_path):
-    model = fb.prepare_adapters(fb.quantize(wide(), recipe("int4 g32")))
-    train(model, 3)
-    written = fb.save_adapters(model, tmp_path / "a")
-    assert json.loads((written / "adapter_config.json").read_text())["target_modules"] == ["1", "3"]
-    again = fb.load_adapters(fb.quantize(wide(), recipe("int4 g32")), written)
-    assert torch.equal(outputs(again), outputs(model))
-    with pytest.raises(CheckpointError, match="exists"):
-        fb.save_adapters(model, written)
-    fb.save_adapters(again, written, overwrite=True)
-
-
 def test_a_run_that_goes_on_from_a_state_dict_ends_in_the_same_numbers(train, outputs):
     def fresh():
         return fb.prepare_adapters(fb.quantize(wide(), recipe("int4 g32")), fb.Adapters(seed=5))
@@ -247,50 +152,6 @@ def test_a_run_that_goes_on_from_a_state_dict_ends_in_the_same_numbers(train, ou
     train(other, 2)
     assert not torch.equal(outputs(other), outputs(first))
     assert torch.equal(outputs(first), outputs(second))
-
-
-def test_an_ambiguous_name_is_written_as_the_whole_name(tmp_path):
-    model = nn.Sequential()
-    model.add_module("fc", nn.Linear(32, 32))
-    model.add_module("inner", nn.Sequential())
-    model.inner.add_module("fc", nn.Linear(32, 32))
-    result = fb.quantize(model, fb.Recipe([fb.Rule("fc", weight="int8"), fb.keep(r"inner\.fc")]))
-    written = fb.save_adapters(fb.prepare_adapters(result), tmp_path / "a")
-    assert json.loads((written / "adapter_config.json").read_text())["target_modules"] == "fc"
-
-
-def test_what_cannot_be_adapted_is_refused(perceptron, images):
-    with pytest.raises(RecipeError, match=r"give what fewbit\.quantize or fewbit\.load returns"):
-        fb.prepare_adapters(perceptron())
-    with pytest.raises(PlanError, match=r"has no adapters; call fewbit\.prepare_adapters first"):
-        fb.merge_adapters(perceptron())
-    result = fb.quantize(perceptron(), recipe("int8"))
-    with pytest.raises(PlanError, match="of the quantized linear layers none matches 'x'; there are: 1 and 1 more"):
-        fb.prepare_adapters(result, fb.Adapters(match="x"))
-    fb.prepare_adapters(result)
-    with pytest.raises(PlanError, match="has adapters already"):
-        fb.prepare_adapters(result)
-    rounded = fb.quantize(
-        perceptron(),
-        fb.Recipe([fb.Rule(kind="linear", weight="int8", input="int8 static", output="int8 static")]),
-        calibration=[images()],
-    )
-    with pytest.raises(PlanError, match="the output is rounded, and an adapter is added to it"):
-        fb.prepare_adapters(rounded)
-
-
-def test_a_head_gets_an_adapter_where_it_is_asked_for_and_its_weight_is_its_own(small_llama):
-    def quantized(**settings):
-        rules = [fb.Rule(kind=kind, weight="int8") for kind in ("embedding", "head", "linear")]
-        return fb.quantize(small_llama(vocab_size=100, **settings), fb.Recipe(rules))
-
-    model = fb.prepare_adapters(quantized())
-    assert not hasattr(model.lm_head, "adapter")
-    assert len([name for name, _ in model.named_modules() if name.endswith(".adapter")]) == 2 * 7
-    model = fb.prepare_adapters(quantized(), fb.Adapters(match="lm_head"))
-    assert [name for name, _ in model.named_modules() if name.endswith(".adapter")] == ["lm_head.adapter"]
-    with pytest.raises(PlanError, match="lm_head: an adapter would part it from the layer that has the same weight"):
-        fb.prepare_adapters(quantized(tie_word_embeddings=True), fb.Adapters(match="lm_head"))
 
 
 def test_the_fused_encoder_of_torch_does_not_pass_them_by():
@@ -305,31 +166,6 @@ def test_the_fused_encoder_of_torch_does_not_pass_them_by():
     assert torch.allclose(inside, outside, atol=1e-5)
 
 
-def test_an_onnx_file_has_no_place_for_them(perceptron, images, tmp_path):
-    result = fb.quantize(perceptron(), "w8a16", evaluation=[images()])
-    fb.prepare_adapters(result)
-    with pytest.raises(CheckpointError, match="1 has an adapter beside its codes"):
-        result.save(tmp_path / "m.onnx")
-
-
-def test_layers_that_share_a_global_scale_share_the_one_of_the_merged_weight(small_llama, tmp_path):
-    result = fb.quantize(small_llama(vocab_size=100), recipe("nvfp4"), evaluation=[tokens()])
-    model = fb.prepare_adapters(result, fb.Adapters(match=r".*q_proj"))
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.adapter.up.normal_()
-    result = fb.merge_adapters(model)
-    assert result.report.remarks[0].startswith("adapters of 2 layers were merged and rounded again")
-    assert result.report.remarks[0].endswith("; 4 that share a global scale with them were rounded again")
-    expected = scores(result.model)
-    for layer in result.model.model.layers:
-        attention = layer.self_attn
-        q, k, v = (own.qtensor.scale.scale for own in (attention.q_proj, attention.k_proj, attention.v_proj))
-        assert q == k == v
-    result.save(tmp_path / "out")
-    assert torch.equal(scores(fb.load(tmp_path / "out").model), expected)
-
-
 def test_blocks_of_256_are_a_base_too(train, outputs):
     model = fb.prepare_adapters(fb.quantize(wide(), fb.Recipe([fb.Rule("3", weight="q4_k"), fb.keep("1")])))
     before = outputs(model)
@@ -339,86 +175,3 @@ def test_blocks_of_256_are_a_base_too(train, outputs):
     assert str(merged.plan.rows[1].scheme) == "q4_k"
     difference = [(own - outputs(merged.model)).square().sum() for own in (beside, before)]
     assert difference[0] < 0.5 * difference[1]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_model_in_16_bits_has_adapters_in_float32(dtype, small_llama):
-    model = fb.prepare_adapters(fb.quantize(small_llama(dtype, vocab_size=100), recipe("nf4 g32")))
-    losses = train_on_tokens(model, 5)
-    assert losses[-1] < losses[0]
-    assert model.model.layers[0].mlp.down_proj.adapter.up.dtype == torch.float32
-    assert scores(model).dtype == dtype
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # the Trainer's, of pinned memory without an accelerator
-def test_the_trainer_of_transformers_trains_them(small_llama, tmp_path):
-    from transformers import Trainer, TrainingArguments
-
-    rows = [{"input_ids": row, "labels": row} for row in tokens(8)]
-    model = fb.prepare_adapters(fb.quantize(small_llama(vocab_size=100), recipe("nf4 g32")))
-    before = {name: own.clone() for name, own in model.state_dict().items()}
-    settings = TrainingArguments(
-        tmp_path / "run", max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True,
-        save_strategy="no", learning_rate=1e-2,
-    )  # fmt: skip
-    Trainer(model, settings, train_dataset=rows).train()
-    changed = {name for name, own in model.state_dict().items() if not torch.equal(own, before[name])}
-    assert changed
-    assert all(".adapter." in name for name in changed)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rank": 0}, "rank 0 is no rank"),
-        ({"alpha": -1.0}, "alpha -1.0 is not above 0"),
-        ({"dropout": 1.0}, r"dropout 1.0 is not in \[0, 1\)"),
-        ({"match": "("}, "is no regular expression"),
-        ({"seed": -1}, "seed -1 is no seed"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options, message):
-    with pytest.raises(RecipeError, match=message):
-        fb.Adapters(**options)
-
-
-def test_an_adapter_that_became_nan_is_named(perceptron, images, tmp_path):
-    model = fb.prepare_adapters(fb.quantize(perceptron(), recipe("int8")))
-    with torch.no_grad():
-        model[3].adapter.up[0, 0] = float("nan")
-    for stop in (lambda: fb.merge_adapters(model), lambda: fb.save_adapters(model, tmp_path / "a")):
-        with pytest.raises(NonFiniteError, match="3: its adapter has become NaN or infinite"):
-            stop()
-    with pytest.raises(NonFiniteError, match=r"3\.adapter\.up has become NaN or infinite"):
-        model.train()(images())
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"use_dora": True}, NotYetError, "use_dora = True"),
-        ({"bias": "all"}, NotYetError, "bias = 'all'"),
-        ({"peft_type": "IA3"}, NotYetError, "peft_type = 'IA3'"),
-        ({"r": "8"}, CheckpointError, "r = '8' is no rank"),
-        ({"r": 3}, CheckpointError, "not of rank 3"),
-        ({"lora_alpha": None}, CheckpointError, "lora_alpha = None is no such number"),
-    ],
-)
-def test_folders_of_other_adapters_are_refused_and_the_model_stays(change, error, message, perceptron, tmp_path):
-    model = fb.prepare_adapters(fb.quantize(perceptron(), recipe("int8")))
-    written = fb.save_adapters(model, tmp_path / "a")
-    config = written / "adapter_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
-    other = fb.quantize(perceptron(), recipe("int8"))
-    with pytest.raises(error, match=message):
-        fb.load_adapters(other, written)
-    assert not hasattr(other.model[1], "adapter")
-
-
-def test_adapters_of_other_layers_are_refused_and_the_model_stays_as_it_was(perceptron, tmp_path):
-    written = fb.save_adapters(fb.prepare_adapters(fb.quantize(wide(), recipe("int8"))), tmp_path / "a")
-    other = fb.quantize(perceptron(), recipe("int8"))
-    with pytest.raises(CheckpointError, match="the adapter of 1 is for 256 x 64, the layer has 64 x 64"):
-        fb.load_adapters(other, written)
-    assert not hasattr(other.model[1], "adapter")
-    assert all(own.requires_grad for own in other.model.parameters())

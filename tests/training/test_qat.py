@@ -78,6 +78,14 @@ def test_training_in_the_loop_beats_rounding_afterwards_at_two_bits(labels, perc
     assert loss(prepared) < 0.5 * loss(rounded)
 
 
+def test_learned_ranges_of_channels_begin_with_their_extremes():
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(8, 4)), torch.randn(32, 8) * torch.arange(1.0, 9.0)
+    fb.prepare_qat(model, fb.Recipe([fb.Rule("0", weight="int8", input="int8 static channel sym")]), batch=batch)
+    scale = model[0].input_quantizer.activation.scale
+    assert torch.allclose(scale, batch.abs().amax(0) / 127.5, rtol=1e-3)  # rounded to float16
+
+
 def test_the_report_is_that_of_quantize(images, convolutional, train):
     model = fb.prepare_qat(convolutional(), "w4a8", batch=images())
     train(model, 3)

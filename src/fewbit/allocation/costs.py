@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fewbit.allocation.metrics import scored
+from fewbit.allocation.own_output_error import own_output_error
 from fewbit.allocation.slopes import SLOPES
 from fewbit.allocation.subject import Pair, Scores, Subject
 from fewbit.errors import PlanError
@@ -83,8 +84,8 @@ def _screen(subject: Subject, metric: str, notes: list[str]) -> tuple[Scores, st
         try:
             return scored("fisher", subject, subject.pairs), "fisher"
         except PlanError as error:
-            notes.append(f"{error}; all divergences are measured instead")
-            return {}, "kl_divergence of every pair"
+            notes.append(f"{error}; layers were scored by the errors of their own outputs")
+            return own_output_error(subject, subject.pairs), "output_error"
     return scored("output_error", subject, subject.pairs), "output_error"
 
 

@@ -141,7 +141,8 @@ def _uniform(units: Sequence[Unit], names: Sequence[str]) -> list[tuple[str, Sel
     for name in names:
         if name == FLOAT or any(unit.choice(name) is None for unit in free):
             continue
-        places = [next((place for place, own in enumerate(unit.choices) if own.name == name), 0) for unit in units]
+        chosen = [unit.choice(name) or unit.choices[0] for unit in units]
+        places = [unit.choices.index(own) for unit, own in zip(units, chosen, strict=True)]
         found.append((name, Selection(tuple(places))))
     return found
 

@@ -6,7 +6,7 @@ again. The dearest metric, and the one that the others are estimates of.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fewbit.allocation.subject import Pair, Scores, Subject, by_layer
@@ -26,19 +26,28 @@ def kl_divergence(subject: Subject, pairs: Sequence[Pair]) -> Scores:
         for name, candidates in layers.items()
     }
     found: Scores = {}
+    for measured in _stages(subject, wanted):
+        for layer, seen in measured:
+            for candidate in layers[layer.name]:
+                found[layer.name, candidate] = _measured(subject, layer, candidate, seen)
+        _keep(subject, found)
+    return found
+
+
+def _stages(subject: Subject, wanted: Mapping[str, Sequence[str]]) -> Iterator[Iterable[tuple[Layer, Any]]]:
+    """Yield layers with what is known of their inputs in the float model, some at a time."""
+    what = "divergence of single layers"
+    if not any(wanted.values()):
+        for name in subject.progress.track(list(wanted), what):
+            yield [(subject.by_name[name], {})]
+        return
     run: Any = subject.frontend.calibrate(
         subject.model, subject.layers, wanted, subject.calibration or subject.batches, sequential=False
     )
     for _ in subject.progress.track(run.gradients, "gradients") if run.gradients else ():
         pass
-    for stage in subject.progress.track(run, "divergence of single layers"):
-        for part in stage:
-            for layer in part.layers:
-                for candidate in layers[layer.name]:
-                    seen = part.statistics.get(layer.name, {})
-                    found[layer.name, candidate] = _measured(subject, layer, candidate, seen)
-        _keep(subject, found)
-    return found
+    for stage in subject.progress.track(run, what):
+        yield ((layer, part.statistics.get(layer.name, {})) for part in stage for layer in part.layers)
 
 
 def _keep(subject: Subject, found: Scores) -> None:

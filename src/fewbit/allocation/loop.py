@@ -19,7 +19,7 @@ from fewbit.report.allocation import AllocationRound
 Tables = Sequence[Sequence[float]]
 Solver = Callable[[Tables, Tables, float], Selection]
 #: How far a correction may go in a round, and what power of it is taken.
-_REACH, _DAMPING = 4.0, 0.5
+_REACH, _DAMPING = 8.0, 0.75
 #: Groups whose interactions are measured, at most.
 _GROUPS = 16
 #: A smaller model than one that holds has to save this share to be worth another round.

@@ -11,7 +11,7 @@ from fewbit.allocation.reference import Reference
 from fewbit.allocation.score_cache import ScoreCache, digest, digest_of_batches, digest_of_model
 from fewbit.catalogue import lookup
 from fewbit.interfaces import Frontend, Layer, Progress, Silent
-from fewbit.numerics.namespace import Array
+from fewbit.numerics.namespace import Array, to_float32
 from fewbit.plan_row import PlanRow
 from fewbit.qtensor import quantize
 
@@ -83,7 +83,7 @@ class Subject:
     def error(self, pair: Pair) -> tuple[Array, Array]:
         """Return the weight of a layer and what rounding it to nearest adds to it, both (out, in)."""
         name, candidate = pair
-        weight = self.frontend.weight(self.model, self.by_name[name])
+        weight = to_float32(self.frontend.weight(self.model, self.by_name[name]))
         scheme = self.rows[name][candidate].scheme
         assert scheme is not None
         return weight, quantize(weight, scheme).dequantize() - weight

@@ -49,6 +49,8 @@ class Unit:
     choices: tuple[Choice, ...]
     #: Why it cannot have a candidate, by name.
     refused: Mapping[str, str] = field(default_factory=dict)
+    #: Candidates that come to the very same schemes as a choice, as fallbacks of GGUF types may, by name.
+    same: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -56,8 +58,9 @@ class Unit:
         return self.layers[0].name
 
     def choice(self, name: str) -> Choice | None:
-        """Return the choice called `name`, or `None`."""
-        return next((own for own in self.choices if own.name == name), None)
+        """Return the choice that the candidate `name` comes to, or `None`."""
+        wanted = self.same.get(name, name)
+        return next((own for own in self.choices if own.name == wanted), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,15 +159,10 @@ def _unit(frontend: Frontend, model: Any, layers: Sequence[Layer], setting: Sett
             choices.append(Choice(name, rows))
     if not choices:
         choices.append(Choice(FLOAT, _planned(frontend, model, layers, setting, FLOAT)[0]))
-    return Unit(tuple(layers), tuple(_distinct(choices)), refused)
-
-
-def _distinct(choices: Sequence[Choice]) -> list[Choice]:
-    """Return the choices without those that come to the very same schemes, as fallbacks of GGUF types may."""
     found: dict[tuple[str, ...], Choice] = {}
-    for own in choices:
-        found.setdefault(tuple(row.becomes for row in own.rows), own)
-    return list(found.values())
+    first = {own.name: found.setdefault(tuple(row.becomes for row in own.rows), own).name for own in choices}
+    same = {name: other for name, other in first.items() if other != name}
+    return Unit(tuple(layers), tuple(found.values()), refused, same)
 
 
 def _planned(

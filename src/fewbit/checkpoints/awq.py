@@ -5,7 +5,7 @@ Source: AutoAWQ, and transformers 5.23 with GPTQModel 7.7.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,10 @@ class Awq(LinearWeights):
         require_one_size(manifest)
         stored = [part for own in manifest.quantized for part in self.tensors(own, manifest.storage_type)]
         return PackedFolder(
-            NewFolder(path, overwrite=overwrite), [*manifest.floats, *stored], manifest, _Packing(manifest)
+            NewFolder(path, overwrite=overwrite, place=manifest.place),
+            [*manifest.floats, *stored],
+            manifest,
+            _Packing(manifest),
         )
 
     def read(self, path: Path) -> Checkpoint:
@@ -104,6 +107,14 @@ class _Packing:
     def rest(self) -> tuple[()]:
         """Return nothing: every array is known with its weight."""
         return ()
+
+    def held(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:  # noqa: ARG002
+        """Return nothing: every array is known with its weight."""
+        return {}
+
+    def hold(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take back nothing."""
+        assert not arrays
 
     def described(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return `quantization_config`; there is no other file."""

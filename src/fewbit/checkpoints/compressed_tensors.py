@@ -134,7 +134,9 @@ class CompressedTensors(Streamed):
             stored += self.tensors(quantized, manifest.storage_type)
         stored += stored_caches(manifest.caches, manifest.storage_type)
         require_targets(layer.name for layer in (*manifest.kept, *(q.layer for q in manifest.quantized)))
-        return PackedFolder(NewFolder(path, overwrite=overwrite), stored, manifest, _Packing(manifest))
+        return PackedFolder(
+            NewFolder(path, overwrite=overwrite, place=manifest.place), stored, manifest, _Packing(manifest)
+        )
 
     def read(self, path: Path) -> Checkpoint:
         """Open the folder at `path`; tensors are read when asked for.
@@ -187,6 +189,14 @@ class _Packing:
     def rest(self) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
         """Return the ranges of caches by full name."""
         return encoded_caches(self._manifest.caches, self._manifest.storage_type).items()
+
+    def held(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:  # noqa: ARG002
+        """Return nothing: every array is known with its weight."""
+        return {}
+
+    def hold(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take back nothing."""
+        assert not arrays
 
     def described(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return `quantization_config`, and the entry of casts, where there are such; no other file."""

@@ -25,12 +25,14 @@ class Unfinished(ABC):
     #: What it is, for errors.
     kind: ClassVar[str]
 
-    def __init__(self, final: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, final: Path, *, overwrite: bool = False, place: Path | None = None) -> None:
         # A link to a model stays a link: what it leads to is replaced.
         self.final = Path(final).resolve() if Path(final).is_symlink() else Path(final).absolute()
         self.overwrite = overwrite
         self.require_free()
-        self.path = self.final.with_name(f".{self.final.name}.{secrets.token_hex(4)}.partial")
+        #: Whether it stands at a place that someone else has chosen, and stays there on failure, to be gone on with.
+        self.stays = place is not None
+        self.path = place or self.final.with_name(f".{self.final.name}.{secrets.token_hex(4)}.partial")
         # Known before it is there: an interruption may come between any two lines.
         unfinished[self.path] = self
         try:
@@ -86,8 +88,10 @@ class NewFolder(Unfinished):
         require_free(self.final, overwrite=self.overwrite)
 
     def begin(self) -> None:
-        """Make the folder."""
-        self.path.mkdir(mode=0o700)
+        """Make the folder; one that stays may be there, and its end may have been interrupted."""
+        if self.stays:
+            self.discard()
+        self.path.mkdir(mode=0o700, exist_ok=self.stays)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of plain name; a name that leaves the folder is refused."""
@@ -108,7 +112,7 @@ class NewFolder(Unfinished):
         """Remove the folder; what was to be replaced and was not goes back to its name."""
         if self._retired.exists() and not self.final.exists():
             self._retired.rename(self.final)
-        for rest in (self._retired, self.path):
+        for rest in (self._retired,) if self.stays else (self._retired, self.path):
             shutil.rmtree(rest, ignore_errors=True)
 
 

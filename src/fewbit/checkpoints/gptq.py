@@ -6,7 +6,7 @@ of `gptq` disagree on it. Source: GPTQModel 7.7.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,9 @@ class Gptq(LinearWeights):
         # Whether zero points are stored as they are is known behind the last of them, so they stand last.
         stored.sort(key=lambda part: part.name.endswith(".qzeros"))
         packing = _Packing(manifest)
-        return PackedFolder(NewFolder(path, overwrite=overwrite), [*manifest.floats, *stored], manifest, packing)
+        return PackedFolder(
+            NewFolder(path, overwrite=overwrite, place=manifest.place), [*manifest.floats, *stored], manifest, packing
+        )
 
     def read(self, path: Path) -> Checkpoint:
         """Open the folder at `path`; tensors are read when asked for.
@@ -115,6 +117,16 @@ class _Packing:
         """Yield the zero points by full name."""
         for name, words in self._zeros.items():
             yield f"{name}.qzeros", words if self._whole else lessened(words, self._bits[name])
+
+    def held(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the zero points of layers: how they are stored is known behind the last."""
+        return {name: self._zeros[name] for name in names if name in self._zeros}
+
+    def hold(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take back zero points."""
+        for name, words in arrays.items():
+            self._zeros[name] = words
+            self._whole = self._whole or holds_zero(words, self._bits[name])
 
     def described(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return `quantization_config`, and the file that has a copy of it."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from fewbit.activation import Activation
 from fewbit.checkpoints.folder import NewFolder
+from fewbit.checkpoints.hashes import REPORT, hashed
 from fewbit.checkpoints.json_object import read_object
 from fewbit.checkpoints.safetensors_file import ShardedWriter, read_tensors
 from fewbit.checkpoints.tensor_name import require_plain
@@ -34,6 +35,12 @@ class Packing(Protocol):
     def rest(self) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
         """Return by full name the arrays that stand behind all weights."""
 
+    def held(self, names: Iterable[str]) -> Arrays:
+        """Return by layer the arrays of those called `names` that are held back for the end."""
+
+    def hold(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take back what `held` told of in an earlier run."""
+
     def described(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what `config.json` says of all this, and the content of further JSON files by their names."""
 
@@ -45,6 +52,8 @@ class PackedFolder:
         self._folder = folder
         self._manifest = manifest
         self._packing = packing
+        #: Further files by their names, which became known while it was written.
+        self._files: dict[str, bytes] = {}
         try:
             for tensor in stored:
                 require_plain(tensor.name)
@@ -61,6 +70,19 @@ class PackedFolder:
         for suffix, array in self._packing.encoded(name, value).items():
             self._weights.put(f"{name}.{suffix}", array)
 
+    def add(self, files: Mapping[str, bytes]) -> None:
+        """Write further files when it is closed."""
+        self._files |= files
+
+    def settled(self, layers: Iterable[str]) -> tuple[dict[str, str], Arrays]:
+        """Bring to the disk what came; return what `go_on` wants: digests of tensors, and what of `layers` is held."""
+        return self._weights.settled(), self._packing.held(layers)
+
+    def go_on(self, digests: Mapping[str, str], held: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Go on where an earlier run has ended; raises `CheckpointError` where what it wrote is not there."""
+        self._weights.go_on(digests)
+        self._packing.hold(held)
+
     def close(self) -> Path:
         """Write configuration and companions, move the folder to its name, and return it."""
         for name, array in self._packing.rest():
@@ -68,11 +90,16 @@ class PackedFolder:
         self._weights.close()
         said, more = self._packing.described()
         described = {**more, "config.json": {**self._manifest.configuration, **said}}
-        for name, content in self._manifest.files.items():
+        files = {**self._manifest.files, **self._files}
+        report = files.pop(REPORT, None)
+        for name, content in files.items():
             if name not in described:
                 self._folder.write(name, content)
         for name, table in described.items():
             self._folder.write(name, _as_json(table))
+        if report is not None:
+            others = [path for path in self._folder.path.iterdir() if path.name != REPORT]
+            self._folder.write(REPORT, hashed(report, REPORT, others))
         return self._folder.commit()
 
     def abort(self) -> None:

@@ -6,8 +6,9 @@ no float8.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fewbit.checkpoints.folder import write_at
+from fewbit.checkpoints.folder import to_disk, write_at
 from fewbit.checkpoints.safetensors_folder import INDEX, ONE_FILE
-from fewbit.checkpoints.safetensors_header import create_empty, read_header
+from fewbit.checkpoints.safetensors_header import create_empty, layout, read_header
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import StoredTensor
 
@@ -42,6 +43,10 @@ class ShardedWriter:
             raise CheckpointError("the manifest names a tensor twice; this is a defect of fewbit")
         #: Where the tensors of a file begin, once it is there.
         self._starts: dict[int, dict[str, int]] = {}
+        #: SHA-256 of the bytes of each tensor that came, for whoever writes them down.
+        self._digests: dict[str, str] | None = None
+        #: Files with bytes that may not be on the disk yet.
+        self._loose: set[Path] = set()
 
     def put(self, name: str, array: np.ndarray[Any, Any]) -> None:
         """Take the next tensor; it must be in the manifest with this shape and type."""
@@ -62,7 +67,54 @@ class ShardedWriter:
             write_at(path, self._starts[number][name], content.data)
         except OSError as error:
             raise CheckpointError(f"cannot write {path.name}: {error.strerror or error}") from error
+        if self._digests is not None:
+            self._digests[name] = hashlib.sha256(content.data).hexdigest()
+            self._loose.add(path)
         del self._expected[name]
+
+    def settled(self) -> dict[str, str]:
+        """Bring what came to the disk; return the SHA-256 of each tensor that came since this was asked before.
+
+        Ask once before the first tensor.
+        """
+        try:
+            for path in self._loose:
+                to_disk(path)
+            to_disk(self._folder)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._folder}: {error.strerror or error}") from error
+        digests, self._digests = self._digests or {}, {}
+        self._loose.clear()
+        return digests
+
+    def go_on(self, digests: Mapping[str, str]) -> None:
+        """Take the tensors that `settled` told of in an earlier run, if their bytes are there and as they were.
+
+        Raises:
+            CheckpointError: they are not.
+
+        """
+        for number in {self._homes[name] for name in digests if name in self._homes}:
+            path = self._folder / self._name(number)
+            head, starts, size = layout(self._shards[number])
+            try:
+                with path.open("rb") as file:
+                    found = file.read(len(head))
+                there = path.stat().st_size
+            except OSError as error:
+                raise CheckpointError(f"cannot read {path}, which was begun: {error.strerror or error}") from error
+            if found != head or there != size:
+                raise CheckpointError(
+                    f"{path} is not the file that was begun: {there} bytes of {size}, or another header"
+                )
+            self._starts[number] = starts
+        for name, digest in digests.items():
+            stored = self._expected.pop(name, None)
+            if stored is None:
+                raise CheckpointError(f"tensor {name} was written before, and is not in the manifest")
+            path = self._folder / self._name(self._homes[name])
+            if _digest(path, self._starts[self._homes[name]][name], stored.nbytes) != digest:
+                raise CheckpointError(f"{path}: the bytes of tensor {name} are not those that were written")
 
     def close(self) -> None:
         """Write the index, if there are several files; every tensor of the manifest must have come."""
@@ -78,6 +130,19 @@ class ShardedWriter:
         if len(self._shards) == 1:
             return ONE_FILE
         return f"model-{number + 1:05}-of-{len(self._shards):05}.safetensors"
+
+
+def _digest(path: Path, start: int, nbytes: int) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(start)
+        while nbytes:
+            piece = file.read(min(nbytes, 1 << 22))
+            if not piece:
+                break
+            found.update(piece)
+            nbytes -= len(piece)
+    return found.hexdigest()
 
 
 def _shards(stored: Sequence[StoredTensor], shard_bytes: int) -> list[list[StoredTensor]]:

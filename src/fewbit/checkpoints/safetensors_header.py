@@ -73,6 +73,14 @@ def read_header(path: Path) -> SafetensorsHeader:
 
 def create_empty(path: Path, stored: Sequence[StoredTensor]) -> dict[str, int]:
     """Make a file with room for tensors and return where each begins; larger types first, so that all are aligned."""
+    head, begins, size = layout(stored)
+    path.write_bytes(head)
+    os.truncate(path, size)
+    return begins
+
+
+def layout(stored: Sequence[StoredTensor]) -> tuple[bytes, dict[str, int], int]:
+    """Return the first bytes of a file with room for tensors, where each of them begins, and the size of the file."""
     names = {own: word for word, own in _TYPES.items()}
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # "format" tells transformers how to read the file
     begins, end = {}, 0
@@ -82,9 +90,8 @@ def create_empty(path: Path, stored: Sequence[StoredTensor]) -> dict[str, int]:
         table[own.name] = {"dtype": names[own.dtype], "shape": list(own.shape), "data_offsets": offsets}
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _PREFIX)
-    path.write_bytes(len(text).to_bytes(_PREFIX, "little") + text)
-    os.truncate(path, _PREFIX + len(text) + end)
-    return {name: _PREFIX + len(text) + begin for name, begin in begins.items()}
+    head = len(text).to_bytes(_PREFIX, "little") + text
+    return head, {name: len(head) + begin for name, begin in begins.items()}, len(head) + end
 
 
 def header_length(prefix: bytes, size: int) -> int:

@@ -21,7 +21,8 @@ from fewbit.cli.interruption import Interruptible
 from fewbit.cli.quantize import quantize
 from fewbit.cli.sensitivity import sensitivity
 from fewbit.cli.support import support
-from fewbit.errors import FewbitError, NotYetError
+from fewbit.cli.verify import verify
+from fewbit.errors import FewbitError
 
 # typer carries a click of its own, older ones used the installed one; BadParameter hangs below this class in both.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -52,17 +53,10 @@ def options(
         raise typer.Exit
 
 
-for command in (quantize, sensitivity, finetune, evaluate, compare, inspect, convert, imatrix, support, demo):
+for command in (
+    quantize, sensitivity, finetune, evaluate, compare, inspect, convert, verify, imatrix, support, demo,
+):  # fmt: skip
     application.command(no_args_is_help=command not in (support, demo))(command)
-
-
-def _later(name: str, what: str) -> None:
-    @application.command(name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-    def later() -> None:
-        raise NotYetError(f"fewbit {name} ({what}) is not in this version")
-
-
-_later("verify", "file hashes")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -96,7 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2 if isinstance(error, (FewbitError, MemoryError)) else 1
     if code == _INTERRUPTED or ending.code:  # typer turns Ctrl-C into this exit code by itself, or into Abort
         code = ending.code or _INTERRUPTED
-        sys.stderr.write("fewbit: interrupted; no half model is left behind\n")
+        left = "no half model is left behind" if ending.kept is None else f"--resume goes on with {ending.kept}"
+        sys.stderr.write(f"fewbit: interrupted; {left}\n")
     sys.exit(code if isinstance(code, int) else 0)
 
 

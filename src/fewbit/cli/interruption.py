@@ -8,11 +8,12 @@ from __future__ import annotations
 import _thread
 import signal
 import sys
+from pathlib import Path
 from threading import Timer, current_thread, main_thread
 from types import FrameType, TracebackType
 from typing import Any
 
-from fewbit.checkpoints.folder import settle_all
+from fewbit.checkpoints.folder import settle_all, unfinished
 
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 #: Seconds after which an interruption that was lost comes again.
@@ -34,6 +35,8 @@ class Interruptible:
         #: The last signal; `None` before any.
         self._signal: int | None = None
         self._before: dict[signal.Signals, Any] = {}
+        #: The folder of a run that can be gone on with.
+        self.kept: Path | None = None
 
     @property
     def code(self) -> int | None:
@@ -54,6 +57,7 @@ class Interruptible:
         # A second Ctrl-C must not break off the tidying.
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
+        self.kept = next((own.path.parent for own in unfinished.values() if own.stays), None)
         settle_all()
         sys.unraisablehook = self._hook
         for number, before in self._before.items():

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fewbit.byte_size import byte_size
 from fewbit.calibration import Calibration
 from fewbit.cli.allocation import Search
 from fewbit.cli.console import Terminal
 from fewbit.cli.run import Run, is_onnx
 from fewbit.cli.samples import calibrating, made_of, measuring, require_used
+from fewbit.cli.streaming import require_streamed, streamed
 from fewbit.cli.words import (
     Address,
     AsJson,
@@ -37,15 +39,13 @@ from fewbit.cli.words import (
     Text,
     Workers,
 )
-from fewbit.errors import NotYetError, RecipeError
+from fewbit.errors import RecipeError
 from fewbit.execution.executor import Place, parse_executor
 from fewbit.result import is_file_name, target_name
 from fewbit.statistics.partials import PART
 
 if TYPE_CHECKING:
     from fewbit.recipe import Recipe
-
-_LATER = "Not in this version."
 
 
 def quantize(  # a command's options are its arguments
@@ -103,9 +103,17 @@ def quantize(  # a command's options are its arguments
         str | None,
         typer.Option(help="Runtime that an .onnx output is for: ort-cpu (default), tensorrt, migraphx, openvino."),
     ] = None,
-    memory: Annotated[str | None, typer.Option(help=_LATER)] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Read a folder block by block within this much memory, such as 8GB; it writes no text of its own.",
+            show_default=False,
+        ),
+    ] = None,
     executor: ExecutorName = "in-process",
-    resume: Annotated[bool, typer.Option("--resume", help=_LATER)] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="The same; go on with what OUT.partial holds, if there is something.")
+    ] = False,
     shard_size: ShardSize = None,
     target_size: Annotated[
         str | None, typer.Option(help="The same under a size of all tensors, such as 300MB.")
@@ -129,11 +137,6 @@ def quantize(  # a command's options are its arguments
     ] = PART,
 ) -> None:
     """Quantize MODEL, measure what it cost, and write a folder that other runtimes load."""
-    refuse_later(
-        {
-            "--memory": memory, "--resume": resume,
-        }
-    )  # fmt: skip
     terminal = Terminal(quiet=quiet, as_json=as_json)
     search = Search(
         bits=target_bits, size=target_size, divergence=target_kl, latency=target_latency, candidates=candidates,
@@ -148,6 +151,25 @@ def quantize(  # a command's options are its arguments
     if imatrix is not None and calibration != "self":
         raise RecipeError("--imatrix and --calibration exclude each other: an importance matrix is gathered already")
     data_made = made_of(calibration, shape, preprocess, iterations)
+    calibrated = calibrating(
+        Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential, part=part),
+        batch_size, preprocess,
+    )  # fmt: skip
+    if memory is not None or resume:
+        from fewbit.folder_run import FolderRun
+        from fewbit.options import Options
+
+        elsewhere = None if executor == "in-process" else executor
+        named = {"--text": text, "--data": data, "--imatrix": imatrix, "--runtime": runtime, "--executor": elsewhere}
+        require_streamed({**named, "--target-...": search.budget})
+        asked = FolderRun(
+            model=model, output=output or usual, recipe=chosen, to=target, dtype=dtype, calibration=calibrated,
+            memory=None if memory is None else byte_size(memory), resume=resume, overwrite=overwrite,
+            shard_bytes=None if shard_size is None else byte_size(shard_size),
+            options=Options(device=device, seed=seed, progress=terminal, command=context.obj),
+        )  # fmt: skip
+        streamed(asked, terminal, dry_run=dry_run, named=output is not None)
+        return
     if dry_run:
         show_plan(terminal, model, chosen, to=target, dtype=dtype, importance=imatrix, calibration=data_made)
         return
@@ -155,11 +177,7 @@ def quantize(  # a command's options are its arguments
         raise RecipeError("nowhere to write: give -o OUT, or --dry-run to see the plan only")
     run = Run(
         model=model, recipe=chosen, output=output, to=target, dtype=dtype, text=text, sequences=sequences,
-        length=length, overwrite=overwrite, device=device, seed=seed, command=context.obj,
-        calibration=calibrating(
-            Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential, part=part),
-            batch_size, preprocess,
-        ),
+        length=length, overwrite=overwrite, device=device, seed=seed, command=context.obj, calibration=calibrated,
         evaluation=measuring(data, text, batch_size, preprocess), shard_size=shard_size, importance=imatrix,
         executor=chosen_executor(executor, address, workers),
     )  # fmt: skip
@@ -261,10 +279,3 @@ def beside_search(named: Mapping[str, object]) -> Recipe:
         if value is not None:
             raise RecipeError(f"{name} and a budget (--target-bits, ...) exclude each other: a search makes the recipe")
     return choose_recipe(None, Schemes(), [])
-
-
-def refuse_later(options: dict[str, object]) -> None:
-    """Raise for an option that was given but is not in this version."""
-    for name, value in options.items():
-        if value not in (None, False):
-            raise NotYetError(f"{name} is not in this version; leave it out")

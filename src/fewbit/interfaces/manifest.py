@@ -61,3 +61,5 @@ class Manifest:
     origin: Path | None = None
     #: The most bytes of tensors in one of several files; `None`: as many as the layout has usually.
     shard_bytes: int | None = None
+    #: Where it is to be under construction, and to stay on failure; `None`: beside its name, and removed.
+    place: Path | None = None

@@ -6,6 +6,8 @@ import re
 
 import torch
 
+from fewbit.kernels.purpose import Purpose
+
 
 def missing(capability: tuple[int, int], release: tuple[int, int] = (2, 4)) -> str | None:
     """Return what there is not of a device of this compute capability and this release of torch, or `None`."""
@@ -19,3 +21,17 @@ def missing(capability: tuple[int, int], release: tuple[int, int] = (2, 4)) -> s
     if found < capability:
         return f"it needs compute capability {wanted}, this device has {'.'.join(map(str, found))}"
     return None
+
+
+def of_rounded_inputs(device: str, capability: tuple[int, int]) -> Purpose:
+    """Return the purpose of a kernel for rounded inputs in any float type, on devices of a compute capability."""
+    needs = f"compute capability {'.'.join(map(str, capability))}"
+    kinds = ("float32", "bfloat16", "float16")
+    return Purpose(device=device, dtypes=kinds, rounds=True, measured=False, needs=needs)
+
+
+def uneven(shape: tuple[int, int], multiple: int) -> str | None:
+    """Return why a kernel takes no weight of this `shape`, whose sides have to be multiples, or `None`."""
+    if not any(size % multiple for size in shape):
+        return None
+    return f"its weights are multiples of {multiple} x {multiple}, not {shape[0]} x {shape[1]}"

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fewbit.activation import Activation
 from fewbit.kernels import Request, integer_products
-from fewbit.kernels.cuda import missing
+from fewbit.kernels.cuda import missing, of_rounded_inputs, uneven
 from fewbit.kernels.dequantize import Dequantize, wants_gradient
 from fewbit.kernels.purpose import Purpose
 from fewbit.kernels.row_codes import row_codes
@@ -50,8 +50,7 @@ class IntMm:
     @property
     def purpose(self) -> Purpose:
         """What it is for."""
-        kinds = ("float32", "bfloat16", "float16")
-        return Purpose(device=self.device, dtypes=kinds, rounds=True, measured=False, needs="compute capability 7.5")
+        return of_rounded_inputs(self.device, _CAPABILITY)
 
     def missing(self) -> str | None:
         """Return what the machine at hand lacks for it."""
@@ -59,11 +58,7 @@ class IntMm:
 
     def refusal(self, request: Request) -> str | None:
         """Return what stands against it."""
-        if any(size % _MULTIPLE for size in request.shape):
-            return (
-                f"its weights are multiples of {_MULTIPLE} x {_MULTIPLE}, not {request.shape[0]} x {request.shape[1]}"
-            )
-        return integer_products.refusal(request, lambda: False)
+        return uneven(request.shape, _MULTIPLE) or integer_products.refusal(request, lambda: False)
 
     def prepare(self, qtensor: QTensor, window: Window | None = None) -> Prepared:  # noqa: ARG002
         """Return codes, scales and sums of codes."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fewbit.activation import Activation
 from fewbit.formats.minifloat import Float
 from fewbit.kernels import Request
-from fewbit.kernels.cuda import missing
+from fewbit.kernels.cuda import missing, of_rounded_inputs, uneven
 from fewbit.kernels.dequantize import Dequantize, wants_gradient
 from fewbit.kernels.purpose import Purpose
 from fewbit.kernels.row_codes import row_codes
@@ -51,8 +51,7 @@ class ScaledMm:
     @property
     def purpose(self) -> Purpose:
         """What it is for."""
-        kinds = ("float32", "bfloat16", "float16")
-        return Purpose(device=self.device, dtypes=kinds, rounds=True, measured=False, needs="compute capability 8.9")
+        return of_rounded_inputs(self.device, _CAPABILITY)
 
     def missing(self) -> str | None:
         """Return what the machine at hand lacks for it."""
@@ -62,10 +61,8 @@ class ScaledMm:
         """Return what stands against it."""
         weight, given = request.weight, request.input
         assert given is not None  # of its purpose
-        if any(size % _MULTIPLE for size in request.shape):
-            return (
-                f"its weights are multiples of {_MULTIPLE} x {_MULTIPLE}, not {request.shape[0]} x {request.shape[1]}"
-            )
+        if why := uneven(request.shape, _MULTIPLE):
+            return why
         if not _takes(weight, PerChannel()) or not _takes(given, PerToken()):
             return f"it takes e4m3 by token and channel, or by tensor, not inputs of {given} with weights of {weight}"
         whole = weight.granularity == given.granularity == PerTensor()

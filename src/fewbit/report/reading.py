@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin
 
 from fewbit.errors import CheckpointError
 from fewbit.report.data import SCHEMA_VERSION, Report
+from fewbit.report.layer_report import LayerReport
 from fewbit.report.schema import NOT_FINITE, hints_of, is_required
 
 #: The word for the version, and that of version 1.
@@ -71,10 +72,23 @@ def from_dict(data: Any) -> Report:
     return found
 
 
+def layer_report_of(table: Any) -> LayerReport:
+    """Return the report of a layer that `plain` has written by itself.
+
+    Raises:
+        CheckpointError: a value of another type.
+
+    """
+    found = _Reading(None).value(LayerReport, table, "the report of a layer")
+    assert isinstance(found, LayerReport)
+    return found
+
+
 class _Reading:
     """The values of one file."""
 
-    def __init__(self, data: dict[str, Any]) -> None:
+    def __init__(self, data: dict[str, Any] | None) -> None:
+        #: What lists stand in; `None`: every value stands where it belongs.
         self._data = data
 
     def value(self, kind: Any, value: Any, where: str) -> Any:
@@ -106,7 +120,7 @@ class _Reading:
                 self._require(not is_required(own), where, value, f"an object with {own.name}")
                 continue
             given, place = value[own.name], f"{where}.{own.name}"
-            if own.metadata.get("listed"):
+            if self._data is not None and own.metadata.get("listed"):
                 known = self._data.get(own.name)
                 fits = type(given) is int and isinstance(known, list) and 0 <= given < len(known)
                 self._require(fits, place, given, f"a place in {own.name}")

@@ -173,6 +173,11 @@ class Scheme:
         return self.static and self.scale_scheme is not None
 
     @property
+    def has_range(self) -> bool:
+        """Whether it has float scales, one for each group, that training can keep or learn."""
+        return self.scaled and self.span is None and self.scale_scheme is None and not self.float_zero
+
+    @property
     def span(self) -> int | None:
         """How many columns have their parameters found together, where a search does so: 256 for `q4_k`."""
         if not isinstance(self.range_method, SpanSearch):
@@ -193,8 +198,9 @@ class Scheme:
         return self if settled else replace(self, scale_type=scale_type)
 
     def searched(self) -> Scheme:
-        """Return this scheme with ranges of least squared error where it has those of the extremes."""
-        usual = isinstance(self.ranging, AbsMax | MinMax) and not self.learned
+        """Return this scheme with ranges of least squared error where it has those of the extremes and need not."""
+        by_extremes = self.static and self.granularity == PerChannel()
+        usual = isinstance(self.ranging, AbsMax | MinMax) and not self.learned and not by_extremes
         return replace(self, range_method=SquaredError()) if usual else self
 
     @property

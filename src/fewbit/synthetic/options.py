@@ -66,10 +66,6 @@ class Synthetic:
             given = getattr(self, name)
             if (given is not None or name == "batch_size") and (type(given) is not int or given < 1):
                 raise CalibrationError(f"{name} {given!r:.80} of synthetic data; give 1 at least, or leave it out")
-        if self.method == "batchnorm" and self.iterations is not None:
-            raise CalibrationError(
-                f"iterations {self.iterations} of method 'batchnorm', which makes no images; leave them out"
-            )
         if self.shape is not None:
             object.__setattr__(self, "shape", _shape(self.shape))
         if self.values is not None:

@@ -31,7 +31,6 @@ from fewbit.shared_scales import SharedScales, under
 from fewbit.solved import Solved
 from fewbit.training.adapting import Adapted, adapted, require_finite
 from fewbit.training.trained import Trained
-from fewbit.training.weight_quantizer import has_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ def _nearer(weight: Tensor, before: QTensor, after: QTensor) -> QTensor:
     the range is one of 7.5.
     """
     scheme = after.scheme
-    if not has_range(scheme) or scheme.learned or before.scheme != scheme:
+    if not scheme.has_range or scheme.learned or before.scheme != scheme:
         return after
     shape = (weight.shape[0], weight.shape[1])
     box = scheme.granularity.box(shape)

@@ -49,6 +49,13 @@ class Training:
             if not (given is None and name != "delay") and (type(given) is not int or given < 0):
                 raise RecipeError(f"{name} {given!r:.80} is no number of steps")
 
+    @property
+    def counted(self) -> list[str]:
+        """What of it hangs on the count of steps."""
+        schedule = {"delay": self.delay or None, "freeze_ranges": self.freeze_ranges, "freeze_norms": self.freeze_norms}
+        found = [f"{name}={own}" for name, own in schedule.items() if own is not None]
+        return [*found, *(["ranges='average'"] if self.ranges == "average" else [])]
+
     def kind(self, *, weight: bool) -> Ranges:
         """Return where the ranges of weights, or of static inputs, come from."""
         if self.gradient.learns:

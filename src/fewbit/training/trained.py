@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 from fewbit.errors import PlanError
 from fewbit.numerics.namespace import Array
 from fewbit.schemes.scheme import Scheme
-from fewbit.training.weight_quantizer import has_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Trained:
 
     def under(self, scheme: Scheme | None) -> Trained:
         """Return the same as it is for `scheme`: where there is no range to learn, gradients go straight through."""
-        return self if scheme is None or has_range(scheme) else Trained("straight-through")
+        return self if scheme is None or scheme.has_range else Trained("straight-through")
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> NoReturn:  # noqa: ARG002
         """Raise: the codes are those of the training."""

@@ -48,7 +48,7 @@ class WeightQuantizer(nn.Module):
         self.box = scheme.granularity.box(self.shape)
         kind = training.kind(weight=True)
         self.range: TrainedRange | None = None
-        if has_range(scheme) and kind != "each":
+        if scheme.has_range and kind != "each":
             shape = tuple(size for n in counts(self.shape, self.box) for size in (n, 1))
             self.range = TrainedRange(scheme.grid, training.gradient, kind, shape, schedule).to(matrix.device)
 
@@ -156,8 +156,3 @@ class WeightQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """Return the notation, for `print(model)`."""
         return str(self.scheme)
-
-
-def has_range(scheme: Scheme) -> bool:
-    """Whether a scheme has float scales, one for each group, that training can keep or learn."""
-    return scheme.scaled and scheme.span is None and scheme.scale_scheme is None and not scheme.float_zero

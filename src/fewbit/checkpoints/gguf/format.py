@@ -15,14 +15,14 @@ from fewbit.checkpoints.gguf.reader import read_checkpoint
 from fewbit.checkpoints.gguf.stored_kind import weight_kind
 from fewbit.checkpoints.gguf.tokenizer import tokenizer_values
 from fewbit.checkpoints.gguf.writer import GgufWriter
+from fewbit.checkpoints.hashes import write_reports
 from fewbit.checkpoints.streamed import Streamed
 from fewbit.errors import CheckpointError
 from fewbit.interfaces import Checkpoint, Content, Layer, Manifest, QuantizedLayer, Source, StoredTensor
-from fewbit.part_names import whole_of
+from fewbit.part_names import beside, whole_of
 from fewbit.schemes.gguf import as_blocks
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
-from fewbit.whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,7 @@ class Gguf(Streamed):
         """Write a result to `path`, complete or not at all, its report beside it, and return the path."""
         written = Streamed.write(self, content, path, overwrite=overwrite)
         if content.report is not None:
-            for name, data in content.report.files().items():
-                write_whole(written.with_name(f"{whole_of(written).stem}.{name}"), data)
+            write_reports(content.report.files(), whole_of(written), beside(written))
         return written
 
     def read(self, path: Path) -> Checkpoint:

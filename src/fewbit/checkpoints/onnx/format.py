@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fewbit.checkpoints.hashes import write_reports
 from fewbit.checkpoints.onnx.between import Between, between
 from fewbit.checkpoints.onnx.cast_whole import write_cast_whole
 from fewbit.checkpoints.onnx.fusion import fusion
@@ -29,7 +30,6 @@ from fewbit.runtimes.runtime import Runtime
 from fewbit.runtimes.tensorrt import TENSORRT
 from fewbit.samples.batches import Mapped
 from fewbit.schemes.scheme import ScaleType, Scheme
-from fewbit.whole_file import write_whole
 
 #: What a report has to say whose figures come from a module.
 _UNSEEN = ("values between layers are rounded in the file only, not in the module that was measured",)
@@ -109,8 +109,11 @@ class OnnxFile:
         else:
             told = write_cast_whole(graph, content, self.runtime, path, overwrite=overwrite)
         if content.report is not None:
-            for name, data in told.put_into(content.report).files().items():
-                write_whole(path.with_name(f"{path.stem}.{name}"), data)
+            write_reports(
+                told.put_into(content.report).files(),
+                path,
+                [own for own in (path, path.with_name(f"{path.name}.data")) if own.is_file()],
+            )
         return path
 
     def _quantized(

@@ -6,7 +6,7 @@ unchanged is a constant of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -98,44 +98,40 @@ def remat(function: Callable[..., list[Any]], equation: Any, operands: list[Any]
 
 
 def custom(function: Callable[..., list[Any]], equation: Any, operands: list[Any]) -> list[Any]:
-    """Return what a function gives that says itself what its derivatives are: those it has for the values of codes."""
-    weights = [isinstance(own, Weight) for own in operands]
+    """Return what a function gives that says itself what its derivatives are: those it has for the values of weights.
 
-    def as_it_is(*own: Any) -> list[Any]:
+    The values stand beside the weights, so that in training derivatives go on to what these are made of.
+    """
+    weights = [isinstance(own, Weight) for own in operands]
+    values = [own.values() for own in operands if isinstance(own, Weight)]
+
+    def as_it_is(own: Sequence[Any], _: Sequence[Any]) -> list[Any]:
         return [concrete(part) for part in function(*own)]
 
-    def in_floats(own: tuple[Any, ...]) -> tuple[Callable[..., list[Any]], list[Any]]:
-        """Return the function of what is no weight, and that; the weights are their values."""
+    def in_floats(*floats: Any) -> list[Any]:
+        return bind(equation, floats)
 
-        def of_others(*others: Any) -> list[Any]:
-            rest = iter(others)
-            return bind(equation, [concrete(part) if weight else next(rest) for part, weight in zipped(own)])
-
-        return of_others, [part for part, weight in zipped(own) if not weight]
-
-    def zipped(own: Sequence[Any]) -> Iterable[tuple[Any, bool]]:
-        return zip(own, weights, strict=True)
+    def merged(own: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+        rest = iter(values)
+        return [next(rest) if weight else part for part, weight in zip(own, weights, strict=True)]
 
     if equation.primitive.name == "custom_jvp_call":
         forward = jax.custom_jvp(as_it_is)
 
-        def tangents(own: tuple[Any, ...], change: tuple[Any, ...]) -> Any:
-            of_others, others = in_floats(own)
-            changes = [part for part, weight in zipped(change) if not weight]
-            return as_it_is(*own), jax.jvp(of_others, others, changes)[1]
+        def tangents(given: tuple[Any, Any], change: tuple[Any, Any]) -> Any:
+            return as_it_is(*given), jax.jvp(in_floats, merged(*given), merged(*change))[1]
 
         forward.defjvp(tangents)
-        found: list[Any] = forward(*operands)
+        found: list[Any] = forward(operands, values)
         return found
     backward = jax.custom_vjp(as_it_is)
 
-    def gradients(own: tuple[Any, ...], change: list[Any]) -> tuple[Any, ...]:
-        of_others, others = in_floats(own)
-        given = iter(jax.vjp(of_others, *others)[1](change))
-        return tuple(None if weight else next(given) for weight in weights)
+    def gradients(given: tuple[Any, Any], change: list[Any]) -> tuple[Any, Any]:
+        parts = list(zip(jax.vjp(in_floats, *merged(*given))[1](change), weights, strict=True))
+        return [None if weight else own for own, weight in parts], [own for own, weight in parts if weight]
 
-    backward.defvjp(lambda *own: (as_it_is(*own), own), gradients)
-    return list(backward(*operands))
+    backward.defvjp(lambda *given: (as_it_is(*given), given), gradients)
+    return list(backward(operands, values))
 
 
 class _State:

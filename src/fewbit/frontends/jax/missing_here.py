@@ -7,6 +7,10 @@ from fewbit.recipe import Recipe
 from fewbit.rule import Rule
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.statistics import GUIDED, PAIRED
+from fewbit.transforms import AnyTransform
+
+#: Transforms that move numbers between parameters and add none.
+_ON_LINKS = ("awq", "equalization", "smoothquant")
 
 
 def missing_here(recipe: Recipe) -> list[str]:
@@ -14,13 +18,20 @@ def missing_here(recipe: Recipe) -> list[str]:
 
     A preset loses what it can do without: the folding of norms, and the gradients that guide GPTQ.
     """
-    missing = [f"transform {own.name}" for own in recipe.transforms if own.name != "batchnorm" or not recipe.adapts]
+    missing = [f"transform {own.name}" for own in recipe.transforms if not _transforms(own, recipe)]
     missing += [f"correction {own.name}" for own in recipe.corrections]
     missing += [f"GGUF mixture {recipe.mixture}"] if recipe.mixture else []
     for rule in recipe.rules:
         if not rule.keep:
             missing += _of_rule(rule, guided=recipe.adapts)
     return missing
+
+
+def _transforms(transform: AnyTransform, recipe: Recipe) -> bool:
+    """Whether functions have a transform, or a preset does without it."""
+    if transform.name == "batchnorm":
+        return recipe.adapts
+    return transform.name in _ON_LINKS and not getattr(transform, "first", ())
 
 
 def _of_rule(rule: Rule, *, guided: bool) -> list[str]:

@@ -37,20 +37,20 @@ class Observation:
         """Run `function` on a batch, watching the parameters whose places among the leaves `about` has."""
         leaves, _ = jax.tree.flatten(parameters)
         closed = jax.make_jaxpr(function)(parameters, *inputs)
-        given = [_watched(own, about[place]) if place in about else own for place, own in enumerate(leaves)]
+        given = [watched(own, about[place]) if place in about else own for place, own in enumerate(leaves)]
         Interpreter(self._multiply, eager=True)(closed.jaxpr, closed.consts, [*given, *jax.tree.leaves(inputs)])
 
     def _multiply(self, equation: Any, product: Product, operands: list[Any], weight: Weight) -> Any:
-        wanted = self._wanted.get(weight.about.name, ())
-        if wanted and product.kind != "embedding" and product.layout == weight.about.layout:
-            self._watch(equation, product, operands, weight, wanted)
+        if product.kind != "embedding" and product.layout == weight.about.layout:
+            self.watch(equation, product, operands, weight)
         return bind(equation, [concrete(own) for own in operands])[0]
 
-    def _watch(
-        self, equation: Any, product: Product, operands: list[Any], weight: Weight, wanted: Sequence[str]
-    ) -> None:
-        held = weight.held
+    def watch(self, equation: Any, product: Product, operands: list[Any], weight: Weight) -> None:
+        """Take in what a product multiplies a weight with, that is laid out there as it was quantized."""
+        held, wanted = weight.held, self._wanted.get(weight.about.name, ())
         assert isinstance(held, FloatWeight)
+        if not wanted:
+            return
         places = np.asarray(held.places).reshape(-1)
         given = operands[1 - product.position]
         rows = rows_of(equation, product, given).values
@@ -80,7 +80,8 @@ class Observation:
         own[name].update(values)
 
 
-def _watched(leaf: Any, about: Description) -> Weight:
+def watched(leaf: Any, about: Description) -> Weight:
+    """Return a float parameter as a weight that knows which matrix of its stack each is."""
     matrices = to_matrices(leaf, about.layout)
     stack = matrices.shape[:-2]
     return Weight.of(FloatWeight(matrices, np.arange(int(np.prod(stack))).reshape(stack), about))

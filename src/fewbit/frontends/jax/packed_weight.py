@@ -5,7 +5,7 @@ A pytree whose leaves are arrays, each with the axes of the stack first, so that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -23,7 +23,7 @@ from fewbit.qtensor import QTensor, scale_shape
 from fewbit.schemes.scheme import Scheme
 
 #: What the names of the numbers of a static input begin with.
-_INPUT = "input_"
+INPUT = "input_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +56,30 @@ class PackedWeight:
 
     @classmethod
     def of(
-        cls, qtensors: Sequence[QTensor], about: Description, inputs: Sequence[Activation | None] = ()
+        cls,
+        qtensors: Sequence[QTensor],
+        about: Description,
+        inputs: Sequence[Activation | None] = (),
+        *,
+        stack: tuple[int, ...] | None = None,
     ) -> PackedWeight:
-        """Return the matrices of a stack, in order, as one node."""
-        each = [_stored(own) for own in qtensors]
-        for arrays, given in zip(each, inputs, strict=False):
-            if given is not None and given.scale is not None:
-                arrays[f"{_INPUT}scale"] = given.scale
-            if given is not None and given.zero_point is not None:
-                arrays[f"{_INPUT}zero_point"] = given.zero_point
-        outer = about.layout.shape[:-2]
+        """Return the matrices of a stack, in order, as one node; `stack` is what is left of its axes."""
+        given = [*inputs, *[None] * (len(qtensors) - len(inputs))]
+        each = [cls.matrix_of(own, about, rounding).arrays for own, rounding in zip(qtensors, given, strict=True)]
+        outer = about.layout.shape[:-2] if stack is None else stack
         xp = array_namespace(each[0]["codes"])
         stacked = {key: xp.stack([xp.asarray(arrays[key]) for arrays in each]) for key in each[0]}
-        shaped = {key: xp.reshape(own, (*outer, *own.shape[1:])) for key, own in stacked.items()}
-        return cls({key: _narrowed(key, own, about.scheme) for key, own in shaped.items()}, about)
+        return cls({key: xp.reshape(own, (*outer, *own.shape[1:])) for key, own in stacked.items()}, about)
+
+    @classmethod
+    def matrix_of(cls, qtensor: QTensor, about: Description, given: Activation | None = None) -> PackedWeight:
+        """Return one matrix of a stack, of which nothing is left."""
+        arrays = _stored(qtensor)
+        if given is not None and given.scale is not None:
+            arrays[f"{INPUT}scale"] = given.scale
+        if given is not None and given.zero_point is not None:
+            arrays[f"{INPUT}zero_point"] = given.zero_point
+        return cls({key: _narrowed(key, own, about.scheme) for key, own in arrays.items()}, about)
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -107,8 +117,18 @@ class PackedWeight:
     def activation(self) -> Activation:
         """Return how the input of a matrix is rounded, nothing being left of the stack."""
         assert self.about.input is not None
-        numbers = {name: self.arrays.get(f"{_INPUT}{name}") for name in ("scale", "zero_point")}
+        numbers = {name: self.arrays.get(f"{INPUT}{name}") for name in ("scale", "zero_point")}
         return Activation(scheme=self.about.input, **numbers)
+
+    def input_rounded(self, values: Array) -> Array:
+        """Return rows (tokens..., columns) of one matrix as float32 values of their codes."""
+        return self.activation().rounded(values)
+
+    def with_input(self, change: Callable[[Array], Array]) -> PackedWeight:
+        """Return a copy with `change` applied to the numbers of a static input."""
+        return replace(
+            self, arrays={key: change(own) if key.startswith(INPUT) else own for key, own in self.arrays.items()}
+        )
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Array]], Any]:
         """Return the arrays by name, and the rest."""

@@ -40,11 +40,22 @@ def quantized_leaf(leaf: Any, about: Description, solve: Solve) -> PackedWeight:
                 "shapes (jax.ShapeDtypeStruct) where these will do"
             )
         return _packed(to_matrices(leaf.astype("float32"), about.layout), about, solve)
+    values = require_finite(leaf, about)
+    packed = _packed(np.ascontiguousarray(to_matrices(values, about.layout)), about, solve)
+    return placed(packed, leaf.sharding) if isinstance(leaf, jax.Array) else packed.map(jnp.asarray)
+
+
+def require_finite(leaf: Any, about: Description) -> Array:
+    """Return a parameter as float32 numbers of NumPy.
+
+    Raises:
+        NonFiniteError: it holds NaN or infinity.
+
+    """
     values = np.asarray(leaf).astype(np.float32)
     if not np.isfinite(values).all():
         raise NonFiniteError(f"{about.name} holds NaN or infinity; repair it, or keep it")
-    packed = _packed(np.ascontiguousarray(to_matrices(values, about.layout)), about, solve)
-    return placed(packed, leaf.sharding) if isinstance(leaf, jax.Array) else packed.map(jnp.asarray)
+    return values
 
 
 def _packed(matrices: Array, about: Description, solve: Solve) -> PackedWeight:

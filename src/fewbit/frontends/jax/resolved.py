@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fewbit.composition import composition_problems
 from fewbit.errors import NotYetError
 from fewbit.frontends.jax.missing_here import missing_here
 from fewbit.frontends.jax.operation import Operation
@@ -17,6 +18,7 @@ from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan, resolve
 from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe
+from fewbit.transforms.scope import LinkTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Resolved:
             storage_type=storage if storage in ("float16", "bfloat16") else "float32",
             differentiable=False,
         )
+        plan = replace(plan, problems=(*plan.problems, *composition_problems(recipe, plan.quantized)))
         plan.require_sound()
         return cls(found, recipe, plan)
 
@@ -63,7 +66,8 @@ class Resolved:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was changed to make the recipe fit."""
-        folded = [f"transform {own.name} is left out: norms stay operations" for own in self.recipe.transforms]
+        left = [own for own in self.recipe.transforms if not isinstance(own, LinkTransform)]
+        folded = [f"transform {own.name} is left out: norms stay operations" for own in left]
         return (*folded, *self.plan.adaptations)
 
     def table(self, remarks: Mapping[str, Sequence[str]]) -> tuple[Operation, ...]:

@@ -9,7 +9,7 @@ from fewbit.frontends.jax.equation import bind
 from fewbit.frontends.jax.gathered_rows import gathered
 from fewbit.frontends.jax.integer_product import integer_stack, multiplies_codes
 from fewbit.frontends.jax.interpreter import Interpreter
-from fewbit.frontends.jax.packed_weight import Description, PackedWeight, is_packed
+from fewbit.frontends.jax.packed_weight import Description, is_packed
 from fewbit.frontends.jax.product import Product
 from fewbit.frontends.jax.rounded_rows import rounded_by_expert, rounded_samples, rounded_stack
 from fewbit.frontends.jax.rows import rows_of
@@ -31,7 +31,7 @@ def multiply(equation: Any, product: Product, operands: list[Any], weight: Weigh
             )
         rows = rows_of(equation, product, given)
         if equation.primitive.name == "dot_general" and is_packed(packed) and multiplies_codes(weight.about):
-            return _from_codes(equation, product, rows.values, weight)
+            return arranged(integer_stack(rows.values, packed), equation, product, weight)
         if product.kind == "conv":
             values = rounded_samples(rows.values, packed)
         elif equation.primitive.name.startswith("ragged"):
@@ -43,13 +43,11 @@ def multiply(equation: Any, product: Product, operands: list[Any], weight: Weigh
     return bind(equation, [*both, *operands[2:]])[0]
 
 
-def _from_codes(equation: Any, product: Product, rows: Array, weight: Weight) -> Array:
-    """Return what dot_general gives, from rows (stack..., tokens..., columns)."""
-    packed, about = weight.held, equation.outvars[0].aval
-    assert isinstance(packed, PackedWeight)
-    found = integer_stack(rows, packed)  # (stack..., tokens..., out)
+def arranged(found: Array, equation: Any, product: Product, weight: Weight) -> Array:
+    """Return what dot_general gives, from products (stack..., tokens..., out) without the factor of the weight."""
+    about = equation.outvars[0].aval
     if product.position == 0:  # the axes of the weight come before those of the tokens
-        stack, last = len(packed.stack), found.ndim - 1
+        stack, last = len(weight.held.stack), found.ndim - 1
         found = found.transpose((*range(stack), last, *range(stack, last)))
     if weight.factor is not None:
         found = found * weight.factor

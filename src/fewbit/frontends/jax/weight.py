@@ -28,6 +28,11 @@ class FloatWeight:
     places: Array
     about: Description
 
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The axes that are left of the stack."""
+        return tuple(self.values.shape[:-2])
+
     def matrices(self) -> Array:
         """Return the matrices."""
         return self.values
@@ -49,6 +54,10 @@ class Matrices(Protocol):
     @property
     def about(self) -> Description:
         """What parameter it is."""
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The axes that are left of the stack."""
 
     def matrices(self) -> Array:
         """Return the float matrices (..., out, in)."""

@@ -17,6 +17,7 @@ from fewbit.frontends.onnx.channel_scaling import Producer, is_free
 from fewbit.frontends.onnx.simulation import Simulation
 from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.layers import GraphLayer
+from fewbit.transforms.channel_digits import read_channels
 from fewbit.transforms.link import Channels
 
 #: Operators that may hand a factor of a channel on. Whether they do, Clip for instance, is for the proof to say.
@@ -29,10 +30,6 @@ _HAND_ON = frozenset(
 )  # fmt: skip
 #: Operators that look at nothing but shapes.
 _SHAPES = ("Shape", "Size")
-#: What the digits of a channel become; none is 0, which is what a channel has that the producer does not reach.
-_EXPONENTS = np.asarray([-4, -3, -2, -1, 1, 2, 3, 4])
-#: Roundings by which a number may differ from its multiple.
-_ROUNDINGS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +84,10 @@ class Path:
 
         def run(exponents: Numbers) -> dict[str, Numbers]:
             marked = {**given, name: _multiplied(given[name], exponents, axis)}
-            return {**marked, **(session.run(marked) if session else {})}
+            seen = {**marked, **(session.run(marked) if session else {})}
+            return {own: _rows(layer, seen[own]) for own, layer in outputs.items()}
 
-        plain, found = run(np.zeros(size)), dict.fromkeys(outputs, 0)
-        lost = dict.fromkeys(outputs, False)
-        for place in range(max(1, (max(size - 1, 1).bit_length() + 2) // 3)):
-            seen = run(_EXPONENTS[np.arange(size) // 8**place % 8])
-            for own, layer in outputs.items():
-                exponents = _exponents(_rows(layer, plain[own]), _rows(layer, seen[own]))
-                if exponents is None:
-                    return None
-                lost[own] = lost[own] | (exponents == 0)
-                found[own] = found[own] + np.searchsorted(_EXPONENTS, exponents) * 8**place
-        read = [np.where(lost[own] | (found[own] >= size), -1, found[own]).astype(np.int64) for own in outputs]
-        same = all(np.array_equal(own, read[0]) for own in read)
-        return read[0] if same and read[0].max() >= 0 else None
+        return read_channels(size, run)
 
 
 def _hands_on(node: ir.Node, index: int) -> bool:
@@ -136,14 +122,3 @@ def _rows(own: GraphLayer, values: Numbers) -> Numbers:
     """Return an input as (rows, channels)."""
     last = np.moveaxis(values, 1, -1) if isinstance(own.arrangement, Kernel) else values
     return last.reshape(-1, last.shape[-1])
-
-
-def _exponents(plain: Numbers, seen: Numbers) -> Numbers | None:
-    """Return by which power of two each column has grown, 0 for one of zeros; `None`: by something else."""
-    before, after = (np.abs(own).max(axis=0).astype(np.float64) for own in (plain, seen))
-    live = (before > 0) & (after > 0)
-    exponents: Numbers = np.rint(np.log2(np.where(live, after, 1.0) / np.where(live, before, 1.0)))
-    expected = plain * np.exp2(exponents).astype(plain.dtype)
-    near = np.abs(seen - expected) <= _ROUNDINGS * np.finfo(plain.dtype).eps * np.abs(expected)
-    known = np.isin(exponents, (0, *_EXPONENTS))
-    return exponents.astype(np.int64) if bool(near.all() and known.all()) else None

@@ -19,14 +19,8 @@ from fewbit.frontends.onnx.simulation import Simulation
 from fewbit.frontends.onnx.walk import Walk
 from fewbit.onnx_graph.layers import GraphLayer
 from fewbit.onnx_graph.live import OnnxModel
+from fewbit.transforms.exact_fold import change_of, is_exact
 from fewbit.transforms.link import Factors, Link, storable
-
-#: Powers of two that the random factors are, in both directions: far enough to meet a bend such as that of ReLU6.
-_POWERS = (4, 5, 6)
-#: Roundings by which outputs may differ: powers of two change none, but kernels may add in another order.
-_ROUNDINGS = 8.0
-#: How many times as far a wrong fold must lead as the right one, for that to be proven right.
-_CLEARLY = 16.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,26 +120,13 @@ def _size(producer: Producer, place: int) -> int:
 
 
 def _is_exact(fold: Fold, local: LocalRun) -> bool:
-    draw, outputs = np.random.RandomState(0), fold.link.outputs
-    used = fold.link.read
-    factors = np.where(used, np.exp2(draw.choice(_POWERS, outputs) * draw.choice((-1, 1), outputs)), 1.0)
+    expected = local.outputs()
 
     def change(rows: Factors, columns: Factors) -> float:
         undo = fold.fold(rows, columns)
         try:
-            return max(_change(expected[name], own) for name, own in local.outputs().items())
+            return max(change_of(expected[name], own) for name, own in local.outputs().items())
         finally:
             exchange(undo)
 
-    expected = local.outputs()
-    right = max(change(own, own) for own in (factors, 1.0 / factors))
-    wrong = change(factors, np.roll(factors, 1) * 2.0)
-    kind = next(iter(expected.values())).dtype
-    return right <= _ROUNDINGS * float(np.finfo(kind).eps) and not wrong <= _CLEARLY * right
-
-
-def _change(before: Numbers, after: Numbers) -> float:
-    """Return by how much the numbers have changed, the most, as shares of themselves and of the mean magnitude."""
-    own, other = (values.astype(np.float64) for values in (before, after))
-    scale = np.abs(own) + np.abs(own).mean()
-    return float((np.abs(other - own) / np.where(scale > 0, scale, 1.0)).max(initial=0.0))
+    return is_exact(fold.link, change, float(np.finfo(next(iter(expected.values())).dtype).eps))

@@ -18,6 +18,7 @@ from fewbit.frontends.torch.block_links import BlockLink, trace_blocks
 from fewbit.frontends.torch.calls import Call, items, run_batch
 from fewbit.frontends.torch.module_chain import chained, modules_in
 from fewbit.frontends.torch.paused_runs import PausedRuns
+from fewbit.frontends.torch.repeated_runs import RepeatedRuns
 from fewbit.frontends.torch.resident_memory import give_back
 
 
@@ -78,7 +79,7 @@ class BlockInputs:
     def keep_float_outputs(self) -> None:
         """Run the block, still unchanged, on what unchanged blocks before it would have given; if it can be run."""
         if self._floats is not None and self.link.replayable:
-            outputs = (_listen(self._floats, self.link, batch, leaving=True) for batch in self._batches)
+            outputs = (listen(self._floats, self.link, batch, leaving=True) for batch in self._batches)
             self.float_outputs = [own for found in outputs for own in found]
             return
         unchanged = self.calls if self._unchanged is None else self._unchanged
@@ -91,7 +92,7 @@ class BlockInputs:
             self._paused.close()
         self._paused, self.calls = None, calls
 
-    def pause(self, groups: Sequence[Sequence[str]]) -> PausedRuns:
+    def pause(self, groups: Sequence[Sequence[str]]) -> PausedRuns | RepeatedRuns:
         """Return runs of the calls that wait at the layers of `groups`; the calls are used up."""
         calls, self.calls = self.calls, []
         module = self.module
@@ -129,7 +130,7 @@ class BlockInputs:
                 yield call.copy().run(self.module)
             return
         for batch in self._batches if self.link.calls else ():
-            yield from _listen(self._model, self.link, batch, leaving=True)
+            yield from listen(self._model, self.link, batch, leaving=True)
 
 
 def walk_blocks(
@@ -163,8 +164,8 @@ def walk_blocks(
         else:
             current.calls.clear()
             reached = batches if link.calls else ()
-            calls = [call for batch in reached for call in _listen(model, link, batch, leaving=False)]
-            shared[link.name] = _for_followers(calls, link, links)
+            calls = [call for batch in reached for call in listen(model, link, batch, leaving=False)]
+            shared[link.name] = for_followers(calls, link, links)
             beside = floats if link.previous and link.calls == 1 else None
             current = BlockInputs(model, link.captured(), batches, calls, feeds=feeds, floats=beside)
             give_back(model.parameters())  # the trace and the capture have read more than one block
@@ -182,7 +183,7 @@ def _replaced(base: list[Call], link: BlockLink, outputs: Iterable[Any]) -> list
     return calls
 
 
-def _for_followers(calls: list[Call], link: BlockLink, links: Sequence[BlockLink]) -> list[Call]:
+def for_followers(calls: list[Call], link: BlockLink, links: Sequence[BlockLink]) -> list[Call]:
     """Return what the blocks that share the other arguments of these calls need of them."""
     replaced = [set(later.slots) for later in links if later.base == link.name]
     if not replaced:
@@ -191,7 +192,7 @@ def _for_followers(calls: list[Call], link: BlockLink, links: Sequence[BlockLink
     return [call.replaced(own) for call in calls]
 
 
-def _listen(model: nn.Module, link: BlockLink, batch: Any, *, leaving: bool) -> list[Any]:
+def listen(model: nn.Module, link: BlockLink, batch: Any, *, leaving: bool) -> list[Any]:
     """Return the calls of a block for one batch, or its outputs; the model stops after the only one."""
     seen: list[Any] = []
 

@@ -81,10 +81,10 @@ class CalibrationRun:
         if self._prepare and not self._repeated:
             self._prepare(LinkScope(self._model, "", self._layers, self._whole_runs(self._layers)))
         floats = copied_model(self._model) if self._units else None
-        for step in walk_blocks(self._model, list(blocks), self._batches, floats) if left else ():
+        for step in self._walk(list(blocks), floats) if left else ():
             own = [layer for layer in blocks[step.name].layers if layer.name in self._wanted]
             left.discard(step.name)
-            weights = list(step.module.parameters())
+            weights = self._pages(step)
             if self._prepare and own and step.name in self._repeated:
                 layers = blocks[step.name].layers
                 own_runs, repeatable = _runs_of(step), step.link.replayable
@@ -127,6 +127,14 @@ class CalibrationRun:
 
     def _watch(self, layers: Sequence[Layer], floats: Mapping[str, Sequence[Tensor]] | None = None) -> InputWatch:
         return InputWatch(self._model, layers, self._wanted, floats or {}, self._weights, self._parts_of)
+
+    def _walk(self, names: Sequence[str], floats: nn.Module | None) -> Iterator[BlockInputs]:
+        """Yield the blocks in the order of their calls, each with its inputs."""
+        return walk_blocks(self._model, names, self._batches, floats)
+
+    def _pages(self, step: BlockInputs) -> list[Any]:
+        """Return the tensors of a block whose pages are given back behind it."""
+        return list(step.module.parameters())
 
     def _whole_runs(self, layers: Sequence[Layer]) -> Sequence[Callable[[], Any]]:
         """Return a way to run the model on each batch, for the inputs of `layers`."""

@@ -15,7 +15,7 @@ def require_finite_floats(model: nn.Module, names: Collection[str], storage_type
     """Raise `NonFiniteError` for numbers of the float tensors called `names` that are not finite as they are stored."""
     target = getattr(torch, storage_type)
     for name, tensor in _called(model, names):
-        bad = sum(int((~torch.isfinite(piece.to(target))).sum()) for piece in _pieces(tensor))
+        bad = sum(int((~torch.isfinite(piece.to(target))).sum()) for piece in pieces(tensor))
         if bad:
             raise NonFiniteError(
                 f"{name}: {bad} of its numbers are not finite in {storage_type}; repair them, "
@@ -28,7 +28,7 @@ def round_floats(model: nn.Module, names: Collection[str], storage_type: ScaleTy
     target = getattr(torch, storage_type)
     changed = 0
     for _, tensor in _called(model, names):
-        for piece in _pieces(tensor):
+        for piece in pieces(tensor):
             nearest = piece.to(target).to(piece.dtype)
             differ = int((nearest != piece).sum())
             if differ:  # a write would copy pages that are mapped from a file
@@ -59,6 +59,6 @@ def _hanging(model: nn.Module, name: str) -> Tensor | None:
     return module._buffers.get(attribute) if found is None else found
 
 
-def _pieces(tensor: Tensor) -> Sequence[Tensor]:
+def pieces(tensor: Tensor) -> Sequence[Tensor]:
     """Return views of a few million numbers that make up `tensor`."""
     return torch.split(tensor.view(-1), 1 << 22) if tensor.is_contiguous() else [tensor]

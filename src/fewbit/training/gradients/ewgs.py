@@ -7,33 +7,13 @@ Source: Lee, Kim, Ham, "Network quantization with element-wise gradient scaling"
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from fewbit.errors import RecipeError
+from fewbit.numerics.gradient import shaped
+from fewbit.numerics.namespace import Array, stop_gradient
 from fewbit.ranges.grid import Grid
 from fewbit.training import learned_step
 from fewbit.training.gradients import Parameters
-
-
-class _Shaped(torch.autograd.Function):
-    """Numbers as they are, with gradients that depend on how far they are from their levels."""
-
-    @staticmethod
-    def forward(values: Tensor, difference: Tensor, delta: float) -> Tensor:  # noqa: ARG004  # as autograd calls it
-        return values.view_as(values)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:  # noqa: ARG004
-        ctx.save_for_backward(inputs[1])
-        ctx.delta = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (difference,), gradient = ctx.saved_tensors, gradients[0]
-        return gradient * (1.0 + ctx.delta * gradient.sign() * difference), None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +37,17 @@ class ElementWise:
         """Scales and zero points are parameters."""
         return True
 
-    def initial(self, low: Tensor, high: Tensor, grid: Grid) -> Parameters:
+    def initial(self, low: Array, high: Array, grid: Grid) -> Parameters:
         """Return scale and zero point for the bounds."""
         return learned_step.initial(low, high, grid)
 
-    def settled(self, parameters: Parameters, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    def settled(self, parameters: Parameters, grid: Grid) -> tuple[Array, Array | None]:
         """Return both as they are stored."""
         return learned_step.settled(parameters, grid)
 
-    def __call__(self, boxes: Tensor, parameters: Parameters, grid: Grid, sharing: int) -> Tensor:
+    def __call__(self, boxes: Array, parameters: Parameters, grid: Grid, sharing: int) -> Array:
         """Return the numbers that the codes of `boxes` stand for."""
-        with torch.no_grad():
-            scale, zero = self.settled(parameters, grid)
-            difference = boxes * (1.0 / scale) - grid.units(boxes, scale, zero)
-        shaped = _Shaped.apply(boxes, difference, self.delta)  # type: ignore[no-untyped-call]
-        return learned_step.rounded(shaped, parameters, grid, sharing)
+        plain = stop_gradient(boxes)
+        scale, zero = self.settled({name: stop_gradient(value) for name, value in parameters.items()}, grid)
+        difference = plain * (1.0 / scale) - grid.units(plain, scale, zero)
+        return learned_step.rounded(shaped(boxes, difference, self.delta), parameters, grid, sharing)

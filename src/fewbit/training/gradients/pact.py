@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from fewbit.numerics.gradient import at_least, at_most
+from fewbit.numerics.namespace import Array, array_namespace, stop_gradient
 from fewbit.numerics.rounding import passed
 from fewbit.ranges.grid import Grid
 from fewbit.training.gradients import Parameters
@@ -30,25 +29,25 @@ class LearnedClipping:
         """Bounds are parameters."""
         return True
 
-    def initial(self, low: Tensor, high: Tensor, grid: Grid) -> Parameters:
+    def initial(self, low: Array, high: Array, grid: Grid) -> Parameters:
         """Return the bounds, of a symmetric grid the larger of both."""
-        return {"high": torch.maximum(-low, high)} if grid.symmetric else {"low": low, "high": high}
+        return {"high": array_namespace(low).maximum(-low, high)} if grid.symmetric else {"low": low, "high": high}
 
-    def settled(self, parameters: Parameters, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    def settled(self, parameters: Parameters, grid: Grid) -> tuple[Array, Array | None]:
         """Return scale and zero point for the bounds; no gradient reaches them through these."""
         low, high = _bounds(parameters)
-        scale, zero = grid.parameters(low.detach(), high.detach())
+        scale, zero = grid.parameters(stop_gradient(low), stop_gradient(high))
         return scale, zero
 
-    def __call__(self, boxes: Tensor, parameters: Parameters, grid: Grid, sharing: int) -> Tensor:  # noqa: ARG002
+    def __call__(self, boxes: Array, parameters: Parameters, grid: Grid, sharing: int) -> Array:  # noqa: ARG002
         """Return the numbers that the codes of `boxes` stand for."""
         low, high = _bounds(parameters)
-        clipped = torch.minimum(torch.maximum(boxes, low), high)
-        rounded: Tensor = grid.rounded(boxes.detach(), *self.settled(parameters, grid))
-        return passed(clipped, rounded)  # type: ignore[no-any-return]
+        xp = array_namespace(boxes)
+        clipped = xp.minimum(xp.maximum(boxes, low), high)
+        return passed(clipped, grid.rounded(stop_gradient(boxes), *self.settled(parameters, grid)))
 
 
-def _bounds(parameters: Parameters) -> tuple[Tensor, Tensor]:
+def _bounds(parameters: Parameters) -> tuple[Array, Array]:
     """Return the bounds, which hold 0."""
-    high = parameters["high"].clamp(min=0.0)
-    return (parameters["low"].clamp(max=0.0) if "low" in parameters else -high), high
+    high = at_least(parameters["high"], 0.0)
+    return (at_most(parameters["low"], 0.0) if "low" in parameters else -high), high
