@@ -65,6 +65,15 @@ def test_a_rule_speaks_with_its_figures(alike, case):
     assert words in found[RULES[place].do].figures
 
 
+def test_few_bits_are_those_of_the_scheme_also_where_a_file_stores_bytes(alike):
+    unpacked = {"becomes": "int4 g64, input int8 token", "bytes_after": 2176, "algorithm": "nearest"}
+    assert 4 in steps(alike(BAD, **unpacked))
+    assert 4 not in steps(alike(BAD, **{**unpacked, "becomes": "int8 channel"}))
+    of_later = {"becomes": "of a later version", "bytes_after": 2176}
+    assert 4 not in steps(alike(BAD, **{**unpacked, "becomes": "int8 channel"}, first=of_later))
+    assert 4 in steps(alike(BAD, **{**unpacked, "becomes": "int8 channel"}, first={**of_later, "bytes_after": 1088}))
+
+
 def test_levels_that_no_weight_uses_speak_for_asymmetric_schemes(alike, toy):
     own = toy.layer("x").histogram
     lopsided = dataclasses.replace(own, used=10)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from fewbit.errors import SchemeError
 from fewbit.problems import several
 from fewbit.report.damage import by_damage
 from fewbit.report.drawing import error
+from fewbit.schemes.notation import parse_scheme
 
 if TYPE_CHECKING:
     from fewbit.report.data import Report
@@ -208,7 +210,7 @@ RULES = (
     ),
     Rule(
         _slower,
-        "Write a file for a runtime with kernels of its own (--to gguf, --runtime), or round inputs too (w8a8).",
+        "Write a file for a runtime with kernels of its own (--to gguf, --runtime), or a scheme of fewbit support.",
         "A layer without a fast kernel is dequantized at every call: it saves memory and not time.",
     ),
     Rule(
@@ -220,7 +222,11 @@ RULES = (
 
 
 def _bits(layer: LayerReport) -> float:
-    return 8 * layer.bytes_after / max(prod(layer.shape), 1)
+    """Return the bits of a weight under its scheme, scales included; a file may store codes in more."""
+    try:
+        return parse_scheme(layer.becomes.partition(",")[0]).bits_per_weight(layer.shape)
+    except SchemeError:  # a notation that this version does not know
+        return 8 * layer.bytes_after / max(prod(layer.shape), 1)
 
 
 def _unused(layer: LayerReport) -> float:

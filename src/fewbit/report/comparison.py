@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.errors import RecipeError
+from fewbit.part_names import whole_of
 from fewbit.report.data import Report
 from fewbit.report.drawing import error
 from fewbit.report.reading import read_report
@@ -176,4 +177,4 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
 def _short(path: Path) -> str:
     if path.name == "report.json":
         return path.resolve().parent.name
-    return path.name.removesuffix(".json").removesuffix(".report").removesuffix(".onnx").removesuffix(".gguf")
+    return whole_of(path).name.removesuffix(".json").removesuffix(".report").removesuffix(".onnx").removesuffix(".gguf")

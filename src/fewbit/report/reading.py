@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from fewbit.errors import CheckpointError
+from fewbit.part_names import whole_of
 from fewbit.report.data import SCHEMA_VERSION, Report
 from fewbit.report.layer_report import LayerReport
 from fewbit.report.schema import NOT_FINITE, hints_of, is_required
@@ -45,12 +46,12 @@ def read_report(path: Path) -> Report:
 def report_file(path: Path) -> Path:
     """Return where the report of an output is.
 
-    >>> report_file(Path("net.onnx")).name
-    'net.report.json'
+    >>> [report_file(Path(name)).name for name in ("net.onnx", "m-00001-of-00003.gguf")]
+    ['net.report.json', 'm.report.json']
     """
     if path.is_dir():
         return path / "report.json"
-    return path if path.suffix == ".json" else path.with_name(f"{path.stem}.report.json")
+    return path if path.suffix == ".json" else path.with_name(f"{whole_of(path).stem}.report.json")
 
 
 def from_dict(data: Any) -> Report:
