@@ -2,7 +2,8 @@
 
 A Llama of random weights (seeded) is quantized to int4 g128 by GPTQ, as `w4a16` does it, by each executor in a process
 of its own, with one thread of torch a worker. Run: python benchmarks/scale_workers.py; the last line is JSON.
-Seconds are those of the clock: of the whole run, of starting the workers, and of all solves one behind the other.
+Seconds are those of the clock: of the whole run, of starting the workers, and of all solves one behind the other; and
+those of the processor, of this process and of all that Ray starts, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import psutil
 
 #: Of the model, and of its data: batches of a part, so that four workers have one each.
 SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8,
@@ -43,12 +46,13 @@ def quantized(workers: int, output: Path) -> dict[str, Any]:
     calibration = fb.Calibration(data=batches, part=PART)
     _compiled(fb, torch)
     place = Timed(Ray(workers=workers) if workers else InProcess())
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     result = fb.quantize(model, "w4a16", calibration=calibration, options=fb.Options(executor=place))
-    seconds = time.perf_counter() - started
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
     result.save(output)
     solves = sum(layer.seconds or 0.0 for layer in result.report.layers)
     found = {"workers": workers, "seconds": seconds, "start": place.seconds, "solves": solves}
+    found["processor"] = busy + place.others
     return {**found, "sha256": digest(output), "remarks": list(result.report.remarks)}
 
 
@@ -56,7 +60,7 @@ class Timed:
     """An executor, and how long it took to be there."""
 
     def __init__(self, place: Any) -> None:
-        self._place, self.seconds = place, 0.0
+        self._place, self.seconds, self.others = place, 0.0, 0.0
 
     def require(self) -> None:
         self._place.require()
@@ -67,6 +71,8 @@ class Timed:
         with self._place.opened() as executor:
             self.seconds = time.perf_counter() - started
             yield executor
+            times = [own.cpu_times() for own in psutil.Process().children(recursive=True)]
+            self.others = sum(own.user + own.system for own in times)
 
 
 def _compiled(fb: Any, torch: Any) -> None:
@@ -104,14 +110,14 @@ def main() -> None:
         print(json.dumps(quantized(given.row, given.output)))
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {BATCHES} x {LENGTH} tokens in parts of {PART}")
-    print(f"{'workers':>10} {'seconds':>8} {'start':>8} {'solves':>8}  bytes")
+    print(f"{'workers':>10} {'seconds':>8} {'start':>8} {'solves':>8} {'processor':>9}  bytes")
     rows = []
     for workers in given.workers:
         own = row(workers)
         rows.append(own)
         same = "the same" if own["sha256"] == rows[0]["sha256"] else "DIFFERENT"
         print(
-            f"{workers or 'in process':>10} {own['seconds']:8.1f} {own['start']:8.1f} {own['solves']:8.1f}  {same}",
+            f"{workers or 'in process':>10} {own['seconds']:8.1f} {own['start']:8.1f} {own['solves']:8.1f} {own['processor']:9.1f}  {same}",
             flush=True,
         )
     print(json.dumps(rows))

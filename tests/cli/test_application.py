@@ -7,7 +7,7 @@ import pytest
 from fewbit.cli.application import main
 
 LATER_OPTIONS = {
-    "--memory": "8GB", "--executor": "ray", "--resume": None,
+    "--memory": "8GB", "--resume": None,
 }  # fmt: skip
 LATER_COMMANDS = ["compare a b", "verify out"]
 
@@ -117,6 +117,21 @@ def test_an_option_of_a_later_version_says_so_before_anything_is_read(run, optio
     value = LATER_OPTIONS[option]
     code, out, err = run("quantize", "nowhere", "-o", "out", option, *([value] if value else []))
     assert (code, out, err) == (2, "", f"fewbit: {option} is not in this version; leave it out\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--workers", "2"], "--workers is for workers; add --executor ray, or leave it out"),
+        (["--address", "auto"], "--address is for workers; add --executor ray, or leave it out"),
+        (["--executor", "rey"], "unknown executor 'rey'; did you mean 'ray'? known: in-process, ray"),
+        (["--executor", "ray", "--address", "here"], "'here' is no address of a Ray cluster; give HOST:PORT, or auto"),
+    ],
+)
+def test_an_executor_that_cannot_be_is_refused_before_anything_is_read(run, monkeypatch, tmp_path, given, message):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    code, out, err = run("quantize", "nowhere", "-o", tmp_path / "out", *given)
+    assert (code, out, err) == (2, "", f"fewbit: {message}\n")
 
 
 @pytest.mark.parametrize("line", LATER_COMMANDS)
