@@ -14,9 +14,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -67,12 +68,24 @@ class Timed:
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        started = time.perf_counter()
+        started, done, seen = time.perf_counter(), threading.Event(), dict[int, float]()
+        watch = threading.Thread(target=watched, args=(done, seen))
+        watch.start()
         with self._place.opened() as executor:
             self.seconds = time.perf_counter() - started
             yield executor
-            times = [own.cpu_times() for own in psutil.Process().children(recursive=True)]
-            self.others = sum(own.user + own.system for own in times)
+            done.set()
+            watch.join()
+            self.others = sum(seen.values())
+
+
+def watched(done: threading.Event, seen: dict[int, float]) -> None:
+    """Keep the seconds that each process behind this one has computed, twice a second: workers end before the run."""
+    while not done.wait(0.5):
+        for own in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                times = own.cpu_times()
+                seen[own.pid] = times.user + times.system
 
 
 def _compiled(fb: Any, torch: Any) -> None:
@@ -117,7 +130,8 @@ def main() -> None:
         rows.append(own)
         same = "the same" if own["sha256"] == rows[0]["sha256"] else "DIFFERENT"
         print(
-            f"{workers or 'in process':>10} {own['seconds']:8.1f} {own['start']:8.1f} {own['solves']:8.1f} {own['processor']:9.1f}  {same}",
+            f"{workers or 'in process':>10} {own['seconds']:8.1f} {own['start']:8.1f} {own['solves']:8.1f} "
+            f"{own['processor']:9.1f}  {same}",
             flush=True,
         )
     print(json.dumps(rows))
