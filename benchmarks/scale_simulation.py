@@ -80,8 +80,8 @@ def simulated(setting: Setting) -> dict[str, float]:
     rounds = ceil(setting.parts / setting.workers) * setting.part * LENGTH
     weights = sum(width * sum(outs) for width, outs in GROUPS)
     attention = 2 * LENGTH * WIDTH
-    # Forward, forward again on the way back, and two products for one of the way forward.
-    found["gradients"] = BLOCKS * setting.computed(4 * rounds * (weights + attention) * setting.constants.run)
+    # Forward, forward again on the way back, and the gradients of what flows: none of weights.
+    found["gradients"] = BLOCKS * setting.computed(3 * rounds * (weights + attention) * setting.constants.run)
     for width, outs in GROUPS:
         forward = width * sum(outs) + (attention if len(outs) == 3 else 0)
         seen = width**2 / 2 * setting.constants.moment
@@ -111,7 +111,7 @@ def solved(setting: Setting, width: int, outs: tuple[int, ...]) -> float:
 def alone(constants: Constants, speed: float) -> float:
     """Return the seconds of one process: nothing is sent, and layers that share an input share its factors."""
     rounds, attention = SEQUENCES * LENGTH, 2 * LENGTH * WIDTH
-    total = 4 * rounds * (sum(width * sum(outs) for width, outs in GROUPS) + attention) * constants.run
+    total = 3 * rounds * (sum(width * sum(outs) for width, outs in GROUPS) + attention) * constants.run
     for width, outs in GROUPS:
         forward = width * sum(outs) + (attention if len(outs) == 3 else 0)
         total += rounds * (forward * constants.run + width**2 / 2 * constants.moment)

@@ -2,7 +2,8 @@
 
 A Llama of random weights (seeded) is quantized to int4 g128 by GPTQ, as `w4a16` does it, by each executor in a process
 of its own, with one thread of torch a worker. Run: python benchmarks/scale_workers.py; the last line is JSON.
-Seconds are those of the clock: of the whole run, of starting the workers, and of all solves one behind the other.
+Seconds are those of the clock: of the whole run, of starting the workers, and of all solves one behind the other; and
+those of the processor, of this process and of all that Ray starts, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
+
 #: Of the model, and of its data: batches of a part, so that four workers have one each.
-SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8,
+SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 2, "num_attention_heads": 8,
          "num_key_value_heads": 4, "vocab_size": 512, "max_position_embeddings": 512}  # fmt: skip
 BATCHES, LENGTH, PART = 16, 256, 4
 
@@ -43,12 +47,13 @@ def quantized(workers: int, output: Path) -> dict[str, Any]:
     calibration = fb.Calibration(data=batches, part=PART)
     _compiled(fb, torch)
     place = Timed(Ray(workers=workers) if workers else InProcess())
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     result = fb.quantize(model, "w4a16", calibration=calibration, options=fb.Options(executor=place))
-    seconds = time.perf_counter() - started
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
     result.save(output)
     solves = sum(layer.seconds or 0.0 for layer in result.report.layers)
     found = {"workers": workers, "seconds": seconds, "start": place.seconds, "solves": solves}
+    found["processor"] = busy + place.others
     return {**found, "sha256": digest(output), "remarks": list(result.report.remarks)}
 
 
@@ -56,17 +61,31 @@ class Timed:
     """An executor, and how long it took to be there."""
 
     def __init__(self, place: Any) -> None:
-        self._place, self.seconds = place, 0.0
+        self._place, self.seconds, self.others = place, 0.0, 0.0
 
     def require(self) -> None:
         self._place.require()
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        started = time.perf_counter()
+        started, done, seen = time.perf_counter(), threading.Event(), dict[int, float]()
+        watch = threading.Thread(target=watched, args=(done, seen))
+        watch.start()
         with self._place.opened() as executor:
             self.seconds = time.perf_counter() - started
             yield executor
+            done.set()
+            watch.join()
+            self.others = sum(seen.values())
+
+
+def watched(done: threading.Event, seen: dict[int, float]) -> None:
+    """Keep the seconds that each process behind this one has computed, twice a second: workers end before the run."""
+    while not done.wait(0.5):
+        for own in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                times = own.cpu_times()
+                seen[own.pid] = times.user + times.system
 
 
 def _compiled(fb: Any, torch: Any) -> None:
@@ -96,7 +115,7 @@ def row(workers: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2, 4], help="0: in this process")
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 2, 4], help="0: in this process")
     parser.add_argument("--row", type=int, help="one run; its JSON is printed")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
@@ -104,14 +123,15 @@ def main() -> None:
         print(json.dumps(quantized(given.row, given.output)))
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {BATCHES} x {LENGTH} tokens in parts of {PART}")
-    print(f"{'workers':>10} {'seconds':>8} {'start':>8} {'solves':>8}  bytes")
+    print(f"{'workers':>10} {'seconds':>8} {'start':>8} {'solves':>8} {'processor':>9}  bytes")
     rows = []
     for workers in given.workers:
         own = row(workers)
         rows.append(own)
         same = "the same" if own["sha256"] == rows[0]["sha256"] else "DIFFERENT"
         print(
-            f"{workers or 'in process':>10} {own['seconds']:8.1f} {own['start']:8.1f} {own['solves']:8.1f}  {same}",
+            f"{workers or 'in process':>10} {own['seconds']:8.1f} {own['start']:8.1f} {own['solves']:8.1f} "
+            f"{own['processor']:9.1f}  {same}",
             flush=True,
         )
     print(json.dumps(rows))

@@ -13,6 +13,7 @@ from fewbit.errors import ExecutionError, NonFiniteError
 from fewbit.execution import ray as module
 from fewbit.execution.executor import SolveTask
 from fewbit.execution.ray import Ray, RayExecutor
+from fewbit.execution.ray_calibration import LIVES, DividedCalibration
 from fewbit.schemes.notation import parse_scheme
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fewbit[ray]'")
@@ -175,6 +176,25 @@ def test_a_worker_that_dies_with_its_batches_is_led_to_where_it_was(tmp_path, nu
     spread = run(Blocks(marker, number), recipe, Ray(workers=2), batches=ROWS)
     assert marker.with_suffix(".dead").exists()
     same(spread, alone)
+
+
+def test_a_worker_that_is_gone_when_its_sums_are_fetched_is_replaced_once(monkeypatch):
+    plain = fb.Recipe([fb.Rule(kind="linear", weight="int4 g32", algorithm="gptq")])
+    alone = run(two_layers(), plain, "in-process", batches=ROWS)
+    fetched, lives = DividedCalibration._whole, []
+
+    def dying(self, key, seen):
+        (hand,) = self._hands
+        assert len(seen[0].held[key]) == len(ROWS)  # two of them are asked for before one is there
+        if not lives:
+            ray.kill(hand.actor)
+        whole = fetched(self, key, seen)
+        lives.append(hand.lives)
+        return whole
+
+    monkeypatch.setattr(DividedCalibration, "_whole", dying)
+    same(run(two_layers(), plain, Ray(workers=1), batches=ROWS), alone)
+    assert lives == [LIVES - 1] * 2
 
 
 def test_an_error_in_a_worker_is_that_of_one_process():

@@ -6,6 +6,7 @@ Solves are tasks without state, the costliest first, a few in flight at a time; 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import socket
 from collections import deque
@@ -102,13 +103,16 @@ class Ray:
         if self.address is None:
             workers = self.workers or max(1, (os.cpu_count() or 1) // threads)
             options = {"address": "local", "num_cpus": workers * threads, "include_dashboard": False}
+        log = logging.getLogger("ray")
+        level = log.level
+        log.setLevel(logging.ERROR)
         try:
-            ray.init(
-                **options, log_to_driver=False, configure_logging=False, runtime_env={"env_vars": variables}
-            )  # fmt: skip
+            ray.init(**options, log_to_driver=False, configure_logging=False, runtime_env={"env_vars": variables})
         except (ConnectionError, ValueError, RuntimeError) as error:
             ray.shutdown()
             raise ExecutionError(f"Ray could not be started or reached: {str(error).splitlines()[0]}") from error
+        finally:
+            log.setLevel(level)
 
 
 @dataclass(slots=True)

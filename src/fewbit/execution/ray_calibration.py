@@ -106,7 +106,8 @@ class DividedCalibration:
         import ray
 
         for hand in self._hands:
-            ray.kill(hand.actor)
+            if hand.actor is not None:
+                ray.kill(hand.actor)
         self._hands.clear()
         self._model = None
 
@@ -162,15 +163,15 @@ class DividedCalibration:
     def _whole(self, key: int, seen: Sequence[Seen]) -> Any:
         """Return the statistic of all batches: the parts fetched and merged in the order of the samples."""
         waiting = deque((hand, number) for hand, own in zip(self._hands, seen, strict=True) for number in own.held[key])
-        coming: deque[tuple[_Hand, _Step, Any]] = deque()
+        coming: deque[tuple[_Hand, _Step, tuple[Any, Any]]] = deque()
         whole: Any = None
         while waiting or coming:
             while waiting and len(coming) < _ON_THEIR_WAY:
                 hand, number = waiting.popleft()
                 step = _Step("take", partial(_always, (key, number)))
                 coming.append((hand, step, self._asked(hand, step)))
-            hand, step, reference = coming.popleft()
-            part = unpacked(self._result(hand, reference, step))
+            hand, step, asked = coming.popleft()
+            part = unpacked(self._result(hand, asked, step))
             if whole is None:
                 whole = part
             else:
@@ -180,14 +181,15 @@ class DividedCalibration:
     def _all(self, step: _Step) -> list[Any]:
         """Have every worker do something at the same time; return what they say, in the order of the samples."""
         forms = self._forms(step)
-        references = [self._asked(hand, step, forms) for hand in self._hands]
-        found = [self._result(hand, own, step) for hand, own in zip(self._hands, references, strict=True)]
+        asked = [self._asked(hand, step, forms) for hand in self._hands]
+        found = [self._result(hand, own, step) for hand, own in zip(self._hands, asked, strict=True)]
         self._history.append(step)
         return found
 
-    def _asked(self, hand: _Hand, step: _Step, forms: tuple[Any, ...] | None = None) -> Any:
+    def _asked(self, hand: _Hand, step: _Step, forms: tuple[Any, ...] | None = None) -> tuple[Any, Any]:
+        """Ask a worker; return which process that was, and the reference of the answer."""
         forms = self._forms(step) if forms is None else forms
-        return hand.actor.call.remote(step.method, *step.arguments(hand), *forms)
+        return hand.actor, hand.actor.call.remote(step.method, *step.arguments(hand), *forms)
 
     def _forms(self, step: _Step) -> tuple[Any, ...]:
         """Return the reference of the quantized forms that a step hands over, if it does."""
@@ -199,28 +201,33 @@ class DividedCalibration:
         forms = {name: Settled(own.replacement.qtensor, own.activations, own.bias) for name, own in solved.items()}
         return (ray.put(packed(forms)),)
 
-    def _result(self, hand: _Hand, reference: Any, step: _Step) -> Any:
+    def _result(self, hand: _Hand, asked: tuple[Any, Any], step: _Step) -> Any:
         """Return what a worker says; one that died is replaced and asked again."""
         import ray
 
         while True:
             try:
-                found = ray.get(reference)
+                found = ray.get(asked[1])
                 break
             except ray.exceptions.RayActorError as error:
-                hand.lives -= 1
-                if hand.lives < 0:
-                    raise ExecutionError(
-                        f"a worker with {len(hand.batches)} calibration batches died {LIVES + 1} times; it may lack "
-                        "memory, so give more of it to each worker, or use fewer"
-                    ) from error
-                self._start(hand)
-                for past in self._history:
-                    self._asked(hand, past)
-                reference = self._asked(hand, step)
+                if hand.actor is asked[0]:  # else another answer of the same process was missed already
+                    self._replace(hand, error)
+                asked = self._asked(hand, step)
         if isinstance(found, FewbitError):
             raise found
         return found
+
+    def _replace(self, hand: _Hand, error: Exception) -> None:
+        """Start another worker in the place of one that died, and lead it to where the others are."""
+        hand.lives -= 1
+        if hand.lives < 0:
+            raise ExecutionError(
+                f"a worker with {len(hand.batches)} calibration batches died {LIVES + 1} times; it may lack memory, so "
+                "give more of it to each worker, or use fewer"
+            ) from error
+        self._start(hand)
+        for past in self._history:
+            self._asked(hand, past)
 
     def _new_names(self) -> tuple[str, ...]:
         names = tuple(name for name in self.task.solved if name not in self._sent)
