@@ -11,6 +11,8 @@ from fewbit.errors import RecipeError
 #: Characters of a text; a rule of a recipe takes about a hundred.
 LARGEST = 1 << 20
 _MOST_PARTS = 32
+#: Dots, brackets and braces outside of texts: tomllib takes up to a kilobyte for each.
+_MOST_TABLES = 50_000
 #: What TOML is made of, as far as it takes to tell a dotted key from a text; one that is not closed ends the text.
 _TOKENS = re.compile(
     r'''(?P<comment>\#[^\n]*+)|(?P<text>"""(?:[^\\]|\\.)*?(?:"""|\Z)|\'\'\'.*?(?:\'\'\'|\Z))
@@ -41,9 +43,12 @@ def parse_table(text: str, where: str) -> dict[str, Any]:
 
 def _check_keys_are_short(text: str, where: str) -> None:
     """Raise for a key of many dotted parts: tomllib takes memory by their square, all of it for 200 kB of `a.a.a`."""
-    parts, dotted = 0, False
+    parts, dotted, tables = 0, False, 0
     for token in _TOKENS.finditer(text):
         kind = token.lastgroup
+        tables += token[0] in ".[{"
+        if tables > _MOST_TABLES:
+            raise RecipeError(f"{where} is not read: it has more than {_MOST_TABLES} tables, arrays and dots")
         if kind == "part":
             parts, dotted = parts + 1 if dotted else 1, False
             if parts > _MOST_PARTS:

@@ -1,6 +1,7 @@
 """The programs of their own, and what they import, are nothing to collect."""
 
 collect_ignore = [
+    "amplifiers.py",
     "executions.py",
     "folder_lies.py",
     "framed.py",

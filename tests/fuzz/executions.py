@@ -51,6 +51,8 @@ class Executions:
     #: By the line where each ended.
     crashes: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
+    #: What the last refusal said.
+    said: str = ""
     _read: Any = None
     _folder: Path = Path()
     _there: frozenset[str] = frozenset()
@@ -83,7 +85,7 @@ class Executions:
             self._read(self._folder)
             ended = "read"
         except FewbitError as error:
-            ended = "refused"
+            ended, self.said = "refused", str(error)
             self.reasons[" ".join(_WORD.sub("#", str(error)).split()[:16])] += 1
         except MemoryError:
             ended = "more memory than it may take"
@@ -96,7 +98,8 @@ class Executions:
                 _limit(None)
         took = time.process_time() - started
         self.slowest = max(self.slowest, took)
-        if took > SLOWEST:
+        # Of large files a second for each 256 KiB: what takes so long for a small one is no reader.
+        if took > SLOWEST * max(1.0, len(content) / (256 << 10)):
             ended = f"slow: more than {SLOWEST} s"
         self._count(ended, content)
         return ended

@@ -50,6 +50,9 @@ def main() -> None:
         if run.count == given.executions or (given.seconds and time.perf_counter() - started > given.seconds):
             finish()
 
+    def blindly(content: bytes, most: int) -> bytes:
+        return atheris.Mutate(content, most)  # another function after Setup
+
     def finish() -> None:
         run.close()
         took = time.perf_counter() - started
@@ -74,7 +77,7 @@ def main() -> None:
         f"-artifact_prefix={out / given.reader}-native-", found, str(CORPUS / given.reader),
     ]  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    atheris.Setup(arguments, one, custom_mutator=Mutator(given.reader, atheris.Mutate))
+    atheris.Setup(arguments, one, custom_mutator=Mutator(given.reader, blindly))
     atheris.Fuzz()
 
 

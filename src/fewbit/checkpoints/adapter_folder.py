@@ -17,6 +17,7 @@ import numpy as np
 
 from fewbit.checkpoints.folder import NewFolder, write_at
 from fewbit.checkpoints.json_object import read_flag, read_object, require_idle
+from fewbit.checkpoints.own_files import require_own
 from fewbit.checkpoints.safetensors_file import read_tensors
 from fewbit.checkpoints.safetensors_header import create_empty
 from fewbit.errors import CheckpointError
@@ -126,6 +127,8 @@ def read_adapters(path: Path) -> AdapterFolder:
 
     """
     where = str(path / CONFIG)
+    for name in (CONFIG, TENSORS):
+        require_own(path / name)
     said = read_object(path / CONFIG)
     require_idle({"peft_type": None, **said}, {"peft_type": ("LORA",)}, where)
     require_idle({**dict.fromkeys(_IDLE), **said}, _IDLE, where)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fewbit.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from fewbit.checkpoints.own_files import require_own
 from fewbit.errors import CheckpointError
 from fewbit.part_names import MOST_PARTS, part_of, whole_of
 
@@ -60,6 +61,7 @@ def _joined(path: Path, first: GgufHeader, others: list[Path]) -> GgufHeader:
             raise CheckpointError(
                 f"{path} is the first of {count} parts, and {part.name} is not there; is the download complete?"
             )
+        require_own(part)
         header = read_gguf_header(part)
         said = header.values.get(NUMBER), header.values.get(COUNT)
         if said != (number, count):

@@ -13,6 +13,11 @@ from fewbit.errors import CheckpointError, FewbitError, NotYetError
 LARGEST = 64 << 20
 #: How deep arrays and objects may nest; configurations nest three or four deep.
 DEEPEST = 64
+#: What a reader may take: so many times a file, and so many bytes beside.
+TIMES, BESIDE = 16, 64 << 20
+#: Bytes of memory that Python takes at most for what begins, or ends, with a character, and for each byte of the text.
+_COSTS = {b"[": 88, b"{": 136, b":": 200, b",": 72}
+_OF_A_BYTE = 4
 
 
 def read_object(path: Path, *, error: type[FewbitError] = CheckpointError) -> dict[str, Any]:
@@ -41,6 +46,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
         CheckpointError: not UTF-8, not JSON, not an object, a key twice, or nested too deeply; names no file.
 
     """
+    require_light(content)
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_every_key_once)
     except RecursionError as error:
@@ -52,6 +58,16 @@ def parse_object(content: bytes) -> dict[str, Any]:
     if _depth_exceeds(value, DEEPEST):
         raise CheckpointError(f"is not read: its JSON nests deeper than {DEEPEST}")
     return value
+
+
+def require_light(content: bytes) -> None:
+    """Raise `CheckpointError` for JSON that would take memory out of proportion; `[],` takes 30 times its bytes."""
+    takes = _OF_A_BYTE * len(content) + sum(content.count(own) * cost for own, cost in _COSTS.items())
+    if takes > TIMES * len(content) + BESIDE:
+        raise CheckpointError(
+            f"is not read: its {len(content)} bytes of JSON would take {takes} of memory, more than {TIMES} times as "
+            f"many and {BESIDE}; is it the right file?"
+        )
 
 
 def require_idle(said: Mapping[str, Any], idle: Mapping[str, tuple[Any, ...]], where: str) -> None:

@@ -15,6 +15,7 @@ from fewbit.activation import Activation
 from fewbit.checkpoints.folder import NewFolder
 from fewbit.checkpoints.hashes import REPORT, hashed
 from fewbit.checkpoints.json_object import read_object
+from fewbit.checkpoints.own_files import require_own
 from fewbit.checkpoints.safetensors_file import ShardedWriter, read_tensors
 from fewbit.checkpoints.tensor_name import require_plain
 from fewbit.errors import CheckpointError
@@ -117,6 +118,7 @@ class PackedFolder:
 def configuration_of(path: Path, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the content of `config.json` without its `quantization_config`, and that, which must be of `method`."""
     file = path / "config.json"
+    require_own(file)
     configuration = read_object(file)
     quantization = configuration.pop("quantization_config", None)
     if not isinstance(quantization, dict) or quantization.get("quant_method") != method:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from fewbit.checkpoints.json_object import read_object
+from fewbit.checkpoints.own_files import require_own
 from fewbit.checkpoints.safetensors_header import read_header
 from fewbit.errors import CheckpointError
 
@@ -32,12 +33,15 @@ def files_of(folder: Path) -> list[Path]:
                 "readers disagree on which counts: remove the stale one"
             )
     elif (folder / ONE_FILE).is_file():
+        require_own(folder / ONE_FILE)
         return [folder / ONE_FILE]
     else:
         placed = None
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise CheckpointError(without_weights(folder))
+    for file in files:
+        require_own(file)
     _require_each_once(files, placed)
     return files
 
@@ -59,6 +63,7 @@ def without_weights(folder: Path) -> str:
 
 def _read_index(index: Path) -> dict[str, str]:
     """Return which tensor lies in which file."""
+    require_own(index)
     placed = read_object(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise CheckpointError(f"{index} is not a safetensors index: its weight_map names no tensor")

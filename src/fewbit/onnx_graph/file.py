@@ -15,6 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from fewbit.errors import CheckpointError, SourceError
+from fewbit.onnx_graph.wire import require_light
 
 #: Oldest version of the ai.onnx operators that is read: the first with scales for each channel.
 OPSET = 13
@@ -32,7 +33,10 @@ def read_model(path: str | Path, oldest: int = OPSET) -> ir.Model:
     """
     path = Path(path)
     try:
-        proto = onnx.load(path, load_external_data=False)
+        content = path.read_bytes()
+        require_light(content, str(path))
+        proto = onnx.load_model_from_string(content)
+        del content
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
     except DecodeError as error:

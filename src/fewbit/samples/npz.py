@@ -20,6 +20,8 @@ LABELS = "labels"
 _NAMELESS = re.compile(r"arr_(\d+)")
 #: More than any packed archive shrinks: zlib writes a byte for at most 1032.
 _MOST_PACKED = 1100
+#: What a batch, the numbers of all samples and the classes may take: so many times the file, and so many bytes beside.
+_TIMES, _BESIDE = 16, 64 << 20
 
 
 class NpzFile:
@@ -31,7 +33,9 @@ class NpzFile:
     def __init__(self, path: Path, inputs: Sequence[ModelInput] | None) -> None:
         """Open the archive at `path`; arrays that do not fit `inputs` raise `CalibrationError`."""
         arrays = _arrays(path)
+        self._path, self._most = path, _TIMES * path.stat().st_size + _BESIDE
         self._count = same_count({name: len(array) for name, array in arrays.items()}, path)
+        self._require_room("the numbers of its samples", 8 * self._count)
         labels = arrays.pop(LABELS, None) if LABELS not in {own.name for own in inputs or ()} else None
         nameless = [_NAMELESS.fullmatch(name) for name in arrays]
         #: In the order of the inputs, where they have no names.
@@ -41,7 +45,19 @@ class NpzFile:
         self._named = not all(nameless)
         if inputs is not None:
             self._require_fit(path, inputs)
+        if labels is not None:
+            self._require_room(
+                "its labels", self._count * (labels.row_bytes + 8 * labels.row_bytes // labels.dtype.itemsize)
+            )
         self.labels: Numbers | None = None if labels is None else labels.whole()
+
+    def _require_room(self, what: str, nbytes: int) -> None:
+        """Raise `CalibrationError` for more bytes than may come of this archive: packed zeros are a thousandth."""
+        if nbytes > self._most:
+            raise CalibrationError(
+                f"{self._path}: {what} unpack to {nbytes} bytes, more than {_TIMES} times the file and {_BESIDE}; "
+                "take smaller batches, or save it with numpy.savez, which does not pack"
+            )
 
     def _require_fit(self, path: Path, inputs: Sequence[ModelInput]) -> None:
         if self._named or len(self._arrays) != len(inputs):
@@ -60,6 +76,7 @@ class NpzFile:
 
     def take(self, places: Sequence[int]) -> Any:
         """Return the samples at `places`."""
+        self._require_room("the samples of a batch", len(places) * sum(own.row_bytes for own in self._arrays.values()))
         found = {name: array.rows(places) for name, array in self._arrays.items()}
         for name, numbers in found.items():
             require_numbers(numbers, self._arrays[name].what, places)

@@ -77,12 +77,14 @@ class StoredArray:
         """Return how many samples there are."""
         if not self.shape:
             raise CalibrationError(f"{self.what} is a single number; the first axis must be that of samples")
+        if self.shape[0] and not self.row_bytes:
+            raise CalibrationError(f"{self.what} has shape {self.shape}: samples without a number; save others")
         return self.shape[0]
 
     def rows(self, places: Sequence[int]) -> Numbers:
         """Return the samples at `places`, in the byte order of this machine."""
         found = np.empty((len(places), *self.shape[1:]), self.dtype)
-        row = prod(self.shape[1:]) * self.dtype.itemsize
+        row = self.row_bytes
         view = found.reshape(-1).view(np.uint8).data
         for first, count, at in _runs(places) if row else ():
             self._read(self._start + first * row, view[at * row : (at + count) * row])
@@ -97,6 +99,11 @@ class StoredArray:
         finally:
             self.close()
         return found.astype(self.number, copy=False)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a sample."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def number(self) -> np.dtype[Any]:

@@ -11,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewbit.checkpoints.json_object import read_object
+from fewbit.checkpoints.json_object import read_object, require_light
+from fewbit.checkpoints.own_files import require_own
 from fewbit.checkpoints.safetensors_file import tensor_readers
-from fewbit.checkpoints.safetensors_folder import files_of
-from fewbit.errors import FewbitError, MissingExtraError, NotYetError, SourceError
+from fewbit.checkpoints.safetensors_folder import INDEX, files_of
+from fewbit.errors import CheckpointError, FewbitError, MissingExtraError, NotYetError, SourceError
 from fewbit.schemes.scheme import ScaleType
 from fewbit.sources.completeness import require_whole, require_whole_by_name
 from fewbit.sources.memory import plain_configuration
@@ -256,6 +257,13 @@ def _converts(model: Any) -> bool:
     return any(isinstance(step, WeightConverter) for step in get_model_conversion_mapping(model))
 
 
+def _require_light(file: Path) -> None:
+    try:
+        require_light(file.read_bytes())
+    except CheckpointError as error:
+        raise SourceError(f"{file} {error}") from error
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a folder.
 
@@ -264,6 +272,11 @@ def load_tokenizer(folder: Path) -> Any:
 
     """
     module = transformers()
+    for file in folder.iterdir():  # any of them may be a part of it
+        if file.is_file():
+            require_own(file, error=SourceError)
+            if file.suffix == ".json" and not file.name.endswith(INDEX):
+                _require_light(file)
     file = folder / "tokenizer_config.json"
     if file.is_file():
         require_no_code(read_object(file, error=SourceError), module, file)

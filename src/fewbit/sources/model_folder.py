@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.checkpoints.json_object import read_object
+from fewbit.checkpoints.own_files import require_own
 from fewbit.checkpoints.safetensors_folder import PICKLES
 from fewbit.errors import SourceError
 
@@ -36,6 +37,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
         weights = sorted(path.name for path in folder.iterdir() if path.name.endswith((".safetensors", *PICKLES)))
         beside = f"; it belongs beside {weights[0]}, take it from where the weights come from" if weights else ""
         raise SourceError(f"{folder} is not a model folder: {CONFIGURATION} cannot be read (no such file){beside}")
+    require_own(file, error=SourceError)
     configuration = read_object(file, error=SourceError)
     quantization = configuration.get("quantization_config")
     if quantization is not None and not (isinstance(quantization, dict) and quantization.get("quant_method")):
@@ -73,11 +75,17 @@ def require_no_code(configuration: Mapping[str, Any], known: Any, where: Path) -
 
 
 def companion_files(folder: Path) -> dict[str, bytes]:
-    """Return tokenizer and generation files of a folder; code and pickles that bear such names are left out."""
+    """Return tokenizer and generation files of a folder; code and pickles that bear such names are left out.
+
+    Raises:
+        SourceError: one of them is a link out of the folder: what it leads to would be copied into the output.
+
+    """
     files = {}
     for pattern in _COMPANIONS:
         for path in sorted(folder.glob(pattern)):
             if path.suffix not in _CODE and path.is_file() and path.stat().st_size <= _LARGEST_COMPANION:
+                require_own(path, error=SourceError)
                 files[path.name] = path.read_bytes()
     return files
 

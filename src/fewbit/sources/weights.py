@@ -21,14 +21,16 @@ from fewbit.errors import CheckpointError, SourceError
 _LAYERS = re.compile(r"(layers?|blocks?|depths?|block_count)$")
 _EXPERTS = re.compile(r"(experts|expert_count)$")
 _WIDTHS = re.compile(
-    r"(hidden_size|intermediate_size|vocab_size|d_model|d_ff|n_embd|n_inner|num_labels|embedding_length"
+    r"(hidden_size|intermediate_size|vocab_size|d_model|d_ff|n_embd|n_inner|embedding_length"
     r"|feed_forward_length)$"
 )
+#: Transformers makes two tables with a name for each.
+_LABELS = re.compile(r"num_labels$")
 #: What a configuration may always say: small beside what a model is, and larger than any default that goes unused.
-_FEW_LAYERS, _FEW_EXPERTS, _NARROW = 1 << 10, 1 << 12, 1 << 20
+_FEW_LAYERS, _FEW_EXPERTS, _FEW_LABELS, _NARROW = 1 << 10, 1 << 12, 1 << 16, 1 << 20
 _SMALL = 1 << 20
 #: Buffers without numbers in the files: tables of angles, masks.
-_BUFFER_BYTES = 1 << 30
+_BUFFER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def require_plausible(configuration: Mapping[str, Any], weights: Weights, where:
     limits = (
         (_LAYERS, layers, f"the files hold {len(weights.shapes)} tensors"),
         (_EXPERTS, experts, f"the files hold {len(weights.shapes)} tensors"),
+        (_LABELS, max(_FEW_LABELS, weights.longest_axis), f"the longest axis is {weights.longest_axis}"),
         (_WIDTHS, width, f"the longest axis of a tensor in the files is {weights.longest_axis}"),
     )
     for key, value in _integers(configuration):
@@ -119,7 +122,7 @@ def require_fit(model: Any, weights: Weights, where: str) -> None:
 def require_small_buffers(model: Any, where: str) -> None:
     """Raise `SourceError` if the buffers of `model`, without numbers, would take more memory than its parameters."""
     buffers = sum(buffer.nbytes for buffer in model.buffers())
-    if buffers > max(_BUFFER_BYTES, sum(parameter.nbytes for parameter in model.parameters())):
+    if buffers > _BUFFER_BYTES + sum(parameter.nbytes for parameter in model.parameters()):
         raise SourceError(
             f"the configuration of {where} describes buffers of {buffers} bytes, more than the model's own numbers; "
             "is its number of positions right?"

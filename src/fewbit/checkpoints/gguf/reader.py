@@ -25,6 +25,8 @@ from fewbit.qtensor import QTensor
 from fewbit.schemes.gguf import scheme_of
 from fewbit.schemes.scheme import Scheme
 
+#: Models have up to some hundreds; for each there are some twenty names of tensors to look up.
+MOST_BLOCKS = 4096
 _DTYPES = {kind: dtype.name for kind, dtype in FLOATS.items()}
 #: Of a tied model: whose weight the head takes.
 _TIED = ("token_embd.weight", "output.weight")
@@ -74,7 +76,7 @@ class _Found:
     def of(cls, header: GgufHeader, configuration: Mapping[str, Any], path: Path) -> _Found:
         architecture: Architecture = architecture_of(configuration)
         blocks = configuration.get("num_hidden_layers", configuration.get("n_layer"))
-        if not isinstance(blocks, int) or not 0 < blocks <= len(header.tensors):
+        if not isinstance(blocks, int) or not 0 < blocks <= min(len(header.tensors), MOST_BLOCKS):
             raise CheckpointError(f"says it has {blocks!r:.40} blocks, and holds {len(header.tensors)} tensors")
         known = origins(architecture, configuration)
         found: dict[str, tuple[GgufTensor, Place]] = {}

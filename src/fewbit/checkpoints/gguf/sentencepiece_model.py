@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from fewbit.errors import CheckpointError
 
 _BPE = 2
+#: Vocabularies have up to 262,144; a piece without text takes two bytes of the file and a hundred of memory.
+MOST_PIECES = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ def parse_model(content: bytes) -> PieceModel:
     kind, prefix, squeezes = 1, True, True  # what the fields are where they are left out
     try:
         for number, value in _fields(content):
+            if len(pieces) > MOST_PIECES:
+                raise CheckpointError(f"tokenizer.model holds more than {MOST_PIECES} pieces, which are not read")
             if number == 1 and isinstance(value, bytes):
                 pieces.append(_piece(value))
             elif number == 2 and isinstance(value, bytes):
