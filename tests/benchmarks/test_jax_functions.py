@@ -60,8 +60,9 @@ def test_products_are_read_from_the_program(script):
     def product(a, b, kind):
         return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=kind)
 
-    found = programs.products(lambda a, b: product(a, b, jnp.int32), x, w)
+    found = programs.Program.of(lambda a, b: product(a, b, jnp.int32), x, w).products
     assert sum(found.values()) == 1
     assert next(iter(found)).startswith(("s8 x s8 -> s32, ", "s32 x s32 -> s32, "))
-    floats = programs.products(lambda a, b: product(a, b, jnp.float32) + 1, x.astype(np.float32), w.astype(np.float32))
-    assert [own.partition(",")[0] for own in floats] == ["f32 x f32 -> f32"]
+    floats = [own.astype(np.float32) for own in (x, w)]
+    program = programs.Program.of(lambda a, b: product(a, b, jnp.float32) + 1, *floats)
+    assert [own.partition(",")[0] for own in program.products] == ["f32 x f32 -> f32"]

@@ -1,7 +1,7 @@
 """A weight that waits for its input, so that matrices are dequantized one by one, each where it is multiplied with.
 
-XLA's CPU scheduler begins early what hangs on no input, all matrices of a model: 17 times the memory for MiniLM, and 6
-times as long. Its barriers are gone by then. A sum with bits of the input that are always 0 is not.
+XLA's CPU scheduler begins early what hangs on no input: all matrices of a model, which then lie in memory as floats.
+Its barriers are gone by then. A sum with bits of the input that are always 0 is not.
 """
 
 from __future__ import annotations
