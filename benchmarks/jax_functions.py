@@ -92,9 +92,8 @@ def overhead_part(given: argparse.Namespace) -> None:
             base = times[0]
             line(name, rows, f"{1e3 * base:.2f}", *(f"{own / base:.2f}" for own in times[1:]))
             if rows in function.shown:
-                for mode, (_, products) in runs.items():
-                    text = "; ".join(f"{count} x ({kind})" for kind, count in sorted(products().items()))
-                    print(f"<!-- {name}, {rows} rows, {mode}: {text} -->", flush=True)
+                for mode, (_, program) in runs.items():
+                    print(f"<!-- {name}, {rows} rows, {mode}: {program()} -->", flush=True)
 
 
 def timed(*runs: Callable[[], Any], rounds: int, least: float = 0.05) -> list[float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 import fewbit as fb
 from fewbit.sources import open_source
 from jax_minilm import in_nnx, minilm_folder
-from jax_programs import products
+from jax_programs import Program
 
 #: Modes by name: how weights and inputs are rounded.
 MODES = {
@@ -37,8 +37,8 @@ class Function:
     #: Of which rows the products are shown.
     shown: tuple[int, ...]
 
-    def runs(self, rows: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Counter[str]]]]:
-        """Return for float and each mode a call under jit, and what gives its products."""
+    def runs(self, rows: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Program]]]:
+        """Return for float and each mode a call under jit, and what gives its program."""
         inputs = self.inputs(rows)
         found = {"float": _pair(self.function, self.parameters, inputs)}
         for name, (weight, given) in MODES.items():
@@ -50,7 +50,7 @@ class Function:
 
 def _pair(function: Any, parameters: Any, inputs: tuple[Any, ...]) -> Any:
     compiled = jax.jit(function)
-    return (lambda: compiled(parameters, *inputs)), (lambda: products(function, parameters, *inputs))
+    return (lambda: compiled(parameters, *inputs)), partial(Program.of, function, parameters, *inputs)
 
 
 def functions() -> dict[str, Function]:
@@ -71,5 +71,5 @@ def functions() -> dict[str, Function]:
     return {
         "`x @ w`, 384 to 1536, as Flax has it": Function(lambda p, x: x @ p["w"], kernel, rows, sizes, shown),
         "`x @ w.T`, as Equinox has it": Function(lambda p, x: x @ p["w"].T, turned, rows, sizes, ()),
-        "MiniLM": Function(encoder.function, encoder.parameters, tokens, (8, 64, 512), (512,)),
+        "MiniLM": Function(encoder.function, encoder.parameters, tokens, (8, 64, 512), (8, 512)),
     }

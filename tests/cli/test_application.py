@@ -107,6 +107,21 @@ def test_a_mistake_in_a_recipe_file_is_answered_with_its_place(run, tmp_path):
     assert err.endswith("(in rule 1 of recipe mine.toml)\n")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--workers", "2"], "--workers is for workers; add --executor ray, or leave it out"),
+        (["--address", "auto"], "--address is for workers; add --executor ray, or leave it out"),
+        (["--executor", "rey"], "unknown executor 'rey'; did you mean 'ray'? known: in-process, ray"),
+        (["--executor", "ray", "--address", "here"], "'here' is no address of a Ray cluster; give HOST:PORT, or auto"),
+    ],
+)
+def test_an_executor_that_cannot_be_is_refused_before_anything_is_read(run, monkeypatch, tmp_path, given, message):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    code, out, err = run("quantize", "nowhere", "-o", tmp_path / "out", *given)
+    assert (code, out, err) == (2, "", f"fewbit: {message}\n")
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "inspect", "nowhere"], ["inspect", "nowhere", "--debug"]])
 def test_debug_shows_the_traceback_wherever_it_stands(run, arguments):
     code, _, err = run(*arguments)

@@ -239,3 +239,22 @@ def test_what_cannot_be_done_is_said():
         fb.jax.quantize(matmul, {"w": W["w"].at[3, 3].set(jnp.nan)}, W8A8, X)
     with pytest.raises(PlanError, match="in_features 32 is not a multiple of group size 24"):
         fb.jax.quantize(matmul, W, [fb.Rule("w", weight="int4 g24")], X)
+
+
+@pytest.mark.parametrize("weight", ["int8", "int4 g16", "mxfp4"])
+def test_matrices_are_dequantized_one_by_one_not_all_at_first(weight):
+    own, x = [normal(64, 64, seed=at) / 8 for at in range(12)], normal(4, 64)
+
+    def deep(p, x):
+        for w in p:
+            x = jnp.tanh(x @ w)
+        return x
+
+    run, quantized = fb.jax.quantize(deep, own, [fb.Rule(".*", weight=weight)], x)
+    compiled = jax.jit(run).lower(quantized, x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * own[0].nbytes
+    np.testing.assert_allclose(compiled(quantized, x), deep(fb.jax.dequantize(quantized), x), rtol=1e-5, atol=1e-5)
+    # What is not a number in one sample is none of the others' business.
+    broken = run(quantized, x.at[0, 0].set(jnp.nan))
+    assert np.isnan(broken[0]).all()
+    np.testing.assert_array_equal(broken[1:], run(quantized, x)[1:])

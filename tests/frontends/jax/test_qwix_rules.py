@@ -199,3 +199,18 @@ def test_a_rule_of_qwix_itself_leaves_the_error_that_it_leaves_there(qtype, tile
     # Scales are float16 here and float32 there. MXFP4 takes the next power of two a little earlier here.
     assert own == pytest.approx(other, rel=0.01 if qtype != "mxfp4" else 0.05)
     assert own < 1.01 * other
+
+
+@pytest.mark.parametrize("given", ["int8", "int8 sym", "int8 static", "e4m3"])
+def test_inputs_alone_are_rounded_where_the_weight_keeps_its_numbers(given):
+    p = {"w": normal(32, 16).astype(jnp.bfloat16).astype(jnp.float32)}
+
+    def run(p, x):
+        return x @ p["w"]
+
+    rules = [fb.Rule("w", weight="bf16", input=given)]
+    function, quantized = fb.jax.quantize(run, p, rules, X, calibration=[X])
+    np.testing.assert_array_equal(fb.jax.dequantize(quantized)["w"], p["w"])
+    values = quantized["w"].map(np.asarray).activation().rounded(np.asarray(X))
+    assert not np.array_equal(values, X)
+    np.testing.assert_allclose(function(quantized, X), run(p, values), rtol=1e-5, atol=1e-5)

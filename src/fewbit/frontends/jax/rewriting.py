@@ -9,6 +9,7 @@ from fewbit.frontends.jax.equation import bind
 from fewbit.frontends.jax.gathered_rows import gathered
 from fewbit.frontends.jax.integer_product import integer_stack, multiplies_codes
 from fewbit.frontends.jax.interpreter import Interpreter
+from fewbit.frontends.jax.one_by_one import after_input
 from fewbit.frontends.jax.packed_weight import Description, is_packed
 from fewbit.frontends.jax.product import Product
 from fewbit.frontends.jax.rounded_rows import rounded_by_expert, rounded_samples, rounded_stack
@@ -39,7 +40,8 @@ def multiply(equation: Any, product: Product, operands: list[Any], weight: Weigh
         else:
             values = rounded_stack(rows.values, packed)
         given = rows.back(values)
-    both = [given, weight.values()] if product.position == 1 else [weight.values(), given]
+    values = after_input(weight, given).values()
+    both = [given, values] if product.position == 1 else [values, given]
     return bind(equation, [*both, *operands[2:]])[0]
 
 
