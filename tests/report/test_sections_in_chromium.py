@@ -30,6 +30,10 @@ def profile(scheme="int8 token", factor=30.0):
     return input_profile(rows, Activation(scheme=parse_scheme(scheme)) if scheme else None)
 
 
+def replaced(**changes):
+    return dataclasses.replace(profile(None, 1.0), **changes)
+
+
 def allocation():
     layers = tuple(
         AllocatedLayer(
@@ -57,9 +61,12 @@ def full(toy):
     """A report with every section."""
     layers = [
         toy.layer("a.up", "int4 g64, input int8 token", inputs=profile(), output_sqnr=9.0, kernel="fbgemm"),
-        toy.layer("a.down", inputs=profile(None), kernel="dequantize, not faster than float: its input", fast=False),
-        toy.layer("b.up", inputs=dataclasses.replace(profile(), clipped=0.02), kernel="fbgemm"),
-        *(toy.layer(f"more.{n}", inputs=profile(None, 1.0), kernel="fbgemm") for n in range(45)),
+        toy.layer("a.gate", "int4 g64, input int8 token", inputs=profile(), kernel="fbgemm"),
+        toy.layer(
+            "a.down", inputs=profile(None, 10.0), kernel="dequantize, not faster than float: its input", fast=False
+        ),
+        toy.layer("b.up", inputs=dataclasses.replace(profile(), clipped=0.02, median=2.0), kernel="fbgemm"),
+        *(toy.layer(f"more.{n}", inputs=replaced(median=3.0 + n), kernel="fbgemm") for n in range(45)),
     ]
     return toy.report(
         [*layers, *toy.LAYERS], allocation=allocation(), forward_seconds=(1.5, 3.0), call="fewbit.quantize('toy')",
@@ -132,9 +139,10 @@ def test_an_outlier_channel_is_a_dark_cell_and_a_figure(opened, full):
     rows = window.page.locator("table.heat").first.locator("tbody tr")
     assert rows.count() == 40
     assert "37: 29.6\N{MULTIPLICATION SIGN}" in rows.first.inner_text()
+    assert rows.first.locator("th").inner_text() == "a.up, gate"  # one input, one row
     cell, whole = (rows.first.locator(name).bounding_box() for name in ("path", "rect"))
     assert cell["x"] - whole["x"] == pytest.approx(whole["width"] * 18 / 64, abs=1)  # channels in twos
-    window.page.locator("summary", has_text="more layers").click()
+    window.page.locator("summary", has_text="more inputs").click()
     assert window.page.locator("table.heat tbody tr:visible").count() == 48
 
 

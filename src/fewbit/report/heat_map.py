@@ -15,30 +15,30 @@ STEPS = (2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class HeatRow:
-    """A layer: its cells by step, and in figures its largest channels."""
+    """Layers with the same input: its cells by step, and in figures its largest channels."""
 
-    name: str
+    names: tuple[str, ...]
     cells: int
     #: A path of cells of height 1 for each step; empty where there are none.
     paths: tuple[str, ...]
     #: Channel and multiple, the largest first.
     outliers: tuple[tuple[int, float], ...]
-    channels_in_cell: int
 
 
 def heat_rows(layers: Sequence[LayerReport]) -> list[HeatRow]:
-    """Return a row for each layer whose inputs were looked at; layers with the same input follow one another anyway."""
-    return [
-        HeatRow(
-            name=layer.name,
-            cells=len(layer.inputs.channels),
-            paths=tuple(_path(layer.inputs.channels, step) for step in range(len(STEPS))),
-            outliers=layer.inputs.outliers[:3],
-            channels_in_cell=layer.inputs.run,
+    """Return a row for each input that was looked at; layers that share theirs follow one another."""
+    found = []
+    seen = [(layer.name, layer.inputs) for layer in layers if layer.inputs is not None]
+    for _, alike in groupby(seen, key=lambda own: (own[1].median, own[1].channels, own[1].outliers)):
+        names, inputs = zip(*alike, strict=True)
+        row = HeatRow(
+            names=names,
+            cells=len(inputs[0].channels),
+            paths=tuple(_path(inputs[0].channels, step) for step in range(len(STEPS))),
+            outliers=inputs[0].outliers[:3],
         )
-        for layer in layers
-        if layer.inputs is not None
-    ]
+        found.append(row)
+    return found
 
 
 def step_of(multiple: float) -> int | None:
