@@ -7,6 +7,8 @@ Reachable as `fewbit.jax` after `import fewbit`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ import jax
 from fewbit.algorithms.nearest import Nearest
 from fewbit.checkpoints.array_file import read_arrays, write_arrays
 from fewbit.errors import CalibrationError, NotYetError
+from fewbit.frontends.jax.dequantized import dequantize
 from fewbit.frontends.jax.learned_parameter import LearnedParameter
 from fewbit.frontends.jax.link_scope import LinkScope, layer_names
 from fewbit.frontends.jax.named_arrays import from_arrays, to_arrays
 from fewbit.frontends.jax.observation import Observation
 from fewbit.frontends.jax.operation import Operation
-from fewbit.frontends.jax.packed_weight import Description, PackedWeight, is_packed
+from fewbit.frontends.jax.packed_weight import Description, PackedWeight
 from fewbit.frontends.jax.quantized_function import QuantizedFunction
 from fewbit.frontends.jax.quantized_leaf import Solve, abstract_leaf, quantized_leaf, require_finite
 from fewbit.frontends.jax.qwix_rules import rules_from_qwix
@@ -29,7 +32,6 @@ from fewbit.frontends.jax.sequential import SequentialRuns
 from fewbit.frontends.jax.solver import Solver
 from fewbit.frontends.jax.trained_function import TrainedFunction, require_trainable
 from fewbit.frontends.jax.trained_ranges import TrainedRanges, input_statistics
-from fewbit.frontends.jax.weight import Weight
 from fewbit.recipe import Recipe
 from fewbit.rescaling import Rescaling
 from fewbit.rule import Rule
@@ -104,6 +106,8 @@ def quantize(
                 require_finite(leaves[place], own)
         parameters, said = _rescaled(function, parameters, work, calibration, solver)
         leaves = jax.tree.leaves(parameters)
+        work = work.fused(leaves)
+        solver = replace(solver, rows=work.rows, matrix=partial(work.matrix, leaves))
         solve = _in_order if sequential else _on_floats
         for place, made in solve(function, parameters, work, calibration, solver).items():
             leaves[place] = quantized_leaf(leaves[place], work.about[place], made)
@@ -288,13 +292,3 @@ def _in_order(
 def _wanted(work: Resolved) -> dict[str, tuple[str, ...]]:
     """Return the statistics that parameters are solved on, by name."""
     return {name: names for name, row in work.rows.items() if (names := statistics_of(row))}
-
-
-def dequantize(parameters: Any) -> Any:
-    """Return quantized parameters as the float parameters that they stand for, of the shapes and types they had."""
-    return jax.tree.map(lambda own: _floats(own) if is_packed(own) else own, parameters, is_leaf=is_packed)
-
-
-@jax.jit
-def _floats(packed: PackedWeight) -> Any:
-    return Weight.of(packed).values()

@@ -6,7 +6,7 @@ once, so that they need the same float: that of the largest magnitude in any of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ def names_global_scales(recipe: Recipe) -> bool:
 
 def with_shared_scales(made: Plan, frontend: Frontend, model: Any, batch: Any | None) -> Plan:
     """Return the plan with the partners of each layer whose global scale is shared, and a note that says so."""
-    concerned = [row for row in made.rows if row.scheme and row.layer.kind == "linear" and row.scheme.has_unit]
+    concerned = _concerned(made)
     if not concerned:
         return made
     groups = frontend.shared_inputs(model, [row.layer for row in concerned], batch)
@@ -41,9 +41,19 @@ def with_shared_scales(made: Plan, frontend: Frontend, model: Any, batch: Any | 
         alone = {row.layer.name for row in concerned}
         noted = [replace(row, notes=(*row.notes, ALONE)) if row.layer.name in alone else row for row in made.rows]
         return replace(made, rows=tuple(noted))
-    rows = {row.layer.name: row for row in concerned}
-    partners = {name: _alike(name, group, rows) for group in groups for name in group}
+    return with_partners(made, groups)
+
+
+def with_partners(made: Plan, groups: Iterable[Sequence[str]]) -> Plan:
+    """Return the same plan where each of the `groups` is given the same; others in them do not matter."""
+    rows = {row.layer.name: row for row in _concerned(made)}
+    known = [[name for name in group if name in rows] for group in groups]
+    partners = {name: _alike(name, group, rows) for group in known for name in group}
     return replace(made, rows=tuple(_fused(row, partners.get(row.layer.name, ())) for row in made.rows))
+
+
+def _concerned(made: Plan) -> list[PlanRow]:
+    return [row for row in made.rows if row.scheme and row.layer.kind == "linear" and row.scheme.has_unit]
 
 
 class SharedScales:

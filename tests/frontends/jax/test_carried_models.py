@@ -149,6 +149,7 @@ CASES = {
     "fp8a16": ("fp8a16", 1e-5),
     "nf4": ("nf4", 1e-5),
     "mxfp4": ([fb.Rule(kind="linear", weight="mxfp4")], 1e-5),
+    "nvfp4": ([fb.Rule(kind="linear", weight="nvfp4")], 1e-5),
     "w8a8": ("w8a8", 0.02),
     "fp8": ("fp8", 0.03),
     "w4a8 nearest": ([fb.Rule(kind="linear", weight="int4 g32", input="int8")], 0.02),

@@ -45,9 +45,19 @@ class Made:
 class Fed:
     """Made of an input."""
 
+    #: The same for values with the same numbers, in whatever shape or type.
+    numbers: object = field(compare=False)
+
+    @classmethod
+    def anew(cls) -> Fed:
+        """Return the trace of numbers that nothing else has."""
+        return cls(object())
+
 
 Trace: TypeAlias = Held | Made | Fed
 _CONSTANT = Made()
+#: What gives the numbers that it gets.
+_SAME_NUMBERS = frozenset(("reshape", "squeeze", "expand_dims", "transpose", "convert_element_type", "copy"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,8 @@ class Use:
     #: The parameter that is its weight, and how; `None`: it has none that a rule can reach.
     parameter: int | None = None
     product: Product | None = None
+    #: The numbers that it multiplies by: those of `Fed`.
+    numbers: object | None = None
 
 
 @dataclass(slots=True)
@@ -78,7 +90,7 @@ def discover(closed: Any, parameters: int) -> Discovery:
     walk = _Walk()
     jaxpr = closed.jaxpr
     given: list[Trace] = [
-        Held(place, View.of(variable.aval.shape)) if place < parameters else Fed()
+        Held(place, View.of(variable.aval.shape)) if place < parameters else Fed.anew()
         for place, variable in enumerate(jaxpr.invars)
     ]
     for trace in walk.run(jaxpr, given, ""):
@@ -119,14 +131,17 @@ class _Walk:
         kept = self._moved(equation, traces)
         if kept is not None:
             return [kept]
+        if name in _SAME_NUMBERS and isinstance(traces[0], Fed):
+            return traces[:1]
         if name in PRODUCTS:
             if self._multiply(equation, traces, scope):
-                return [Fed()] * len(equation.outvars)
+                return [Fed.anew() for _ in equation.outvars]
         elif holds_function(equation):
             self._lose(traces, f"{_where(name, scope)}, which fewbit does not look into")
         # Which of several matrices is taken may hang on inputs: what is taken is still a weight.
         chosen = name in ("gather", "dynamic_slice") and _is_stack(traces[0])
-        return [self._mixed(traces[:1] if chosen else traces, _where(name, scope))] * len(equation.outvars)
+        mixed = self._mixed(traces[:1] if chosen else traces, _where(name, scope))
+        return _anew([mixed] * len(equation.outvars))
 
     def _moved(self, equation: Any, traces: list[Trace]) -> Held | None:
         """Return the view that an equation makes of the one that it gets, or `None`."""
@@ -153,7 +168,8 @@ class _Walk:
             assert isinstance(trace, Held)
             product = product_of(equation, place, trace.view)
             if product is not None:
-                use = Use(name, scope, trace.parameter, product)
+                others = [own.numbers for own in traces if isinstance(own, Fed)]
+                use = Use(name, scope, trace.parameter, product, others[0] if len(others) == 1 else None)
             elif name != "gather":  # rows that are picked otherwise are what is made of the parameter
                 self._lose([trace], f"{_where(name, scope)}, in a form that fewbit does not know")
         if self.counting:
@@ -172,7 +188,7 @@ class _Walk:
     def _mixed(self, traces: Sequence[Trace], where: str) -> Trace:
         """Return the trace of what is made of values with these."""
         if any(isinstance(trace, Fed) for trace in traces):
-            return Fed()
+            return Fed.anew()
         parameters: set[tuple[int, str]] = set()
         for trace in traces:
             parameters |= {(trace.parameter, where)} if isinstance(trace, Held) else set(getattr(trace, "of", ()))
@@ -187,6 +203,7 @@ class _Walk:
         parameters, body = equation.params, equation.params["jaxpr"].jaxpr
         constants, carried = parameters["num_consts"], parameters["num_carry"]
         fixed, start, rest = traces[:constants], traces[constants : constants + carried], traces[constants + carried :]
+        start, rest = _anew(start), _anew(rest)
         slices = [Held(own.parameter, own.view.without(0)) if isinstance(own, Held) else own for own in rest]
         along = carried_along(body, constants, carried)
 
@@ -201,7 +218,7 @@ class _Walk:
         """Go through a while loop."""
         parameters, body = equation.params, equation.params["body_jaxpr"].jaxpr
         first, second = parameters["cond_nconsts"], parameters["body_nconsts"]
-        asked, fixed, start = traces[:first], traces[first : first + second], traces[first + second :]
+        asked, fixed, start = traces[:first], traces[first : first + second], _anew(traces[first + second :])
         along = carried_along(body, second, len(start))
         state, _ = self._settled(
             lambda own: self.run(body, [*fixed, *own], scope), start, along, _where("while", scope)
@@ -217,7 +234,7 @@ class _Walk:
         for other in found[1:]:
             met = [self._met(one, two, where) for one, two in zip(met, other, strict=True)]
         met = [self._mixed([own], where) if isinstance(own, Held) else own for own in met]
-        return [Fed() for _ in met] if isinstance(traces[0], Fed) else met
+        return [Fed.anew() for _ in met] if isinstance(traces[0], Fed) else met
 
     def _settled(self, once: Any, start: list[Trace], along: list[bool], where: str) -> tuple[list[Trace], list[Trace]]:
         """Return the traces that a loop carries in the end, and what its body gives for these."""
@@ -240,6 +257,11 @@ def _scopes(stack: str) -> list[str]:
     """Return the names of scopes, without the transformations around them: `vmap(mlp/up)` is `mlp` and `up`."""
     plain = re.sub(r"\b(?:vmap|jvp|transpose|checkpoint|rematted_computation)\(", "", stack)
     return (plain.replace(")", "") if plain != stack else stack).split("/")
+
+
+def _anew(traces: Sequence[Trace]) -> list[Trace]:
+    """Return traces of other numbers."""
+    return [Fed.anew() if isinstance(own, Fed) else own for own in traces]
 
 
 def _is_stack(trace: Trace) -> bool:

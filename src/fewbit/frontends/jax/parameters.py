@@ -107,6 +107,16 @@ class Function:
         return own.shape[product.contracted[0]] * product.groups
 
     @property
+    def shared_inputs(self) -> list[list[str]]:
+        """The parameters, two or more, that are each multiplied once, by the same numbers."""
+        found: dict[object, list[str]] = {}
+        for own in self.parameters:
+            numbers = own.uses[0].numbers if len(own.uses) == 1 else None
+            if numbers is not None and own.layer.kind == "linear":
+                found.setdefault(numbers, []).append(own.name)
+        return [names for names in found.values() if len(names) > 1]
+
+    @property
     def changed(self) -> dict[str, tuple[Layer, str]]:
         """The weights that are changed before anything multiplies by them, with what changes them."""
         layers = {own.place: own.layer for own in self.parameters}

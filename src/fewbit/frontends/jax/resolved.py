@@ -7,17 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from fewbit.composition import composition_problems
 from fewbit.errors import NotYetError
 from fewbit.frontends.jax.missing_here import missing_here
 from fewbit.frontends.jax.operation import Operation
 from fewbit.frontends.jax.packed_weight import Description
 from fewbit.frontends.jax.parameters import Function
+from fewbit.frontends.jax.quantized_leaf import require_finite
 from fewbit.frontends.jax.rewriting import runs_as
+from fewbit.frontends.jax.view import to_matrices
+from fewbit.numerics.namespace import Array
 from fewbit.plan_row import PlanRow
 from fewbit.planning import Plan, resolve
 from fewbit.presets import parse_recipe
 from fewbit.recipe import Recipe
+from fewbit.shared_scales import with_partners
 from fewbit.transforms.scope import LinkTransform
 
 
@@ -69,6 +75,19 @@ class Resolved:
         left = [own for own in self.recipe.transforms if not isinstance(own, LinkTransform)]
         folded = [f"transform {own.name} is left out: norms stay operations" for own in left]
         return (*folded, *self.plan.adaptations)
+
+    def fused(self, leaves: Sequence[Any]) -> Resolved:
+        """Return the same with one global scale for parameters of the same input; traced ones keep each their own."""
+        if any(isinstance(leaves[place], jax.core.Tracer) for place in self.about):
+            return self
+        return replace(self, plan=with_partners(self.plan, self.found.shared_inputs))
+
+    def matrix(self, leaves: Sequence[Any], name: str, place: int) -> Array:
+        """Return the float matrix (out, in) at a place of the stack of a parameter."""
+        at, about = next((at, about) for at, about in self.about.items() if about.name == name)
+        stack = to_matrices(require_finite(leaves[at], about), about.layout)
+        found: Array = stack.reshape((-1, *stack.shape[-2:]))[place]
+        return found
 
     def table(self, remarks: Mapping[str, Sequence[str]]) -> tuple[Operation, ...]:
         """Return a row for each operation that multiplies, with `remarks` on parameters by name."""

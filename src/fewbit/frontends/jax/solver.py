@@ -16,6 +16,8 @@ from fewbit.frontends.jax.packed_weight import Description
 from fewbit.numerics.namespace import Array
 from fewbit.plan_row import PlanRow
 from fewbit.qtensor import QTensor
+from fewbit.schemes.scheme import Scheme
+from fewbit.shared_scales import SharedScales, under
 
 #: Codes of a matrix, and how its input is rounded.
 Solved: TypeAlias = tuple[QTensor, Activation | None]
@@ -29,6 +31,9 @@ class Solver:
     rows: Mapping[str, PlanRow]
     #: What to say of parameters by name.
     remarks: dict[str, list[str]] = field(default_factory=dict)
+    #: Float matrices (out, in) by the name of the parameter and the place in its stack, for scales that several share.
+    matrix: Callable[[str, int], Array] | None = None
+    _shared: dict[int, SharedScales] = field(default_factory=dict)
 
     def __call__(self, about: Description, matrix: Array, place: int, statistics: Mapping[str, Any]) -> Solved:
         """Return the codes of a matrix (out, in) at a place of its stack, and how its input is rounded."""
@@ -36,7 +41,7 @@ class Solver:
         assert row.algorithm is not None
         assert row.scheme is not None
         try:
-            solution = row.algorithm(matrix, statistics, row.scheme)
+            solution = under(row.algorithm(matrix, statistics, self._scheme(row, place)), row.scheme)
             given = _input(row, statistics)
         except FewbitError as error:
             stack = about.layout.shape[:-2]
@@ -57,6 +62,16 @@ class Solver:
             return self(about, matrix, place, seen.get(key, {}))
 
         return solve
+
+    def _scheme(self, row: PlanRow, place: int) -> Scheme:
+        """Return the scheme of a matrix, the scale above its scales fixed if others have the same."""
+        assert row.scheme is not None
+        if self.matrix is None or not row.fused:
+            return row.scheme
+        if place not in self._shared:
+            own = self.matrix
+            self._shared[place] = SharedScales([*self.rows.values()], lambda layer: own(layer.name, place))
+        return self._shared[place].scheme(row)
 
     def remark(self, name: str, *texts: str) -> None:
         """Note what to say of a parameter, once."""
