@@ -57,7 +57,10 @@ def quantize(  # a command's options are its arguments
     input_scheme: Annotated[
         str | None, typer.Option("--input", help='Scheme of their inputs, with --weight, e.g. "int8" or "int8 static".')
     ] = None,
-    algorithm: Annotated[str | None, typer.Option(help="How codes are found, with --weight: nearest, gptq.")] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(help="How codes are found, with --weight: nearest, gptq, hqq, autoround, adaround, brecq."),
+    ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay float; a regular expression.")] = None,
     to: Annotated[str | None, typer.Option(help="Layout of the output. Default: compressed-tensors.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of floats and scales: auto, float32, float16, bfloat16.")] = "auto",
@@ -112,16 +115,24 @@ def quantize(  # a command's options are its arguments
     ] = None,
     executor: ExecutorName = "in-process",
     resume: Annotated[
-        bool, typer.Option("--resume", help="The same; go on with what OUT.partial holds, if there is something.")
+        bool,
+        typer.Option(
+            "--resume", help="Read a folder block by block, and go on with what OUT.partial holds, if anything."
+        ),
     ] = False,
     shard_size: ShardSize = None,
     target_size: Annotated[
-        str | None, typer.Option(help="The same under a size of all tensors, such as 300MB.")
+        str | None, typer.Option(help="Choose schemes by layer under a size of all tensors, such as 300MB.")
     ] = None,
     target_kl: Annotated[
-        float | None, typer.Option(help="The smallest model that diverges at most so far, in nats a token.", min=0.0)
+        float | None,
+        typer.Option(
+            help="Choose schemes by layer: the smallest model that diverges at most so far, in nats a token.", min=0.0
+        ),
     ] = None,
-    target_latency: Annotated[str | None, typer.Option(help="The same under a time of a run, such as 20ms.")] = None,
+    target_latency: Annotated[
+        str | None, typer.Option(help="Choose schemes by layer under a time of a run, such as 20ms.")
+    ] = None,
     candidates: CandidateList = None,
     equal: Annotated[
         str, typer.Option(help="Layers that get the same, with --target-...: auto, inputs, blocks, none.")
