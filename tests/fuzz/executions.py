@@ -24,6 +24,7 @@ from typing import Any
 from framed import unframed
 from readers import READERS
 
+import fewbit
 from fewbit.errors import FewbitError
 
 #: What a reader may take: so many times the input, and so many bytes beside.
@@ -31,6 +32,7 @@ TIMES, BESIDE = 16, 64 << 20
 #: Seconds of the processor.
 SLOWEST = 1.0
 _WORD = re.compile(r"'[^']*'?|\"[^\"]*\"?|tensor \S+|\[.*?\]|/\S+|-?\d+|[^ -~]+")
+_PACKAGE = Path(fewbit.__file__).parent
 _PAGE = resource.getpagesize()
 _MEMORY = Path("/dev/shm")
 
@@ -138,7 +140,7 @@ def _limit(extra: int | None) -> None:
 
 def _place_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [own for own in frames if "/fewbit/" in own.filename] or frames[-1:]
-    last = ours[-1] if ours else None
+    ours = [own for own in frames if Path(own.filename).is_relative_to(_PACKAGE)]
+    last = (ours or frames or [None])[-1]
     where = f"{Path(last.filename).name}:{last.name}:{last.line}" if last else "nowhere"
     return f"{type(error).__name__} at {where}"

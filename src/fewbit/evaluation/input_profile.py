@@ -20,6 +20,8 @@ from fewbit.qtensor import quantize
 _COUNTED = 1 << 14
 #: Bins of numbers that have no levels.
 _BINS = 80
+#: A range in which float32 numbers have no bins: the reciprocal of a bin's width would be infinite.
+_LEAST = 2.0**-119
 #: Runs of channels that are told apart, at most, and channels that are named.
 _RUNS, _NAMED = 64, 4
 #: With more levels than these a picture shows none.
@@ -99,7 +101,7 @@ def _binned(some: Numbers, activation: Activation | None) -> tuple[tuple[float, 
     levels = _levels(activation)
     if activation is None or not levels:
         low, high = float(some.min()), float(some.max())
-        width = (high - low) / (_BINS - 1) or 1.0
+        width = (high - low) / (_BINS - 1) if high - low > _LEAST else 1.0
         counts = np.bincount(np.clip((some.ravel() - low) / width + 0.5, 0, _BINS - 1).astype(np.intp), minlength=_BINS)
         return (), low, width, tuple(counts.tolist())
     if activation.scale is None:

@@ -38,8 +38,9 @@ def overlap(calibration: Sequence[Any], evaluation: Sequence[Any]) -> Overlap | 
     >>> overlap([np.arange(16)[None]], [np.arange(4, 20)[None]])
     Overlap(tokens=8, runs=9, shared=5)
     """
-    known, asked = _runs(calibration), _runs(evaluation)
-    if known is None or asked is None:
+    asked = _runs(evaluation)
+    known = None if asked is None else _runs(calibration)  # samples of another kind are not read for nothing
+    if asked is None or known is None:
         return None
     return Overlap(tokens=RUN, runs=len(asked), shared=int(np.isin(asked, known).sum()))
 
