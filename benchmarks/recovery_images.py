@@ -60,6 +60,8 @@ class Vit(small_images.Vit):
 MODELS: dict[str, Any] = {"CNN": Cnn, "ViT": Vit}
 #: By name bits of weights and inputs, and whether the first and last layer have 8 of both.
 SETTINGS = {"w8a8": (8, 8, False), "w4a8": (4, 8, False), "w4a4": (4, 4, True), "w2a4": (2, 4, True)}
+#: Where there is little to repair, what share of the rate of training.
+RATE_SHARES = {"w8a8": 0.1, "w4a8": 0.1}
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def rounded(model: Any, method: Method, setting: str, data: Data) -> Any:
     if method.gradient is None:
         return fb.quantize(model, recipe, calibration=data.calibration).model
     teacher = copy.deepcopy(model) if method.distilled else None
-    rate = model.tuned_rate
+    rate = model.tuned_rate * RATE_SHARES.get(setting, 1.0)
     training = fb.Training(gradient=method.gradient, freeze_norms=FREEZE_NORMS)
     prepared = fb.prepare_qat(model, recipe, training=training, batch=data.train[0][:256])
     return fb.finish_qat(trained(prepared, data, EPOCHS / 10, rate, teacher)).model
@@ -195,7 +197,9 @@ class Bench:
     def measured(self, name: str, seed: int, setting: str, method: Method | None) -> Mapping[str, float]:
         """Return accuracy (percent) and seconds, of the float model without a method."""
         own = MODELS[name]()
-        key = [str(own), seed, setting, repr(method), own.rate, own.tuned_rate, EPOCHS, BATCH, RANGE_RATE, FREEZE_NORMS]
+        trained = method is not None and method.gradient
+        rate = own.tuned_rate * (RATE_SHARES.get(setting, 1.0) if trained else 1.0)
+        key = [str(own), seed, setting, repr(method), own.rate, rate, EPOCHS, BATCH, RANGE_RATE, FREEZE_NORMS]
         path = CACHE / f"recovery-{digest(*key)}.json"
         if self.fresh or not path.exists():
             model = float_model(name, seed, self.data)
