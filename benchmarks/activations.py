@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -34,6 +34,7 @@ from fewbit.qtensor import quantize
 from fewbit.report.data import installed_versions, this_machine
 from fewbit.schemes.notation import parse_input_scheme, parse_scheme
 from fewbit.sources import open_source
+from markdown_table import line, table
 from photographs import efficientnet, photographs_part
 from small_images import fashion_part
 
@@ -250,18 +251,6 @@ def decode(model: Any) -> None:
     for _ in range(16):
         output = model(tokens, past_key_values=cache, use_cache=True)
         tokens, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
-
-
-def table(heads: Sequence[str], words: int) -> None:
-    """Print the head of a Markdown table whose first columns hold words."""
-    print()
-    line(*heads)
-    line(*["---"] * words, *["---:"] * (len(heads) - words))
-
-
-def line(*cells: Any) -> None:
-    """Print a line of it."""
-    print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -15,6 +15,8 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from markdown_table import line, table
+
 
 def pinned(cores: int) -> None:
     """Leave this process so many cores, before anything starts threads."""
@@ -120,18 +122,6 @@ def clocked(run: Callable[[], float]) -> tuple[float, float, float]:
 def finished(run: Callable[..., Any], *given: Any) -> Any:
     """Call, and wait for the result."""
     return run(*given).block_until_ready()
-
-
-def table(heads: Sequence[str], words: int) -> None:
-    """Print the head of a Markdown table whose first columns hold words."""
-    print()
-    line(*heads)
-    line(*["---"] * words, *["---:"] * (len(heads) - words))
-
-
-def line(*cells: Any) -> None:
-    """Print a line of it."""
-    print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -27,6 +27,7 @@ import torch
 
 from fewbit.evaluation.latency import side_by_side
 from fewbit.report.data import this_machine
+from markdown_table import line, table
 from onnx_models import SUBJECTS, Amount, Batch, Subject, exported
 from onnx_quantizers import CALIBRATIONS, DYNAMIC, STATIC, TOOLS, Nncf, Quantizer
 from small_images import Cnn
@@ -86,8 +87,8 @@ def models_part(given: argparse.Namespace) -> None:
         f"\n{amount.calibration} samples for ranges, {amount.evaluation} others measured; latency of one sample on "
         f"{given.threads} thread(s), medians of {given.rounds} rounds in which all files take turns"
     )
-    table("model", "tool", "recipe", "SQNR, dB", "like float32", "MB", "seconds", "latency, ms", "times as fast",
-          "products of few bits", words=3)  # fmt: skip
+    table(("model", "tool", "recipe", "SQNR, dB", "like float32", "MB", "seconds", "latency, ms", "times as fast",
+          "products of few bits"), 3)  # fmt: skip
     with TemporaryDirectory() as folder:
         warmed([*STATIC, *DYNAMIC], Path(folder) / "chain.onnx")
     for name in given.only or SUBJECTS:
@@ -169,8 +170,8 @@ def layers_part(given: argparse.Namespace) -> None:
     """Time by the number of layers: Gemm 32 x 32 and Relu, 4 batches of 8; seconds of all cores, static w8a8."""
     batches = rows()
     tools = STATIC[:2]
-    table("layers", *(f"{own.tool}, CPU s" for own in tools), *(f"{own.tool}, ms a layer" for own in tools),
-          "times as fast", words=0)  # fmt: skip
+    table(("layers", *(f"{own.tool}, CPU s" for own in tools), *(f"{own.tool}, ms a layer" for own in tools),
+          "times as fast"), 0)  # fmt: skip
     with TemporaryDirectory() as folder:
         path = Path(folder) / "chain.onnx"
         warmed(tools, path)
@@ -190,7 +191,7 @@ def layers_part(given: argparse.Namespace) -> None:
 
 def memory_part(given: argparse.Namespace) -> None:
     """Most memory by the number of samples: a CNN on 1 x 64 x 64, batches of 8; a process a figure, MB."""
-    table("calibration", *(f"{count} samples" for count in given.samples), words=1)
+    table(("calibration", *(f"{count} samples" for count in given.samples)), 1)
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "cnn.onnx"
@@ -207,18 +208,6 @@ def peak(path: Path, name: str, count: int) -> int:
     if ran.returncode:
         raise SystemExit(f"{name}, {count} samples: exit code {ran.returncode}\n{ran.stderr[-2000:]}")
     return int(json.loads(ran.stdout.splitlines()[-1])["peak"])
-
-
-def table(*heads: str, words: int) -> None:
-    """Print the head of a Markdown table whose first columns hold words."""
-    print()
-    line(*heads)
-    line(*["---"] * words, *["---:"] * (len(heads) - words))
-
-
-def line(*cells: Any) -> None:
-    """Print a line of it."""
-    print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from fewbit.allocation.reference import Reference
 from fewbit.allocation.subject import Subject
+from fewbit.attention import installed
 from fewbit.interfaces import Frontend, Progress, Source
 from fewbit.model_plan import checked, model_plan
 from fewbit.planning import Plan
@@ -76,14 +77,6 @@ class Trial:
                 found[group] = whole - subject.reference.divergence(subject.runs.outputs(names))
         return found
 
-    @contextmanager
-    def _installed(self, but: Collection[str]) -> Iterator[None]:
+    def _installed(self, but: Collection[str]) -> AbstractContextManager[None]:
         """Put the quantized forms in, of the layers that are not among `but`."""
-        forms = [done.replacement for name, done in self.solved.items() if name not in but]
-        for form in forms:
-            form.install()
-        try:
-            yield
-        finally:
-            for form in forms:
-                form.restore()
+        return installed([done.replacement for name, done in self.solved.items() if name not in but])
