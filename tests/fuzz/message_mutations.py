@@ -10,28 +10,19 @@ from collections.abc import Callable, Iterator
 
 from mutations import NUMBERS, flipped
 
+from fewbit import protobuf_wire
+
 #: Number, wire type, value.
 Field = tuple[int, int, int | bytes]
 _DEEPEST = 8
 
 
 def fields(content: bytes) -> Iterator[Field]:
-    """Yield the fields of a message; raises `ValueError` or `IndexError` for what is none."""
-    place = 0
-    while place < len(content):
-        key, place = _varint(content, place)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, place = _varint(content, place)
-            yield number, wire, value
-            continue
-        size = {1: 8, 5: 4}.get(wire, -1)
-        if wire == 2:
-            size, place = _varint(content, place)
-        if not 0 <= size <= len(content) - place or not number:
-            raise ValueError(f"no field at byte {place}")
-        yield number, wire, content[place : place + size]
-        place += size
+    """Yield number, wire type and value of each field; raises ValueError where there is no message."""
+    for own in protobuf_wire.fields(content):
+        if not own.number:
+            raise ValueError(f"no field at byte {own.begin}")
+        yield own.number, own.wire, content[own.begin : own.end] if own.wire else own.whole
 
 
 def message(own: list[Field]) -> bytes:
@@ -104,18 +95,6 @@ def _added(rng: random.Random, own: list[Field], place: int) -> None:
 _CHANGES: tuple[Callable[[random.Random, list[Field], int], None], ...] = (
     _dropped, _doubled, _exchanged, _renumbered, _another_value, _another_value, _another_value, _added,
 )  # fmt: skip
-
-
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = content[place]
-        value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return value, place
-        if shift > 63:
-            raise ValueError("more than 64 bits")
 
 
 def _spelt(value: int) -> bytes:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from fewbit.errors import CheckpointError, SourceError
-from fewbit.onnx_graph.wire import require_light
+from fewbit.onnx_graph.proportion import require_light
 
 #: Oldest version of the ai.onnx operators that is read: the first with scales for each channel.
 OPSET = 13

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fewbit.errors import CheckpointError
+from fewbit.protobuf_wire import fields
 
 _BPE = 2
 #: Vocabularies have up to 262,144; a piece without text takes two bytes of the file and a hundred of memory.
@@ -57,7 +58,7 @@ def parse_model(content: bytes) -> PieceModel:
             elif number == 3 and isinstance(value, bytes):
                 own = dict(_fields(value))
                 prefix, squeezes = bool(own.get(3, True)), bool(own.get(4, True))
-    except (ValueError, struct.error, IndexError) as error:
+    except (ValueError, struct.error) as error:
         raise CheckpointError(f"tokenizer.model is no file of SentencePiece: {error}") from error
     if not pieces or kind != _BPE:
         said = "holds no pieces" if not pieces else f"is of model_type {kind}, not BPE (2)"
@@ -75,30 +76,5 @@ def _piece(content: bytes) -> Piece:
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yield number and value of each field of a message: whole numbers, and bytes for the rest."""
-    place = 0
-    while place < len(content):
-        key, place = _varint(content, place)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, place = _varint(content, place)
-            yield number, value
-            continue
-        size = {1: 8, 5: 4}.get(wire)
-        if wire == 2:
-            size, place = _varint(content, place)
-        if size is None or size > len(content) - place:
-            raise ValueError(f"field {number} of wire type {wire} at byte {place} reaches beyond the end")
-        yield number, content[place : place + size]
-        place += size
-
-
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = content[place]
-        value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return value, place
-        if shift > 63:
-            raise ValueError(f"a number of more than 64 bits at byte {place}")
+    for field in fields(content):
+        yield field.number, content[field.begin : field.end] if field.wire else field.whole

@@ -116,6 +116,12 @@ def items(output: Any) -> dict[Item, Any]:
     return {**dict(enumerate(output)), None: output} if isinstance(output, (tuple, list)) else {None: output}
 
 
+def scores_of(output: Any) -> Tensor | None:
+    """Return the tensor of an output that a loss is of: scores of labels where it has them; `None`: there is none."""
+    scores = getattr(output, "logits", None)
+    return hidden(output) if scores is None else scores
+
+
 def hidden(output: Any) -> Tensor | None:
     """Return the hidden state: the output, or its first tensor."""
     return next((value for value in items(output).values() if isinstance(value, Tensor)), None)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewbit.frontends.torch.blocks import find_blocks
-from fewbit.frontends.torch.calls import hidden, run_with_gradients
+from fewbit.frontends.torch.calls import run_with_gradients, scores_of
 from fewbit.interfaces import Layer
 
 #: Rows that labels are drawn for together: their sums take as much memory as the scores.
@@ -58,11 +58,10 @@ class LossGradient:
         draw = torch.Generator().manual_seed(number)
         try:
             output = run_with_gradients(self.model, batch)
-            scores = getattr(output, "logits", None)
-            scores = hidden(output) if scores is None else scores
+            scores = scores_of(output)
             if scores is None or not scores.requires_grad:
                 return None
-            scores.backward(loss_slope(scores.detach(), draw, labelled=self.labelled(scores)))
+            scores.backward(loss_slope(scores.detach(), draw, labelled=self.labelled(scores)))  # type: ignore[no-untyped-call]
         except RuntimeError as error:  # of an operator without gradient, or of what is written over
             if isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.frontends.torch.calls import hidden, run_with_gradients
+from fewbit.frontends.torch.calls import run_with_gradients, scores_of
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.loss_gradient import frozen, loss_slope
 from fewbit.frontends.torch.weighted_rows import WeightedPicks, WeightedRows
@@ -55,8 +55,7 @@ class OutputSlopes:
         try:
             with self._listening():
                 output = run_with_gradients(self._model, batch)
-                scores = getattr(output, "logits", None)
-                scores = hidden(output) if scores is None else scores
+                scores = scores_of(output)
                 if scores is None or not scores.requires_grad:
                     self.problem = "the output of the model has no gradient"
                     return
@@ -65,7 +64,7 @@ class OutputSlopes:
                 self.predictions += values[..., 0].numel()
                 for number in range(_DRAWS):
                     slope = loss_slope(values, draw, labelled=self._labelled)
-                    scores.backward(slope / _DRAWS**0.5, retain_graph=number + 1 < _DRAWS)
+                    scores.backward(slope / _DRAWS**0.5, retain_graph=number + 1 < _DRAWS)  # type: ignore[no-untyped-call]
         except RuntimeError as error:  # of an operator without gradient, or of what is written over
             if isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from fewbit.frontends.torch.blocks import find_blocks
-from fewbit.frontends.torch.calls import copied, hidden, items, run_batch, same
+from fewbit.frontends.torch.calls import copied, items, run_batch, same, scores_of
 from fewbit.interfaces import Layer
 
 
@@ -111,8 +111,7 @@ def _answer(output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
 
 
 def _main(output: Any) -> Any:
-    scores = getattr(output, "logits", None)
-    found = hidden(output) if scores is None else scores
+    found = scores_of(output)
     return items(output) if found is None else found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewbit.frontends.torch.calls import hidden, run_with_gradients
+from fewbit.frontends.torch.calls import run_with_gradients, scores_of
 from fewbit.frontends.torch.loss_gradient import frozen
 from fewbit.interfaces import Layer
 
@@ -59,8 +59,7 @@ class WeightCurvature:
             # Only this form of attention can be differentiated twice.
             with sdpa_kernel(SDPBackend.MATH):
                 output = run_with_gradients(self._model, batch)
-            scores = getattr(output, "logits", None)
-            scores = hidden(output) if scores is None else scores
+            scores = scores_of(output)
             if scores is None or not scores.requires_grad:
                 self.problem = "the output of the model has no gradient"
                 return
