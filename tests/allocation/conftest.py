@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+import fewbit as fb
 from fewbit.allocation.candidates import Candidates
 from fewbit.allocation.opening import Asked, opened
 from fewbit.pipeline import Options
+
+THREE = "int3 g32,int4 g32,int8 g32"
 
 #: What the outputs of the planted layer are multiplied by downstream.
 GAIN = 30.0
@@ -72,7 +75,7 @@ def llama():
 def opening():
     """Opens a model with candidates as a search does."""
 
-    def opening(model, batches, candidates="int3 g32,int4 g32,int8 g32", algorithm="nearest", **values):
+    def opening(model, batches, candidates=THREE, algorithm="nearest", **values):
         wanted = Asked(
             candidates=Candidates.parse(candidates, algorithm, gguf=values.get("to") == "gguf"),
             **{"to": None, "dtype": "float16", "calibration": batches, "options": Options(), **values},
@@ -80,3 +83,14 @@ def opening():
         return opened(model, wanted)
 
     return opening
+
+
+@pytest.fixture
+def found():
+    """Searches by the cheapest algorithm, and measures no whole model unless asked."""
+
+    def found(model, batches, budget, candidates=THREE, **values):
+        given = {"calibration": batches, "dtype": "float16", "algorithm": "nearest", "pairs": 16, "rounds": 0}
+        return fb.allocate(model, budget, candidates, **{**given, **values})
+
+    return found

@@ -3,8 +3,6 @@
 import json
 import math
 
-import numpy as np
-import onnx
 import pytest
 import torch
 from torch import nn
@@ -12,17 +10,10 @@ from torch import nn
 import fewbit as fb
 from fewbit.errors import PlanError, RecipeError
 
-THREE = "int3 g32,int4 g32,int8 g32"
-
-
-def found(model, batches, budget, candidates=THREE, **values):
-    given = {"calibration": batches, "dtype": "float16", "algorithm": "nearest", "pairs": 16, "rounds": 0}
-    return fb.allocate(model, budget, candidates, **{**given, **values})
-
 
 @pytest.mark.parametrize("solver", ["exact", "greedy"])
 @pytest.mark.parametrize("bits", [3.6, 4.1, 5.0, 7.7])
-def test_bits_are_those_of_the_plan_and_never_above_the_budget(bits, solver, llama):
+def test_bits_are_those_of_the_plan_and_never_above_the_budget(bits, solver, llama, found):
     model, batches = llama
     own = found(model, batches, bits, solver=solver)
     made = fb.plan(model, own.recipe, dtype="float16")
@@ -33,7 +24,7 @@ def test_bits_are_those_of_the_plan_and_never_above_the_budget(bits, solver, lla
     assert [row.becomes for row in made.rows] == [row.scheme for row in own.rows]
 
 
-def test_a_size_counts_all_tensors(llama):
+def test_a_size_counts_all_tensors(llama, found):
     model, batches = llama
     own = found(model, batches, "36kB")
     assert own.report.bytes == fb.plan(model, own.recipe, dtype="float16").bytes_after <= 36_000
@@ -41,7 +32,7 @@ def test_a_size_counts_all_tensors(llama):
     assert own.report.bytes > 35_000
 
 
-def test_the_exact_solver_predicts_no_more_than_the_greedy_one(llama, tmp_path):
+def test_the_exact_solver_predicts_no_more_than_the_greedy_one(llama, tmp_path, found):
     model, batches = llama
     for bits in (4.0, 4.7, 6.1):
         exact, greedy = (
@@ -52,7 +43,7 @@ def test_the_exact_solver_predicts_no_more_than_the_greedy_one(llama, tmp_path):
         assert greedy.gap is None
 
 
-def test_the_amplified_layer_gets_the_most_bits(planted):
+def test_the_amplified_layer_gets_the_most_bits(planted, found):
     for language in (True, False):
         model, batches = planted(language)
         own = found(model, batches, 4.8)
@@ -60,7 +51,7 @@ def test_the_amplified_layer_gets_the_most_bits(planted):
         assert bits["layers.2"] == max(bits.values()) > min(bits.values())
 
 
-def test_it_is_closer_to_the_float_model_than_the_uniform_one_of_its_size(planted):
+def test_it_is_closer_to_the_float_model_than_the_uniform_one_of_its_size(planted, found):
     model, batches = planted(language=True)
     own = found(model, batches, 4.5, "int2 g32,int3 g32,int4 g32,int6 g32,int8 g32", rounds=2)
     uniform = fb.quantize(
@@ -70,7 +61,7 @@ def test_it_is_closer_to_the_float_model_than_the_uniform_one_of_its_size(plante
     assert own.report.measured < 0.5 * uniform.report.after.kl_divergence
 
 
-def test_a_divergence_is_held_by_the_measured_model_with_fewer_bytes_than_needed_everywhere(llama):
+def test_a_divergence_is_held_by_the_measured_model_with_fewer_bytes_than_needed_everywhere(llama, found):
     model, batches = llama
     own = found(model, batches, "kl 0.02", rounds=4)
     result = fb.quantize(model, own.recipe, calibration=batches, evaluation=batches, dtype="float16")
@@ -80,7 +71,7 @@ def test_a_divergence_is_held_by_the_measured_model_with_fewer_bytes_than_needed
     assert all(turn.holds == (turn.measured <= 0.02) for turn in own.report.rounds)
 
 
-def test_the_loop_goes_back_where_predictions_are_too_low(llama, monkeypatch):
+def test_the_loop_goes_back_where_predictions_are_too_low(llama, monkeypatch, found):
     # Costs that are a hundredth of the truth choose too few bits at first; the loop has to see that and move up.
     from fewbit.allocation import allocator
 
@@ -100,7 +91,7 @@ def test_the_loop_goes_back_where_predictions_are_too_low(llama, monkeypatch):
     assert own.interaction > 10
 
 
-def test_a_divergence_that_no_candidate_reaches_is_refused_with_the_closest(llama):
+def test_a_divergence_that_no_candidate_reaches_is_refused_with_the_closest(llama, found):
     model, batches = llama
     with pytest.raises(
         PlanError, match=r"no choice of candidates comes as close as 1e-06: the closest measures 0\.\d+"
@@ -110,7 +101,7 @@ def test_a_divergence_that_no_candidate_reaches_is_refused_with_the_closest(llam
         found(model, batches, "kl 1e-6", "int3 g32,int4 g32")
 
 
-def test_a_size_that_no_candidate_reaches_is_refused_with_the_smallest(llama):
+def test_a_size_that_no_candidate_reaches_is_refused_with_the_smallest(llama, found):
     model, batches = llama
     with pytest.raises(
         PlanError, match=r"3 bits a weight cannot be: .* it is 0\.\d MB, 3\.500 bits a weight; add cand"
@@ -118,7 +109,7 @@ def test_a_size_that_no_candidate_reaches_is_refused_with_the_smallest(llama):
         found(model, batches, 3.0)
 
 
-def test_fused_layers_are_equal_where_runtimes_fuse_them_and_blocks_where_asked(llama, tmp_path):
+def test_fused_layers_are_equal_where_runtimes_fuse_them_and_blocks_where_asked(llama, tmp_path, found):
     model, batches = llama
     kept = {"keep": ["lm_head", "model.embed_tokens"], "cache": tmp_path}
     free = {row.name: row.scheme for row in found(model, batches, 8.8, equal="none", **kept).rows}
@@ -134,7 +125,7 @@ def test_fused_layers_are_equal_where_runtimes_fuse_them_and_blocks_where_asked(
     assert [row.scheme for row in blocks if row.name in ("lm_head", "model.embed_tokens")] == ["float", "float"]
 
 
-def test_a_layer_that_no_candidate_fits_stays_float_and_is_told():
+def test_a_layer_that_no_candidate_fits_stays_float_and_is_told(found):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 8))
     own = found(model, [torch.randn(64, 64)], 10.0, "int4 g32,int8 g32")
@@ -145,7 +136,7 @@ def test_a_layer_that_no_candidate_fits_stays_float_and_is_told():
     )
 
 
-def test_float_can_be_a_candidate(planted):
+def test_float_can_be_a_candidate(planted, found):
     model, batches = planted(language=False)
     own = found(model, batches, 8.0, "int3 g32,float")
     assert {row.name: row.scheme for row in own.rows}["layers.2"] == "float"
@@ -176,7 +167,7 @@ def test_tied_layers_are_one_unit_and_their_codes_are_stored_once_in_gguf(openin
     assert [own.bytes for own in unit.choices] == [300 * 18, 300 * 34]
 
 
-def test_the_recipe_reads_back_from_its_text(llama, tmp_path):
+def test_the_recipe_reads_back_from_its_text(llama, tmp_path, found):
     model, batches = llama
     own = found(model, batches, 5.0, algorithm={"name": "gptq", "guided": True, "sweeps": 1})
     read = fb.Recipe.from_toml(own.save(tmp_path / "found.toml"))
@@ -185,46 +176,7 @@ def test_the_recipe_reads_back_from_its_text(llama, tmp_path):
         own.save(tmp_path / "found.json")
 
 
-@pytest.fixture
-def graph(tmp_path, onnx_model):
-    """An ONNX file with three layers, and batches for it."""
-    text = """(float[16, 32] x) => (float[16, 8] y) {
-        a = MatMul(x, w0) b = Relu(a) c = MatMul(b, w1) d = Relu(c) y = MatMul(d, w2)
-    }"""
-    path, draw = tmp_path / "m.onnx", np.random.default_rng(1)
-    onnx.save(onnx_model(text, {"w0": (32, 64), "w1": (64, 64), "w2": (64, 8)}), path)
-    return path, [draw.normal(size=(16, 32)).astype(np.float32) for _ in range(2)]
-
-
-def test_an_onnx_graph_is_scored_by_outputs_and_measured_as_a_whole(graph):
-    path, batches = graph
-    own = found(path, batches, 6.0, rounds=2, dtype="auto")
-    assert own.report.metric == "output_error, refined by kl_divergence"
-    assert own.report.cost == "noise to signal"
-    assert own.report.bits <= 6.0
-    result = fb.quantize(path, own.recipe, calibration=batches, evaluation=batches)
-    assert 10 ** (-result.report.output_sqnr / 10) == pytest.approx(own.report.measured, rel=1e-3)  # dB of float32 sums
-    with pytest.raises(PlanError, match="fisher: an onnx model gives no gradients"):
-        found(path, batches, 6.0, dtype="auto", metric="fisher")
-    with pytest.raises(
-        PlanError, match="a latency budget is measured layer by layer, which an onnx model does not run"
-    ):
-        found(path, batches, "20ms", dtype="auto")
-
-
-def test_a_file_for_onnxruntime_has_the_bytes_of_its_own_tensors(graph, tmp_path):
-    path, batches = graph
-    own = found(path, batches, 7.0, "int4 g32,int8 channel", to="ort-cpu", dtype="auto", rounds=1)
-    made = fb.plan(path, own.recipe, to="ort-cpu")
-    assert not made.problems
-    assert made.bytes_after == own.report.bytes
-    assert {row.scheme for row in own.rows} == {"int4 g32", "int8 channel"}
-    result = fb.quantize(path, own.recipe, calibration=batches, evaluation=batches, to="ort-cpu")
-    assert own.reported(result).report.allocation == own.report
-    assert own.reported(result).save(tmp_path / "out.onnx").is_file()
-
-
-def test_inputs_are_rounded_in_the_rounds(planted):
+def test_inputs_are_rounded_in_the_rounds(planted, found):
     model, batches = planted(language=False)
     own = found(model, batches, 4.8, input="int8 token", rounds=1)
     assert all(rule.input is not None for rule in own.recipe.rules if not rule.keep)
@@ -233,7 +185,7 @@ def test_inputs_are_rounded_in_the_rounds(planted):
     assert any(note.startswith("inputs were float while single layers were scored") for note in own.report.notes)
 
 
-def test_a_latency_is_a_sum_of_measured_layers(planted):
+def test_a_latency_is_a_sum_of_measured_layers(planted, found):
     model, batches = planted(language=False)
     own = found(model, batches, "10s", "int4 g32,int8 g32").report  # more than any choice takes
     assert 0 < own.seconds < 10
@@ -242,7 +194,7 @@ def test_a_latency_is_a_sum_of_measured_layers(planted):
         found(model, batches, "1us", "int4 g32,int8 g32")
 
 
-def test_scores_come_from_the_cache_when_nothing_has_changed(llama, tmp_path, monkeypatch):
+def test_scores_come_from_the_cache_when_nothing_has_changed(llama, tmp_path, monkeypatch, found):
     from fewbit.allocation import metrics
 
     model, batches = llama
@@ -259,14 +211,14 @@ def test_scores_come_from_the_cache_when_nothing_has_changed(llama, tmp_path, mo
         found(model, batches, 5.0, cache=tmp_path)
 
 
-def test_a_cache_with_something_else_in_it_is_refused(llama, tmp_path):
+def test_a_cache_with_something_else_in_it_is_refused(llama, tmp_path, found):
     model, batches = llama
     (tmp_path / "scores.json").write_text('{"a": "b"}')
     with pytest.raises(fb.FewbitError, match=r"scores\.json holds no scores of layers"):
         found(model, batches, 5.0, cache=tmp_path)
 
 
-def test_records_and_tables_show_each_layer(planted):
+def test_records_and_tables_show_each_layer(planted, found):
     model, batches = planted(language=False)
     own = found(model, batches, 4.8)
     records = own.records()
@@ -276,7 +228,7 @@ def test_records_and_tables_show_each_layer(planted):
     assert "for 4.8 bits a weight" in str(own)
 
 
-def test_the_pareto_points_hold_uniform_ones_and_the_chosen_one(llama):
+def test_the_pareto_points_hold_uniform_ones_and_the_chosen_one(llama, found):
     model, batches = llama
     own = found(model, batches, 4.9, rounds=1).report
     assert [point.bytes for point in own.pareto] == sorted(point.bytes for point in own.pareto)
@@ -300,13 +252,13 @@ def test_the_pareto_points_hold_uniform_ones_and_the_chosen_one(llama):
         ({"budget": True}, "budget True is not understood"),
     ],
 )
-def test_what_makes_no_sense_is_refused(values, message, planted):
+def test_what_makes_no_sense_is_refused(values, message, planted, found):
     model, batches = planted(language=False)
     with pytest.raises(RecipeError, match=message):
         found(model, batches, **{"budget": 5.0, **values})
 
 
-def test_without_data_there_is_nothing_to_allocate_by(planted):
+def test_without_data_there_is_nothing_to_allocate_by(planted, found):
     model, _ = planted(language=False)
     with pytest.raises(PlanError, match="bits are allocated by what data shows"):
         found(model, "none", 5.0)

@@ -25,7 +25,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Quantize smollm2, measure it, write report and checkpoint, and let transformers write a sentence from it."""
-    from fewbit.cli.quantize import Schemes, choose_recipe
+    from fewbit.cli.chosen_recipe import Schemes, choose_recipe
     from fewbit.cli.run import Run
 
     terminal = Terminal(quiet=quiet, as_json=as_json)

@@ -71,6 +71,15 @@ class Run:
             return result, written
         return self._carried_out(terminal, None)
 
+    def plan(self) -> Plan:
+        """Return the plan, with its problems if there are any."""
+        import fewbit as fb
+
+        return fb.plan(
+            self.model, self.recipe, to=self.to, dtype=self.dtype, importance=self.importance,
+            calibration=self.calibration if self.importance is None else None,
+        )  # fmt: skip
+
     def _carried_out(self, terminal: Terminal, found: Allocation | None) -> tuple[Result, Path]:
         made = self._planned(terminal)
         with terminal.phase("plan"):
@@ -111,19 +120,10 @@ class Run:
     def _planned(self, terminal: Terminal) -> Plan:
         """Show the plan and return it; raise its problems."""
         with terminal.phase("plan"):
-            import fewbit as fb
-
-            made = fb.plan(
-                self.model, self.recipe, to=self.to, dtype=self.dtype, importance=self.importance,
-                calibration=self.calibration if self.importance is None else None,
-            )  # fmt: skip
+            made = self.plan()
         made.require_sound()
         require_room(self.output, made.bytes_after)
-        terminal.say(plan_table(made))
-        for adaptation in made.adaptations:
-            terminal.say(f"adapted: {adaptation}")
-        for hint in made.hints:
-            terminal.say(f"hint: {hint}")
+        say_plan(made, terminal)
         terminal.say("")
         return made
 
@@ -160,6 +160,15 @@ class Run:
 
             batches = [TorchFrontend().place(batch, self.device) for batch in batches]
         return fb.Evaluation(batches=batches, name=name)
+
+
+def say_plan(made: Plan, terminal: Terminal) -> None:
+    """Print what a plan does, what it adapted, and its hints."""
+    terminal.say(plan_table(made))
+    for adaptation in made.adaptations:
+        terminal.say(f"adapted: {adaptation}")
+    for hint in made.hints:
+        terminal.say(f"hint: {hint}")
 
 
 def is_onnx(model: str) -> bool:

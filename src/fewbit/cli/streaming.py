@@ -2,53 +2,63 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from fewbit.byte_size import byte_size
 from fewbit.cli.console import Terminal
-from fewbit.cli.plan_table import plan_table
+from fewbit.cli.run import Run, say_plan
 from fewbit.errors import RecipeError
 
-if TYPE_CHECKING:
-    from fewbit.folder_run import FolderRun
 
+@dataclass(frozen=True)
+class Streaming:
+    """What the two options say: a limit such as `8GB`, and whether what is there is gone on with."""
 
-def require_streamed(options: dict[str, object]) -> None:
-    """Raise for an option that a run with one block in memory has no use for."""
-    for name, value in options.items():
-        if value not in (None, "none"):
-            raise RecipeError(
-                f"{name} does not go with --memory and --resume: the model is never in memory as a whole, nothing is "
-                "measured on it; leave it out, and use fewbit evaluate afterwards"
-            )
+    memory: str | None = None
+    resume: bool = False
 
+    @property
+    def asked(self) -> bool:
+        """Whether the model is read block by block."""
+        return self.memory is not None or self.resume
 
-def streamed(asked: FolderRun, terminal: Terminal, *, dry_run: bool, named: bool) -> None:
-    """Show the plan of a run with what it will take, and carry it out unless it is a `dry_run`; `named`: there is -o.
+    @staticmethod
+    def require_alone(options: Mapping[str, object]) -> None:
+        """Raise `RecipeError` for an option that a run with one block in memory has no use for."""
+        for name, value in options.items():
+            if value not in (None, "none"):
+                raise RecipeError(
+                    f"{name} does not go with --memory and --resume: the model is never in memory as a whole, nothing "
+                    "is measured on it; leave it out, and use fewbit evaluate afterwards"
+                )
 
-    Raises:
-        RecipeError: no output is named.
+    def carry_out(self, run: Run, terminal: Terminal, *, dry_run: bool) -> None:
+        """Show the plan of a run with what it will take, and carry it out unless it is a `dry_run`."""
+        with terminal.phase("plan"):
+            from fewbit.folder_run import FolderRun
+            from fewbit.options import Options
+            from fewbit.streaming import prepared
 
-    """
-    if not (named or dry_run):
-        raise RecipeError("nowhere to write: give -o OUT, or --dry-run to see the plan only")
-    with terminal.phase("plan"):
-        from fewbit.streaming import prepared
-
-        run = prepared(asked)
-    made, streamed_plan = run.plan, run.work.streamed
-    budget = streamed_plan.budget
-    terminal.say(plan_table(made))
-    for adaptation in made.adaptations:
-        terminal.say(f"adapted: {adaptation}")
-    for hint in made.hints:
-        terminal.say(f"hint: {hint}")
-    terminal.say(f"{streamed_plan}\n")
-    predicted = {"memory": budget.memory, "disk": budget.disk, "seconds": round(budget.seconds, 1)}
-    if dry_run:
-        terminal.result("", {"model": made.model, "recipe": made.recipe.name, "predicted": predicted})
-        return
-    report = run.carry_out()
-    terminal.result(
-        f"{report}\nwritten                {asked.output}",
-        {**report.to_dict(), "predicted": predicted, "output": str(asked.output)},
-    )
+            folders = prepared(
+                FolderRun(
+                    model=run.model, output=run.output, recipe=run.recipe, to=run.to, dtype=run.dtype,
+                    calibration=run.calibration, overwrite=run.overwrite, resume=self.resume,
+                    memory=None if self.memory is None else byte_size(self.memory),
+                    shard_bytes=None if run.shard_size is None else byte_size(run.shard_size),
+                    options=Options(device=run.device, seed=run.seed, progress=terminal, command=run.command),
+                )
+            )  # fmt: skip
+        made, streamed_plan = folders.plan, folders.work.streamed
+        budget = streamed_plan.budget
+        say_plan(made, terminal)
+        terminal.say(f"{streamed_plan}\n")
+        predicted = {"memory": budget.memory, "disk": budget.disk, "seconds": round(budget.seconds, 1)}
+        if dry_run:
+            terminal.result("", {"model": made.model, "recipe": made.recipe.name, "predicted": predicted})
+            return
+        report = folders.carry_out()
+        terminal.result(
+            f"{report}\nwritten                {run.output}",
+            {**report.to_dict(), "predicted": predicted, "output": str(run.output)},
+        )

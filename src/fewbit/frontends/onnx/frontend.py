@@ -30,7 +30,7 @@ from fewbit.frontends.onnx.products import OnnxProductForms, product_forms, prod
 from fewbit.frontends.onnx.ready import ready
 from fewbit.frontends.onnx.relu6 import replace_relu6
 from fewbit.frontends.onnx.replacement import OnnxReplacement
-from fewbit.frontends.onnx.stored import as_stored, constants, require_numbers, stored_tensors
+from fewbit.frontends.onnx.stored import require_numbers, stored_tensors, written_tensors
 from fewbit.frontends.onnx.stream_rotation import MatrixOf, rotate
 from fewbit.frontends.onnx.trial_run import tried
 from fewbit.integer_bias import IntegerBias
@@ -145,21 +145,8 @@ class OnnxFrontend:
         return problems(model, wanted)
 
     def tensors(self, model: OnnxModel, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
-        """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""
-        installed = {f"{name}.weight" for name in model.layers}
-        installed |= {f"{name}.bias" for name, rounded in model.layers.items() if rounded.bias is not None}
-        for name, tensor in constants(model):
-            if name not in installed:
-                yield name, as_stored(tensor, storage_type)
-        for name, rounded in model.layers.items():
-            given = rounded.activations.input
-            if given is not None and given.scheme.static:
-                yield name, given
-            yield name, rounded.qtensor
-            if isinstance(rounded.bias, FloatBias):
-                yield f"{name}.bias", as_stored(ir.tensor(np.asarray(rounded.bias.values)), storage_type)
-            elif rounded.bias is not None:
-                yield name, rounded.bias
+        """Return what a checkpoint stores: arrays by full name; QTensors, static inputs and int32 biases by layer."""
+        return written_tensors(model, storage_type)
 
     def require_finite(
         self,

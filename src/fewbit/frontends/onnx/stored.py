@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from fewbit.errors import NonFiniteError
+from fewbit.float_bias import FloatBias
 from fewbit.frontends.onnx.batches import Numbers
 from fewbit.interfaces import BYTES, StoredTensor
 from fewbit.onnx_graph.constants import tensor_of
@@ -36,6 +38,24 @@ def stored_tensors(model: OnnxModel) -> list[StoredTensor]:
     for name, tensor in constants(model):
         first.setdefault(id(tensor_of(tensor)), _described(name, tensor))
     return list(first.values())
+
+
+def written_tensors(model: OnnxModel, storage_type: ScaleType) -> Iterator[tuple[str, Any]]:
+    """Yield NumPy arrays by full name, floats as `storage_type`; QTensors, static inputs, int32 biases by layer."""
+    installed = {f"{name}.weight" for name in model.layers}
+    installed |= {f"{name}.bias" for name, rounded in model.layers.items() if rounded.bias is not None}
+    for name, tensor in constants(model):
+        if name not in installed:
+            yield name, as_stored(tensor, storage_type)
+    for name, rounded in model.layers.items():
+        given = rounded.activations.input
+        if given is not None and given.scheme.static:
+            yield name, given
+        yield name, rounded.qtensor
+        if isinstance(rounded.bias, FloatBias):
+            yield f"{name}.bias", as_stored(ir.tensor(np.asarray(rounded.bias.values)), storage_type)
+        elif rounded.bias is not None:
+            yield name, rounded.bias
 
 
 def storage_type_of(model: OnnxModel) -> ScaleType:
