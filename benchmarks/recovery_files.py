@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 
 import fewbit as fb
-from recovery_images import EPOCHS, MODELS, fashion_data, float_model, trained
+from recovery_images import EPOCHS, MODELS, RANGE_RATE, fashion_data, float_model, trained
 
 #: Runtimes whose files onnxruntime runs, with the biases that they want. Of float ones its optimizer makes int32.
 RUNTIMES = {"ort-cpu": "int32", "tensorrt": "float"}
@@ -28,7 +28,7 @@ def files_part(given: argparse.Namespace) -> None:
             model = float_model(name, 0, data)
             torch.manual_seed(0)
             fb.prepare_qat(model, recipe(model, bias), to=runtime, batch=data.train[0][:1024])
-            result = fb.finish_qat(trained(model, data, EPOCHS / 10, MODELS[name].tuned_rate))
+            result = fb.finish_qat(trained(model, data, EPOCHS / 10, (MODELS[name].tuned_rate, RANGE_RATE)))
             images, labels = data.test
             with torch.no_grad():
                 here = torch.cat([result.model(part).argmax(1) for part in images.split(500)]).numpy()

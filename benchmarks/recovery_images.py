@@ -60,7 +60,7 @@ class Vit(small_images.Vit):
 MODELS: dict[str, Any] = {"CNN": Cnn, "ViT": Vit}
 #: By name bits of weights and inputs, and whether the first and last layer have 8 of both.
 SETTINGS = {"w8a8": (8, 8, False), "w4a8": (4, 8, False), "w4a4": (4, 4, True), "w2a4": (2, 4, True)}
-#: Where there is little to repair, what share of the rate of training.
+#: Where there is little to repair, what share of the rates of training, those of ranges too.
 RATE_SHARES = {"w8a8": 0.1, "w4a8": 0.1}
 
 
@@ -116,6 +116,8 @@ AFTER = [
     Method("GPTQ", "gptq"),
     Method("AdaRound", "adaround"),
     Method("AdaRound, bias correction", "adaround", corrections=("bias",)),
+    Method("AdaRound, asymmetric", {"name": "adaround", "asymmetric": True}),
+    Method("AdaRound, asymmetric, bias correction", {"name": "adaround", "asymmetric": True}, corrections=("bias",)),
     Method("BRECQ", "brecq"),
 ]
 TRAINED = [
@@ -139,13 +141,13 @@ class Data:
 
 
 @torch.enable_grad()
-def trained(model: Any, data: Data, epochs: float, rate: float, teacher: Any = None) -> Any:
-    """Train with AdamW under one cycle of the learning rate, behind `teacher` if there is one."""
+def trained(model: Any, data: Data, epochs: float, rates: tuple[float, float], teacher: Any = None) -> Any:
+    """Train with AdamW under one cycle of the `rates`, of weights and ranges, behind `teacher` if there is one."""
     x, labels = data.train
     steps = round(epochs * (len(x) // BATCH))
-    optimizer = torch.optim.AdamW(fb.parameter_groups(model, rate, range_rate=RANGE_RATE, weight_decay=0.02))
-    rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps)
+    optimizer = torch.optim.AdamW(fb.parameter_groups(model, rates[0], range_rate=rates[1], weight_decay=0.02))
+    highest = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, steps)
     distillation = Distillation(teacher, temperature=2.0) if teacher is not None else None
     model.train()
     order = torch.cat([torch.randperm(len(x)) for _ in range(int(epochs) + 1)])
@@ -166,12 +168,18 @@ def float_model(name: str, seed: int, data: Data) -> Any:
     model = MODELS[name]()
     path = CACHE / f"fashion-{name}-{digest(str(model), seed, model.rate, EPOCHS, BATCH)}.safetensors"
     if not path.exists():
-        trained(model, data, EPOCHS, model.rate)
+        trained(model, data, EPOCHS, (model.rate, RANGE_RATE))
         partial_path = path.with_suffix(".partial")
         save_file(model.state_dict(), partial_path)
         partial_path.rename(path)
     model.load_state_dict(load_file(path))
     return model.eval()
+
+
+def rates_of(model: Any, setting: str) -> tuple[float, float]:
+    """Return the rates of weights and of ranges, these in shares of what each range is."""
+    share = RATE_SHARES.get(setting, 1.0)
+    return model.tuned_rate * share, RANGE_RATE * share
 
 
 def rounded(model: Any, method: Method, setting: str, data: Data) -> Any:
@@ -180,10 +188,9 @@ def rounded(model: Any, method: Method, setting: str, data: Data) -> Any:
     if method.gradient is None:
         return fb.quantize(model, recipe, calibration=data.calibration).model
     teacher = copy.deepcopy(model) if method.distilled else None
-    rate = model.tuned_rate * RATE_SHARES.get(setting, 1.0)
     training = fb.Training(gradient=method.gradient, freeze_norms=FREEZE_NORMS)
     prepared = fb.prepare_qat(model, recipe, training=training, batch=data.train[0][:256])
-    return fb.finish_qat(trained(prepared, data, EPOCHS / 10, rate, teacher)).model
+    return fb.finish_qat(trained(prepared, data, EPOCHS / 10, rates_of(model, setting), teacher)).model
 
 
 @dataclass(frozen=True)
@@ -198,8 +205,8 @@ class Bench:
         """Return accuracy (percent) and seconds, of the float model without a method."""
         own = MODELS[name]()
         trained = method is not None and method.gradient
-        rate = own.tuned_rate * (RATE_SHARES.get(setting, 1.0) if trained else 1.0)
-        key = [str(own), seed, setting, repr(method), own.rate, rate, EPOCHS, BATCH, RANGE_RATE, FREEZE_NORMS]
+        rates = rates_of(own, setting if trained else "")
+        key = [str(own), seed, setting, repr(method), own.rate, rates[0], EPOCHS, BATCH, rates[1], FREEZE_NORMS]
         path = CACHE / f"recovery-{digest(*key)}.json"
         if self.fresh or not path.exists():
             model = float_model(name, seed, self.data)
