@@ -114,10 +114,15 @@ AFTER = [
     Method("norms re-estimated", corrections=("batchnorm",), norms=True, only="CNN"),
     Method("outlier splitting", transforms=("outlier-splitting",)),
     Method("GPTQ", "gptq"),
-    Method("AdaRound", "adaround"),
-    Method("AdaRound, bias correction", "adaround", corrections=("bias",)),
-    Method("AdaRound, asymmetric", {"name": "adaround", "asymmetric": True}),
-    Method("AdaRound, asymmetric, bias correction", {"name": "adaround", "asymmetric": True}, corrections=("bias",)),
+    Method("GPTQ, asymmetric", {"name": "gptq", "asymmetric": True}),
+    Method("AdaRound", {"name": "adaround", "asymmetric": True}),
+    Method("AdaRound, bias correction", {"name": "adaround", "asymmetric": True}, corrections=("bias",)),
+    Method("AdaRound, for inputs at hand", {"name": "adaround", "asymmetric": False}),
+    Method(
+        "AdaRound, for inputs at hand, bias correction",
+        {"name": "adaround", "asymmetric": False},
+        corrections=("bias",),
+    ),
     Method("BRECQ", "brecq"),
 ]
 TRAINED = [

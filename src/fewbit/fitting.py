@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from math import prod
 
 from fewbit.adaptation import adapt
+from fewbit.algorithms import unpaired
 from fewbit.algorithms.gptq import Gptq
 from fewbit.algorithms.nearest import Nearest
 from fewbit.drafts import Draft
@@ -135,6 +136,20 @@ def _without_gradients(drafts: list[Draft]) -> list[str]:
             draft.rule = replace(rule, algorithm=replace(rule.algorithm, guided=False))
             names.append(draft.layer.name)
     return [f"{several(names)}: gptq without gradients, which only PyTorch modules have"] if names else []
+
+
+def without_floats_beside(drafts: list[Draft]) -> list[str]:
+    """Let algorithms do without a float model beside the quantized one; return what to say of it."""
+    alike: dict[str, list[str]] = {}
+    for draft in drafts:
+        rule = draft.rule
+        if rule is not None and draft.scheme is not None and unpaired(rule.algorithm) != rule.algorithm:
+            draft.rule = replace(rule, algorithm=unpaired(rule.algorithm))
+            alike.setdefault(rule.algorithm.name, []).append(draft.layer.name)
+    return [
+        f"{several(names)}: {name} for the inputs at hand alone, since no float model runs beside the quantized one"
+        for name, names in alike.items()
+    ]
 
 
 def _adapted(drafts: list[Draft]) -> list[str]:

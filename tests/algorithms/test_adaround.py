@@ -128,8 +128,9 @@ def test_groups_of_rows_are_learned_for_their_own_inputs():
 
 
 def test_relative_second_moments_are_asked_for_by_an_option():
-    algorithm = AdaRound(relative=True)
+    algorithm = AdaRound(relative=True, asymmetric=False)
     assert algorithm.statistics == ("relative_second_moment",)
+    assert AdaRound(relative=True).statistics == ("relative_second_moment", "relative_input_drift")
     own = moment(1, kind=RelativeSecondMoment)
     found = algorithm(WEIGHT, {"relative_second_moment": own}, parse_scheme("int4 channel")).qtensor
     assert error(found, own).sum() < 0.8 * error(quantize(WEIGHT, parse_scheme("int4 channel")), own).sum()
@@ -171,11 +172,17 @@ def images(count=60, seed=0):
 
 
 def test_convolutions_depthwise_ones_too_lose_less_at_their_outputs():
-    report = fb.quantize(network(), fb.Recipe(RECIPE), calibration=images()).report
+    local = [replace(rule, algorithm=AdaRound(asymmetric=False)) for rule in RECIPE]
+    report = fb.quantize(network(), fb.Recipe(local), calibration=images()).report
     for layer in report.layers:
         # Of the 8 or 9 inputs of a row there are few ways to round.
         assert layer.solved_sqnr > layer.nearest_sqnr + (1.0 if layer.shape[1] > 9 else 0.2), layer.name
         assert not layer.remarks
+
+
+def test_of_depthwise_convolutions_the_drift_is_not_known():
+    report = fb.quantize(network(), fb.Recipe(RECIPE), calibration=images()).report
+    assert [layer.name for layer in report.layers if layer.remarks] == ["2"]
 
 
 CONVOLVING = """(float[n, 6, 8, 8] x) => (float[n, 12, h, w] y) {{

@@ -109,9 +109,9 @@ def test_adaround_leaves_less_of_the_float_output_too(text):
 
 
 def test_adaround_without_drift_is_the_plain_one_and_says_what_it_does_not_know():
-    scheme, plain = parse_scheme("int4 g16"), AdaRound()(WEIGHT, statistics(), parse_scheme("int4 g16"))
-    still = AdaRound(asymmetric=True)(WEIGHT, statistics(floats=ROWS), scheme)
-    unknown = AdaRound(asymmetric=True)(WEIGHT, {"second_moment": statistics()["second_moment"]}, scheme)
+    scheme, plain = parse_scheme("int4 g16"), AdaRound(asymmetric=False)(WEIGHT, statistics(), parse_scheme("int4 g16"))
+    still = AdaRound()(WEIGHT, statistics(floats=ROWS), scheme)
+    unknown = AdaRound()(WEIGHT, {"second_moment": statistics()["second_moment"]}, scheme)
     assert torch.equal(still.qtensor.codes, plain.qtensor.codes)
     assert torch.equal(unknown.qtensor.codes, plain.qtensor.codes)
     assert (still.remarks, unknown.remarks) == (
@@ -196,6 +196,16 @@ def test_a_graph_has_no_float_model_beside_it(onnx_model, algorithm):
     recipe = fb.Recipe([fb.Rule(kind="linear", weight="int4 channel", algorithm=algorithm)])
     with pytest.raises(PlanError, match=r"without the float one beside it; leave out `asymmetric`, or quantize the Py"):
         fb.quantize(model, recipe, calibration=[{"x": np.zeros((4, 16), np.float32)}])
+
+
+def test_in_a_graph_adaround_does_without_and_the_plan_says_so(onnx_model):
+    model = onnx_model("(float[n, 16] x) => (float[n, 8] y) { y = MatMul(x, w) }", {"w": (16, 8)})
+    made = fb.plan(model, fb.Recipe([fb.Rule(kind="linear", weight="int4 channel", algorithm="adaround")]))
+    assert not made.problems
+    assert made.rows[0].algorithm == AdaRound(asymmetric=False)
+    assert made.adaptations == (
+        "MatMul:y: adaround for the inputs at hand alone, since no float model runs beside the quantized one",
+    )
 
 
 def test_a_graph_has_no_gradients(onnx_model):

@@ -51,6 +51,20 @@ class Selective(Protocol):
         """Return why it cannot quantize to `scheme`, with the remedy, or `None`."""
 
 
+@runtime_checkable
+class Paired(Protocol):
+    """An algorithm that looks at the float model beside the quantized one, if there is one."""
+
+    @property
+    def unpaired(self) -> Algorithm:
+        """The form that does without, or itself where it was told not to."""
+
+
+def unpaired(algorithm: Algorithm) -> Algorithm:
+    """Return `algorithm` for a model that has no float one beside it."""
+    return algorithm.unpaired if isinstance(algorithm, Paired) else algorithm
+
+
 def problem_of(algorithm: Algorithm, scheme: Scheme) -> str | None:
     """Return why `algorithm` cannot quantize to `scheme`, with the remedy, or `None`."""
     return algorithm.problem(scheme) if isinstance(algorithm, Selective) else None

@@ -27,12 +27,13 @@ class AdaRound(Annealing):
     steps: int = 1000
     #: What a rounding between up and down costs at most, in mean errors of a weight that is rounded to nearest.
     regularization: float = 30.0
-    #: Round for the output that the layer has in the float model, on inputs that have drifted behind quantized layers.
-    asymmetric: bool = False
+    #: Round for the output that the layer has in the float model, on inputs that have drifted behind quantized layers;
+    #: `None`: where the float model can run beside the quantized one.
+    asymmetric: bool | None = None
 
     def __post_init__(self) -> None:
         Annealing.__post_init__(self)
-        if not isinstance(self.asymmetric, bool):
+        if self.asymmetric is not None and not isinstance(self.asymmetric, bool):
             raise RecipeError(f"adaround: asymmetric = {self.asymmetric!r:.80} is not true or false")
 
     @property
@@ -43,8 +44,13 @@ class AdaRound(Annealing):
     @property
     def statistics(self) -> tuple[str, ...]:
         """The second moment of the layer's input, and how far it has drifted."""
-        names = ("second_moment", *(["input_drift"] if self.asymmetric else []))
+        names = ("second_moment", *([] if self.asymmetric is False else ["input_drift"]))
         return tuple(f"relative_{name}" for name in names) if self.relative else names
+
+    @property
+    def unpaired(self) -> AdaRound:
+        """The form for a model that has no float one beside it."""
+        return replace(self, asymmetric=False) if self.asymmetric is None else self
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
         """Return `weight` (out, in) with each code that of the level below or above it.
@@ -72,7 +78,8 @@ class AdaRound(Annealing):
         except ImportError as error:
             raise MissingExtraError(f"adaround needs {error.name}; pip install 'fewbit[torch]'") from error
         values = as_torch(weight)
-        drift: Any = statistics.get(self.statistics[-1]) if self.asymmetric else None
+        wanted = self.asymmetric is not False
+        drift: Any = statistics.get(self.statistics[-1]) if wanted else None
         known = drift is not None and drift.count > 0
         found = rounded_for(
             values,
@@ -82,6 +89,6 @@ class AdaRound(Annealing):
             halved=halves(self.precision, values.device.type),
             drift=as_torch(drift.result()).to(values.device) if known else None,
         )
-        if self.asymmetric and not known:
+        if wanted and not known:
             remarks = (*remarks, DRIFT_UNKNOWN)
         return replace(nearest, qtensor=in_framework_of(weight, found), remarks=remarks)

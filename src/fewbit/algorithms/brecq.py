@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fewbit.algorithms import Algorithm, parse_algorithm
+from fewbit.algorithms import Algorithm, parse_algorithm, unpaired
 from fewbit.algorithms.annealing import Annealing
 from fewbit.algorithms.block import Block, BlockSolution
 from fewbit.algorithms.started import Started
@@ -35,7 +35,8 @@ class Brecq(Annealing, Started):
 
     def __post_init__(self) -> None:
         Annealing.__post_init__(self)
-        start = parse_algorithm(self.start)
+        # What the layers before have lost is the block's to make up for.
+        start = unpaired(parse_algorithm(self.start))
         if start.name not in _STARTS:
             why = "rounds to other codes than the two around each weight"
             raise RecipeError(f"brecq: start = {start.name!r:.80} {why}; use {' or '.join(_STARTS)}")
@@ -55,7 +56,7 @@ class Brecq(Annealing, Started):
     @property
     def alone(self) -> Algorithm:
         """AdaRound, as the start if it is that, for models that give no gradients."""
-        return self.first if self.first.name == "adaround" else parse_algorithm("adaround")
+        return self.first if self.first.name == "adaround" else unpaired(parse_algorithm("adaround"))
 
     def solve_block(self, block: Block, seed: int) -> BlockSolution:
         """Return the layers of `block` trained from their starts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewbit.algorithms import unpaired
 from fewbit.algorithms.block import BlockAlgorithm
 from fewbit.recipe import Recipe
 from fewbit.rule import Rule
@@ -39,7 +40,7 @@ def _of_rule(rule: Rule, *, guided: bool) -> list[str]:
     missing = ["products inside attention"] if rule.kind == "attention" else []
     missing += [f"output {input_scheme_to_text(rule.output)}"] if rule.output else []
     missing += [f"bias {rule.bias}"] if rule.bias != "float" else []
-    asked = set(rule.algorithm.statistics)
+    asked = set(unpaired(rule.algorithm).statistics)
     if isinstance(rule.algorithm, BlockAlgorithm):
         missing.append(f"algorithm {rule.algorithm.name}")
     if asked & set(PAIRED):
