@@ -84,7 +84,7 @@ def mix(drafts: Sequence[Draft], name: str) -> list[str]:
     for draft in drafts:
         if draft.scheme is None:
             continue
-        if draft.layer.kind == "head" and not seen:  # an embedding that is no layer, as Gemma's, may be the head too
+        if draft.layer.kind == "head" and not seen:  # an embedding that is no layer may be the head too
             draft.scheme = None
             draft.notes.append("kept: its embedding is not quantized")
             continue

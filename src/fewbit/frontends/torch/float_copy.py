@@ -16,6 +16,7 @@ from fewbit.frontends.torch.quantized import QuantizedLayer, QuantizedLinear
 from fewbit.frontends.torch.quantized_convolution import QuantizedConvolution
 from fewbit.frontends.torch.quantized_embedding import QuantizedEmbedding
 from fewbit.frontends.torch.rounded_product import RoundedForward
+from fewbit.frontends.torch.scaled_embedding import ScaledEmbedding
 
 
 def float_copy(model: nn.Module) -> nn.Module:
@@ -54,9 +55,18 @@ def _plain(layer: QuantizedLayer) -> nn.Module:
     return module
 
 
+def _embedding(own: QuantizedEmbedding) -> nn.Embedding:
+    sizes = own.num_embeddings, own.embedding_dim
+    if own.factor is None:
+        return nn.Embedding(*sizes, device="meta")
+    module = ScaledEmbedding(*sizes, 1.0, device="meta")
+    module.register_buffer("factor", _shared(own.factor), persistent=False)
+    return module
+
+
 #: What takes the place of a quantized layer, without its numbers.
 _PLAIN: dict[type[QuantizedLayer], Callable[[Any], nn.Module]] = {
     QuantizedLinear: lambda own: nn.Linear(own.in_features, own.out_features, device="meta"),
     QuantizedConvolution: lambda own: own.convolution.module(),
-    QuantizedEmbedding: lambda own: nn.Embedding(own.num_embeddings, own.embedding_dim, device="meta"),
+    QuantizedEmbedding: _embedding,
 }

@@ -1,6 +1,7 @@
 """Find the quantizable layers of a torch module: `nn.Linear`, convolutions, transformers' `Conv1D`, `nn.Embedding`.
 
-Subclasses of `nn.Linear` and `nn.Embedding` are left alone: others may read their weight past their `forward`.
+Subclasses of `nn.Linear` are left alone: others may read their weight past their `forward`. Those of `nn.Embedding`
+count if a run of them shows that they look rows up, and at most multiply these by one number.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from fewbit.frontends.torch.convolution import Convolution
 from fewbit.frontends.torch.expert_stack import stacks
 from fewbit.frontends.torch.mixture import find_mixtures
+from fewbit.frontends.torch.scaled_embedding import Lookup
 from fewbit.interfaces import Layer, LayerKind
 
 
@@ -20,8 +22,7 @@ def module_class(module: nn.Module) -> str | None:
     """Return the name of its class, or `None` for a module that is not quantized."""
     if type(module) is nn.Linear or Convolution.of(module):
         return type(module).__name__
-    # An embedding with max_norm rewrites its weight while it runs.
-    if type(module) is nn.Embedding and module.max_norm is None:
+    if Lookup.of(module):
         return "Embedding"
     kind = type(module)
     return "Conv1D" if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils" else None

@@ -7,12 +7,12 @@ from torch import nn
 from fewbit.activation import Activation
 from fewbit.float_bias import FloatBias
 from fewbit.frontends.torch.convolution import Convolution
-from fewbit.frontends.torch.layers import module_class
 from fewbit.frontends.torch.mode_forward import guards
 from fewbit.frontends.torch.quantized import QuantizedLayer, QuantizedLinear
 from fewbit.frontends.torch.quantized_convolution import QuantizedConvolution
 from fewbit.frontends.torch.quantized_embedding import QuantizedEmbedding
 from fewbit.frontends.torch.rounded_product import hold, let_go
+from fewbit.frontends.torch.scaled_embedding import Lookup
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, Layer
 from fewbit.qtensor import QTensor
@@ -78,8 +78,8 @@ def _quantized(module: nn.Module, qtensor: QTensor) -> QuantizedLayer:
     form: QuantizedLayer
     if convolution := Convolution.of(module):
         form = QuantizedConvolution(qtensor, convolution, module.bias, dtype)  # type: ignore[arg-type]
-    elif module_class(module) == "Embedding":
-        form = QuantizedEmbedding(qtensor, dtype)  # type: ignore[arg-type]
+    elif lookup := Lookup.of(module):
+        form = QuantizedEmbedding(qtensor, dtype, lookup.factor)  # type: ignore[arg-type]
     else:
         form = QuantizedLinear(qtensor, module.bias, dtype)  # type: ignore[arg-type]
     form.train(module.training)
