@@ -39,7 +39,11 @@ def numbered(prefix, count):
             [*numbered("encoder.block", 3), *numbered("decoder.block", 2)],
             ["shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"],
         ),
-        ("Bart", [*numbered("model.encoder.layers", 2), *numbered("model.decoder.layers", 3)], ["lm_head"]),
+        (
+            "Bart",
+            [*numbered("model.encoder.layers", 2), *numbered("model.decoder.layers", 3)],
+            ["model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"],
+        ),
         ("Mixtral", numbered("model.layers", 3), ["model.embed_tokens", "lm_head"]),
     ],
 )  # fmt: skip
