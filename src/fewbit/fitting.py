@@ -21,6 +21,9 @@ from fewbit.schemes.granularity import PerGroup
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import ScaleType, Scheme
 
+#: Bits of inputs whose rounding moves what follows farther than that of the weights.
+_COARSE = 4
+
 
 def fitted(drafts: list[Draft], target: Target | None, storage_type: ScaleType, *, differentiable: bool) -> list[str]:
     """Fit the drafts of a preset; return what to say of it."""
@@ -136,6 +139,21 @@ def _without_gradients(drafts: list[Draft]) -> list[str]:
             draft.rule = replace(rule, algorithm=replace(rule.algorithm, guided=False))
             names.append(draft.layer.name)
     return [f"{several(names)}: gptq without gradients, which only PyTorch modules have"] if names else []
+
+
+def for_floats_beside(drafts: list[Draft]) -> list[str]:
+    """Let GPTQ round for the output of the float model where coarse inputs move what follows; return what to say."""
+    names = []
+    for draft in drafts:
+        rule = draft.rule
+        if rule is None or draft.scheme is None or not isinstance(rule.algorithm, Gptq) or rule.algorithm.guided:
+            continue
+        coarse = rule.input is not None and rule.input.scaled and rule.input.format.bits <= _COARSE
+        if coarse and draft.layer.multiplies_rows and rule.algorithm.asymmetric is None:
+            draft.rule = replace(rule, algorithm=replace(rule.algorithm, asymmetric=True))
+            names.append(draft.layer.name)
+    why = f"as inputs are rounded to {_COARSE} bits or fewer"
+    return [f"{several(names)}: gptq for the output of the float model, {why}"] if names else []
 
 
 def without_floats_beside(drafts: list[Draft]) -> list[str]:

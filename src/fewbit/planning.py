@@ -12,7 +12,7 @@ from typing import Any
 
 from fewbit.drafts import Draft, draft_of, sharing
 from fewbit.errors import PlanError
-from fewbit.fitting import fitted, without_floats_beside
+from fewbit.fitting import fitted, for_floats_beside, without_floats_beside
 from fewbit.footprint import levels_noted, quantized_tensors
 from fewbit.formats.cast import Cast
 from fewbit.interfaces import (
@@ -192,7 +192,7 @@ def resolve(
         problems.append(nothing_quantized(layers))
     adaptations = mix(drafts, recipe.mixture) if recipe.mixture else []
     adaptations += fitted(drafts, target, storage_type, differentiable=differentiable) if recipe.adapts else []
-    adaptations += [] if differentiable else without_floats_beside(drafts)
+    adaptations += for_floats_beside(drafts) if differentiable else without_floats_beside(drafts)
     scale_type = target.scale_type(storage_type) if target else _sixteen_bit(storage_type)
     alike: dict[str, list[str]] = {}
     for draft in drafts:

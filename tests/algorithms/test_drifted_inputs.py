@@ -198,6 +198,22 @@ def test_a_graph_has_no_float_model_beside_it(onnx_model, algorithm):
         fb.quantize(model, recipe, calibration=[{"x": np.zeros((4, 16), np.float32)}])
 
 
+@pytest.mark.parametrize(
+    ("given", "options", "expected"),
+    [
+        ("int4", {}, True), ("int3 tensor static", {}, True), ("int8", {}, None), (None, {}, None),
+        ("int4", {"asymmetric": False}, False), ("int4", {"guided": True}, None),
+    ],
+)  # fmt: skip
+def test_where_inputs_are_coarse_a_plan_has_gptq_aim_at_the_float_model(given, options, expected):
+    rule = fb.Rule(".*", weight="int4 channel", input=given, algorithm=fb.Gptq(**options))
+    made = fb.plan(Stack(), fb.Recipe([rule]))
+    assert {row.algorithm.asymmetric for row in made.rows} == {expected}
+    assert any("gptq for the output of the float model" in text for text in made.adaptations) == (
+        expected is True and not options
+    )
+
+
 def test_in_a_graph_adaround_does_without_and_the_plan_says_so(onnx_model):
     model = onnx_model("(float[n, 16] x) => (float[n, 8] y) { y = MatMul(x, w) }", {"w": (16, 8)})
     made = fb.plan(model, fb.Recipe([fb.Rule(kind="linear", weight="int4 channel", algorithm="adaround")]))

@@ -79,3 +79,17 @@ def test_at_least_half_of_the_accuracy_that_nearest_rounding_to_4_bits_loses_com
 
 def test_what_layers_make_up_for_of_those_before_comes_back_besides(measured):
     assert measured["adaround"] > measured["symmetric"]
+
+
+def test_behind_inputs_of_4_bits_gptq_for_the_float_output_is_nearer_to_it():
+    images, labels = digits()
+    model, calibration = trained(0, images[:1200], labels[:1200]), list(images[:256].split(32))
+    found = {}
+    for on in (None, False):
+        rule = fb.Rule(
+            ".*", weight="int4 channel", input="int4 tensor asym static mse", algorithm=fb.Gptq(asymmetric=on)
+        )
+        made = fb.quantize(copy.deepcopy(model), fb.Recipe([rule], transforms=["batchnorm"]), calibration=calibration)
+        with torch.no_grad():
+            found[on] = float((made.model(images[1200:]) - model(images[1200:])).square().mean())
+    assert found[None] < 0.6 * found[False]

@@ -43,8 +43,9 @@ class Gptq:
     #: Fit the scales to the codes in the end, where each row or group of a row has its own.
     fit: bool = True
     #: Round for the output that the layer has in the float model, on inputs that have drifted behind quantized layers;
-    #: a layer where that measures no better on the calibration data is rounded for its own inputs.
-    asymmetric: bool = False
+    #: a layer where that measures no better on the calibration data is rounded for its own inputs. `None`: a plan does
+    #: so where inputs are rounded to 4 bits or fewer and the float model can run beside.
+    asymmetric: bool | None = None
 
     def __post_init__(self) -> None:
         if self.order not in ("auto", *ORDERS):
@@ -56,7 +57,7 @@ class Gptq:
                 f"gptq: sweeps {self.sweeps!r:.80} is no number of times; 4 is usual, 0 leaves descent out"
             )
         for flag in ("relative", "guided", "search", "fit", "asymmetric"):
-            if not isinstance(getattr(self, flag), bool):
+            if not isinstance(getattr(self, flag), bool) and (flag, getattr(self, flag)) != ("asymmetric", None):
                 raise RecipeError(f"gptq: {flag} = {getattr(self, flag)!r:.80} is not true or false")
         if self.guided and self.asymmetric:
             raise RecipeError("gptq: guided and asymmetric weigh errors by different outputs; use one of them")
