@@ -14,6 +14,7 @@ from fewbit.checkpoints.packed_folder import PackedFolder
 from fewbit.evaluation.side_by_side import Measured
 from fewbit.execution.journal import Journal
 from fewbit.frontends.torch.residence import Residence
+from fewbit.frontends.torch.resident_memory import map_large_blocks
 from fewbit.frontends.torch.streamed_calibration import (
     Position,
     StreamedCalibration,
@@ -66,6 +67,7 @@ class StreamedRun:
     _position: Position | None = None
 
     def __post_init__(self) -> None:
+        map_large_blocks()
         rows = {row.layer.name: row for row in self.plan.rows if row.scheme}
         self._floats = {tensor.name: None for tensor in self.plan.manifest({}, {}).floats}
         self._measured = {name: names for name, row in rows.items() if (names := statistics_of(row))}

@@ -2,7 +2,7 @@
 
 Weights that safetensors maps count as memory of the process once they were read. Giving such pages back loses nothing
 as long as no one wrote into them, which the kernel says page by page. Linux only; elsewhere nothing happens.
-Source: madvise(2), proc_pid_pagemap(5), malloc_trim(3).
+Source: madvise(2), proc_pid_pagemap(5), malloc_trim(3), mallopt(3).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import numpy as np
 from torch import Tensor
 
 _PAGEMAP = Path("/proc/self/pagemap")
+#: The number of an option of mallopt(3).
+_MMAP_THRESHOLD = -3
 #: Bits of a page in the page map: in memory, on the swap device, of a file or shared.
 _PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 
@@ -28,6 +30,16 @@ def trim() -> None:
     give_back = getattr(_libc(), "malloc_trim", None)
     if give_back is not None:
         give_back(0)
+
+
+def map_large_blocks() -> None:
+    """Have the C library map every block from 4 MiB on by itself from now on, so that freeing it gives it back.
+
+    By itself it raises that limit to 32 MiB as blocks are freed, and what is smaller leaves holes in its heap.
+    """
+    set_option = getattr(_libc(), "mallopt", None)
+    if set_option is not None:
+        set_option(_MMAP_THRESHOLD, 4 << 20)
 
 
 def give_back(tensors: Iterable[Tensor]) -> None:
