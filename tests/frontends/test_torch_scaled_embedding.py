@@ -51,6 +51,11 @@ class ByChannel(nn.Embedding):
         return super().forward(ids) * torch.arange(4.0)
 
 
+class ByTheLargest(nn.Embedding):
+    def forward(self, ids):
+        return super().forward(ids) * ids.max()
+
+
 class Learned(nn.Embedding):
     def __init__(self):
         super().__init__(10, 4)
@@ -93,10 +98,13 @@ def test_rows_are_looked_up_and_multiplied_by_at_most_one_number(module, factor)
 @pytest.mark.parametrize(
     "module",
     [
-        Shifted(10, 4), Added(10, 4), Twice(10, 4), ByChannel(10, 4), Learned(), Positions(10, 4),
+        Shifted(10, 4), Added(10, 4), Twice(10, 4), ByChannel(10, 4), ByTheLargest(10, 4), Learned(), Positions(10, 4),
         Scaled(persistent=True), nn.Embedding(10, 4, max_norm=1.0), nn.Linear(4, 4),
     ],
-    ids=["shifted", "added", "twice", "by channel", "learned", "positions", "stored factor", "max_norm", "linear"],
+    ids=[
+        "shifted", "added", "twice", "by channel", "by the largest", "learned", "positions", "stored factor",
+        "max_norm", "linear",
+    ],
 )  # fmt: skip
 def test_what_does_anything_else_is_left_alone(module):
     assert Lookup.of(module) is None

@@ -65,8 +65,8 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._rows = found
         elif func is _TIMES and args[0] is self._rows and self._product is None and _one_number(args[1]):
             self._product, self._factor = found, args[1]
-        elif not (isinstance(found, Tensor) and found.ndim == 0):  # the factor in the type of the rows
-            self._other = True
+        elif any(isinstance(own, Tensor) and own.ndim for own in (found, *args)):
+            self._other = True  # all that is left to happen is that the factor takes the type of the rows
         return found
 
 
