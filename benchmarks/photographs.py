@@ -61,6 +61,7 @@ def efficientnet() -> Any:
         ).eval()
 
 
+@torch.no_grad()
 def scores(model: Any, images: Tensor) -> Tensor:
     return torch.cat([model(part) for part in images.split(30)])
 
