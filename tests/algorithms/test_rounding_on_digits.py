@@ -92,4 +92,4 @@ def test_behind_inputs_of_4_bits_gptq_for_the_float_output_is_nearer_to_it():
         made = fb.quantize(copy.deepcopy(model), fb.Recipe([rule], transforms=["batchnorm"]), calibration=calibration)
         with torch.no_grad():
             found[on] = float((made.model(images[1200:]) - model(images[1200:])).square().mean())
-    assert found[None] < 0.6 * found[False]
+    assert found[None] < 0.6 * found[False]  # half of it: the clipping of inputs shifts means, which the others keep

@@ -135,7 +135,7 @@ def test_a_file_has_the_table_of_gemma_in_few_bits_and_gives_the_same_scores(fam
     assert torch.allclose(read, scores, rtol=0, atol=1e-4)  # norms come back from 1 + w, to half a unit of 1
     # The scores are those of eight bits; without its factor the table gives others altogether.
     lost = (scores - float_scores).std()
-    assert lost < 0.05 * float_scores.std()
+    assert lost < 0.05 * float_scores.std()  # rounding to 8 bits in blocks of 32 is 1 %, through a few layers
     result.model.model.embed_tokens.factor.fill_(1.0)
     with torch.no_grad():
         assert (result.model(tokens).logits - float_scores).std() > 5 * lost

@@ -56,8 +56,8 @@ class Gptq:
             raise RecipeError(
                 f"gptq: sweeps {self.sweeps!r:.80} is no number of times; 4 is usual, 0 leaves descent out"
             )
-        for flag in ("relative", "guided", "search", "fit", "asymmetric"):
-            if not isinstance(getattr(self, flag), bool) and (flag, getattr(self, flag)) != ("asymmetric", None):
+        for flag in ("relative", "guided", "search", "fit", *([] if self.asymmetric is None else ["asymmetric"])):
+            if not isinstance(getattr(self, flag), bool):
                 raise RecipeError(f"gptq: {flag} = {getattr(self, flag)!r:.80} is not true or false")
         if self.guided and self.asymmetric:
             raise RecipeError("gptq: guided and asymmetric weigh errors by different outputs; use one of them")
