@@ -11,7 +11,7 @@ from fewbit.calibration import Calibration
 from fewbit.checkpoints.new_file import require_free_output
 from fewbit.cli.console import Terminal
 from fewbit.cli.plan_table import plan_table
-from fewbit.cli.words import AsJson, Model, Overwrite, Quiet, SequenceLength, Sequences
+from fewbit.cli.words import AsJson, Layout, Model, Overwrite, Quiet, SequenceLength, Sequences
 from fewbit.errors import RecipeError
 from fewbit.result import is_file_name, target_name
 
@@ -38,7 +38,7 @@ def finetune(  # a command's options are its arguments
     ] = None,
     sequences: Sequences = 4,
     length: SequenceLength = 512,
-    to: Annotated[str | None, typer.Option(help="Layout of the output. Default: compressed-tensors.")] = None,
+    to: Layout = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the bytes of the training.")] = False,
     seed: Annotated[int, typer.Option(help="For text that the model writes, and the order of samples.", min=0)] = 0,
     overwrite: Overwrite = False,

@@ -10,7 +10,7 @@ import typer
 from fewbit.calibration import Calibration
 from fewbit.checkpoints.new_file import require_free_file
 from fewbit.cli.console import Terminal
-from fewbit.cli.words import AsJson, CalibrationData, Device, Model, Overwrite, Quiet
+from fewbit.cli.words import AsJson, CalibrationData, CalibrationLength, Device, Model, Overwrite, Quiet
 from fewbit.errors import RecipeError
 
 
@@ -19,9 +19,7 @@ def imatrix(  # a command's options are its arguments
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)],
     calibration: CalibrationData = "self",
     samples: Annotated[int | None, typer.Option(help="Sequences of text, default 32.", min=1)] = None,
-    calibration_length: Annotated[
-        int | None, typer.Option(help="Tokens of each; default: 256 of its own text, 512 of a file.", min=2)
-    ] = None,
+    calibration_length: CalibrationLength = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="For the text that the model writes.", min=0)] = 0,

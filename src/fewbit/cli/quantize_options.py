@@ -16,16 +16,12 @@ Algorithm = Annotated[
     str | None, typer.Option(help="How codes are found, with --weight: nearest, gptq, hqq, autoround, adaround, brecq.")
 ]
 Keep = Annotated[list[str] | None, typer.Option(help="Layers that stay float; a regular expression.")]
-Layout = Annotated[str | None, typer.Option(help="Layout of the output. Default: compressed-tensors.")]
 FloatType = Annotated[str, typer.Option(help="Type of floats and scales: auto, float32, float16, bfloat16.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and every problem; do nothing.")]
 Seed = Annotated[int, typer.Option(help="Recorded in the report.", min=0)]
 SampleCount = Annotated[
     int | None,
     typer.Option(help="What to calibrate with: 32 sequences, 512 samples of files, 64 made images.", min=1),
-]
-CalibrationLength = Annotated[
-    int | None, typer.Option(help="Tokens of each; default: 256 of its own text, 512 of a file.", min=2)
 ]
 Imatrix = Annotated[
     Path | None,

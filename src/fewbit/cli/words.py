@@ -89,3 +89,7 @@ CandidateList = Annotated[
 Cache = Annotated[
     Path | None, typer.Option(help="Folder or .json file in which scores of layers are kept.", show_default=False)
 ]
+Layout = Annotated[str | None, typer.Option(help="Layout of the output. Default: compressed-tensors.")]
+CalibrationLength = Annotated[
+    int | None, typer.Option(help="Tokens of each; default: 256 of its own text, 512 of a file.", min=2)
+]
