@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numba
@@ -29,8 +30,8 @@ from fewbit.schemes.scheme import Scheme
 
 WIDTH = 1536
 DEVIATION = 0.02
-#: Turns of either side; the fastest counts.
-TURNS = 3
+#: Turns of either side, of which the median counts: until all have taken so many seconds, so many at least.
+SECONDS, TURNS = 2.0, 3
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,15 @@ def relative_error(found: Any, weight: Any, counted: Any) -> float:
 
 
 def in_turns(calls: list[Callable[[], Any]]) -> tuple[list[Any], list[float]]:
-    """Return what each call returns, and the processor seconds of its fastest run; they take turns."""
-    results, seconds = [call() for call in calls], [float("inf")] * len(calls)
-    for _ in range(TURNS):
-        for place, call in enumerate(calls):
+    """Return what each call returns, and the processor seconds of a run, the median; they take turns."""
+    results = [call() for call in calls]
+    taken: list[list[float]] = [[] for _ in calls]
+    while len(taken[0]) < TURNS or sum(map(sum, taken)) < SECONDS:
+        for own, call in zip(taken, calls, strict=True):
             start = time.process_time()
             call()
-            seconds[place] = min(seconds[place], time.process_time() - start)
-    return results, seconds
+            own.append(time.process_time() - start)
+    return results, [median(own) for own in taken]
 
 
 def row(kind: str, name: str, weight: Any) -> Row:

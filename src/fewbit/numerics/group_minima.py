@@ -1,7 +1,7 @@
-"""Scales and minima of least squared error for groups that lie side by side: x' = scale * code + minimum.
+"""Scales and minima of least squared error for groups that lie side by side: v' = scale * code + minimum.
 
-min over both of sum w (x - scale * code - minimum)^2: from many starts, codes and both by least squares in turn; then
-both as float16. # lanes: (size, LANES)
+min over both of sum w (v - scale * code - minimum)^2: from many starts, codes q and both by least squares in turn, then
+both as float16. The minimum that fits takes the mean of q to the mean of v; x is v from there. # lanes: (size, LANES)
 """
 
 from __future__ import annotations
@@ -17,30 +17,14 @@ from fewbit.numerics.lanes import FAST, LANES, side_by_side
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 #: A group of no greater range is constant: its scale is 0.
 _LEAST = np.float32(1e-30)
-#: Alternations between codes and both parameters, and between these and their float16.
-_ROUNDS, _ROUNDINGS = 4, 3
-#: Both where errors count alike, as llama.cpp's own types search nothing there: the others lower the error by 0.5 %.
-_FEW = 1
-#: Rows of a state: what is tried, the reciprocal of the scale, and sums of w r r, w r, w r q, w q and w q q, r being
-#: what the codes q leave.
-_SCALE, _MINIMUM, _INVERSE, _ERROR, _LEFT = 0, LANES, 2 * LANES, 3 * LANES, 4 * LANES
-_PRODUCT, _UNITS, _SQUARE = 5 * LANES, 6 * LANES, 7 * LANES
-#: Sums of w; the least number and the range; the least error and what led to it; by how much scale and minimum should
-#: change for the codes as they are, and the error that is left then.
-_COUNT, _LOW, _REACH, _BEST, _CHOSEN, _CHOSEN_MINIMUM = (row * LANES for row in range(8, 14))
-_SLOPE, _SHIFT, _FITTED, _ROWS = (row * LANES for row in range(14, 18))
-
-
-@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _terms(value: Any, weight: Any, scale: Any, inverse: Any, minimum: Any, most: Any) -> Any:
-    """Return w r r, w r, w r q, w q and w q q of a number; `weight` may be `None`."""
-    moved = value - minimum
-    code = min(max(np.rint(moved * inverse), _ZERO), most)
-    left = moved - scale * code
-    if weight is None:
-        return left * left, left, left * code, code, code * code
-    counted, weighted = weight * left, weight * code
-    return counted * left, counted, counted * code, weighted, weighted * code
+#: Alternations between codes and scale; one where errors count alike, as the others lower them by 0.5 %.
+_ROUNDS, _FEW = 4, 1
+#: Rows of a state: 1 / sum w; the mean; if nothing is cut off, what a code steps, and the code of the mean.
+_SHARE, _CENTER, _STEP, _PLACE = (row * LANES for row in range(4))
+#: What is tried, codes being x * inverse + offset; sums of w q, w q q and w x q; the scale that fits, its gain.
+_INVERSE, _OFFSET, _UNITS, _SQUARE, _PRODUCT, _SCALE, _GAIN = (row * LANES for row in range(4, 11))
+#: The greatest gain, by which the squared error is below that of the mean alone; its scale, and the mean of its codes.
+_BEST, _CHOSEN, _MEAN, _ROWS = (row * LANES for row in range(11, 15))
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
@@ -49,158 +33,131 @@ def _at(weights: Any, k: Any, lane: Any) -> Any:
 
 
 @numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _trial(lanes: Any, weights: Any, most: Any, state: Any) -> None:
-    """Set the sums of `state` for its scales and minima."""
+def _counted(value: Any, weight: Any) -> Any:
+    return value if weight is None else weight * value
+
+
+@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
+def _set_shares(lanes: Any, weights: Any, state: Any) -> None:
+    """Set 1 / sum w of each group."""
     for lane in range(LANES):
-        scale = state[_SCALE + lane]
-        state[_INVERSE + lane] = _ONE / scale if scale != _ZERO else _ZERO
-        state[_ERROR + lane], state[_LEFT + lane], state[_PRODUCT + lane] = _ZERO, _ZERO, _ZERO
-        state[_UNITS + lane], state[_SQUARE + lane] = _ZERO, _ZERO
+        state[_SHARE + lane] = _ZERO
+    if weights is None:
+        for lane in range(LANES):
+            state[_SHARE + lane] = np.float32(lanes.shape[0])
+    else:
+        for k in range(lanes.shape[0]):
+            for lane in range(LANES):
+                state[_SHARE + lane] += weights[k, lane]
+    for lane in range(LANES):
+        state[_SHARE + lane] = _ONE / state[_SHARE + lane]
+
+
+@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
+def _begin(lanes: Any, weights: Any, most: Any, state: Any) -> None:
+    """Count the numbers of each group from their mean, in steps that take the range to `most`; choose nothing."""
+    for lane in range(LANES):
+        state[_STEP + lane], state[_PLACE + lane] = lanes[0, lane], lanes[0, lane]
+        state[_CENTER + lane] = _ZERO
+    for k in range(lanes.shape[0]):
+        for lane in range(LANES):
+            value = lanes[k, lane]
+            state[_STEP + lane] = max(state[_STEP + lane], value)
+            state[_PLACE + lane] = min(state[_PLACE + lane], value)
+            state[_CENTER + lane] += _counted(value, _at(weights, k, lane))
+    _set_shares(lanes, weights, state)
+    for lane in range(LANES):
+        least, center = state[_PLACE + lane], state[_CENTER + lane] * state[_SHARE + lane]
+        reach = state[_STEP + lane] - least
+        inverse = most / reach if reach > _LEAST else _ZERO
+        state[_CENTER + lane], state[_STEP + lane], state[_INVERSE + lane] = center, reach / most, inverse
+        state[_PLACE + lane] = (center - least) * inverse
+        state[_BEST + lane], state[_CHOSEN + lane], state[_MEAN + lane] = _ZERO, _ZERO, _ZERO
+    for k in range(lanes.shape[0]):
+        for lane in range(LANES):
+            lanes[k, lane] = (lanes[k, lane] - state[_CENTER + lane]) * state[_INVERSE + lane]
+
+
+@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
+def _terms(x: Any, weight: Any, inverse: Any, offset: Any, most: Any) -> Any:
+    """Return w q, w q q and w x q of a number."""
+    code = min(max(np.rint(x * inverse + offset), _ZERO), most)
+    counted = _counted(code, weight)
+    return counted, counted * code, counted * x
+
+
+@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
+def _trial(lanes: Any, weights: Any, most: Any, state: Any) -> None:
+    """Set the sums of `state` for what it tries."""
+    for lane in range(LANES):
+        state[_UNITS + lane], state[_SQUARE + lane], state[_PRODUCT + lane] = _ZERO, _ZERO, _ZERO
     whole = lanes.shape[0] - lanes.shape[0] % 4
     for k in range(0, whole, 4):  # four at a time, for sums to be read and written less often
         for lane in range(LANES):
-            own, over, low = state[_SCALE + lane], state[_INVERSE + lane], state[_MINIMUM + lane]
-            a = _terms(lanes[k, lane], _at(weights, k, lane), own, over, low, most)
-            b = _terms(lanes[k + 1, lane], _at(weights, k + 1, lane), own, over, low, most)
-            c = _terms(lanes[k + 2, lane], _at(weights, k + 2, lane), own, over, low, most)
-            d = _terms(lanes[k + 3, lane], _at(weights, k + 3, lane), own, over, low, most)
-            state[_ERROR + lane] += (a[0] + b[0]) + (c[0] + d[0])
-            state[_LEFT + lane] += (a[1] + b[1]) + (c[1] + d[1])
+            over, offset = state[_INVERSE + lane], state[_OFFSET + lane]
+            a = _terms(lanes[k, lane], _at(weights, k, lane), over, offset, most)
+            b = _terms(lanes[k + 1, lane], _at(weights, k + 1, lane), over, offset, most)
+            c = _terms(lanes[k + 2, lane], _at(weights, k + 2, lane), over, offset, most)
+            d = _terms(lanes[k + 3, lane], _at(weights, k + 3, lane), over, offset, most)
+            state[_UNITS + lane] += (a[0] + b[0]) + (c[0] + d[0])
+            state[_SQUARE + lane] += (a[1] + b[1]) + (c[1] + d[1])
             state[_PRODUCT + lane] += (a[2] + b[2]) + (c[2] + d[2])
-            state[_UNITS + lane] += (a[3] + b[3]) + (c[3] + d[3])
-            state[_SQUARE + lane] += (a[4] + b[4]) + (c[4] + d[4])
     for k in range(whole, lanes.shape[0]):
         for lane in range(LANES):
-            own, over, low = state[_SCALE + lane], state[_INVERSE + lane], state[_MINIMUM + lane]
-            a = _terms(lanes[k, lane], _at(weights, k, lane), own, over, low, most)
-            state[_ERROR + lane] += a[0]
-            state[_LEFT + lane] += a[1]
+            over, offset = state[_INVERSE + lane], state[_OFFSET + lane]
+            a = _terms(lanes[k, lane], _at(weights, k, lane), over, offset, most)
+            state[_UNITS + lane] += a[0]
+            state[_SQUARE + lane] += a[1]
             state[_PRODUCT + lane] += a[2]
-            state[_UNITS + lane] += a[3]
-            state[_SQUARE + lane] += a[4]
 
 
 @numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _set_changes(state: Any) -> None:
+def _keep_fitted(state: Any) -> Any:
+    """Keep what fits the codes, where the gain is then the greatest so far; return how often."""
     for lane in range(LANES):
-        count, left, product = state[_COUNT + lane], state[_LEFT + lane], state[_PRODUCT + lane]
-        units, square = state[_UNITS + lane], state[_SQUARE + lane]
-        determinant = count * square - units * units
-        spread = determinant > np.float32(1e-6) * count * square
-        over = _ONE / (determinant if spread else count)
-        slope = (count * product - units * left) * over if spread else _ZERO  # else codes are all alike
-        shift = (square * left - units * product if spread else left) * over
-        state[_SLOPE + lane], state[_SHIFT + lane] = slope, shift
-        state[_FITTED + lane] = state[_ERROR + lane] - slope * product - shift * left
-
-
-@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _keep_refitted(state: Any) -> Any:
-    """Keep what fits the codes, where the error is then the least so far; return how often."""
-    _set_changes(state)  # a loop of its own, as compilers compare few rows
+        units, square, product = state[_UNITS + lane], state[_SQUARE + lane], state[_PRODUCT + lane]
+        spread = square - units * units * state[_SHARE + lane]
+        alike = spread <= np.float32(1e-6) * square  # codes that are all alike fit every scale
+        scale = state[_SCALE + lane] if alike else product / (_ONE if alike else spread)
+        state[_SCALE + lane], state[_GAIN + lane] = scale, scale * (product + product - scale * spread)
+        state[_UNITS + lane] = units * state[_SHARE + lane]
     kept: Any = 0
-    for lane in range(LANES):
-        scale, minimum = state[_SCALE + lane] + state[_SLOPE + lane], state[_MINIMUM + lane] + state[_SHIFT + lane]
-        better = (state[_FITTED + lane] < state[_BEST + lane]) & (scale > _ZERO)
-        state[_BEST + lane] = state[_FITTED + lane] if better else state[_BEST + lane]
-        state[_CHOSEN + lane] = scale if better else state[_CHOSEN + lane]
-        state[_CHOSEN_MINIMUM + lane] = minimum if better else state[_CHOSEN_MINIMUM + lane]
+    for lane in range(LANES):  # a loop of its own, as compilers compare few rows
+        scale, gain, mean = state[_SCALE + lane], state[_GAIN + lane], state[_UNITS + lane]
+        best, chosen, own = state[_BEST + lane], state[_CHOSEN + lane], state[_MEAN + lane]
+        better = (gain > best) & (scale > _ZERO)
+        state[_BEST + lane] = gain if better else best
+        state[_CHOSEN + lane] = scale if better else chosen
+        state[_MEAN + lane] = mean if better else own
         kept += np.int32(better)
     return kept
 
 
 @numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _begin(lanes: Any, weights: Any, state: Any) -> None:
-    """Set the extremes of each group and what it counts; nothing is chosen yet."""
-    for lane in range(LANES):
-        state[_LOW + lane], state[_REACH + lane] = lanes[0, lane], lanes[0, lane]
-        state[_COUNT + lane] = np.float32(lanes.shape[0] if weights is None else 0)
-    for k in range(lanes.shape[0]):
-        for lane in range(LANES):
-            state[_LOW + lane] = min(state[_LOW + lane], lanes[k, lane])
-            state[_REACH + lane] = max(state[_REACH + lane], lanes[k, lane])
-    if weights is not None:
-        for k in range(lanes.shape[0]):
-            for lane in range(LANES):
-                state[_COUNT + lane] += weights[k, lane]
-    for lane in range(LANES):
-        state[_REACH + lane] -= state[_LOW + lane]
-        state[_BEST + lane], state[_CHOSEN + lane] = np.float32(np.inf), _ZERO
-        state[_CHOSEN_MINIMUM + lane] = state[_LOW + lane]
-
-
-@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _set_parameters(step: Any, starts: Any, most: Any, state: Any) -> None:
+def _set_tried(step: Any, starts: Any, most: Any, state: Any) -> None:
     """Set what a step tries: shares of the range cut off, then the best so far."""
     if step >= starts.shape[0]:
         for lane in range(LANES):
-            state[_SCALE + lane], state[_MINIMUM + lane] = state[_CHOSEN + lane], state[_CHOSEN_MINIMUM + lane]
+            scale = state[_CHOSEN + lane]
+            state[_INVERSE + lane], state[_SCALE + lane] = _ONE / scale if scale > _ZERO else _ZERO, scale
+            state[_OFFSET + lane] = state[_MEAN + lane]
         return
-    below, part = starts[step, 0], (_ONE - starts[step, 0] - starts[step, 1]) / most
+    scale, below = _ONE - starts[step, 0] - starts[step, 1], starts[step, 0] * most
+    inverse = _ONE / scale
     for lane in range(LANES):
-        reach = state[_REACH + lane]
-        state[_SCALE + lane], state[_MINIMUM + lane] = reach * part, state[_LOW + lane] + below * reach
+        state[_INVERSE + lane], state[_SCALE + lane] = inverse, scale
+        state[_OFFSET + lane] = (state[_PLACE + lane] - below) * inverse
 
 
 @numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _fit(lanes: Any, weights: Any, starts: Any, most: Any, state: Any) -> None:
-    """Choose scales and minima of least error; `starts` are shares of the range to be cut off."""
-    _begin(lanes, weights, state)
+def _search(lanes: Any, weights: Any, starts: Any, most: Any, state: Any) -> None:
+    """Choose scales and means of least error; `starts` are shares of the range to be cut off."""
+    _begin(lanes, weights, most, state)
     for step in range(starts.shape[0] + (_FEW if weights is None else _ROUNDS)):
-        _set_parameters(step, starts, most, state)
+        _set_tried(step, starts, most, state)
         _trial(lanes, weights, most, state)
-        if not _keep_refitted(state) and step >= starts.shape[0]:
+        if not _keep_fitted(state) and step >= starts.shape[0]:
             break
-    for lane in range(LANES):
-        constant = state[_REACH + lane] <= _LEAST
-        state[_CHOSEN + lane] = _ZERO if constant else state[_CHOSEN + lane]
-        state[_CHOSEN_MINIMUM + lane] = state[_LOW + lane] if constant else state[_CHOSEN_MINIMUM + lane]
-
-
-@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _choose_float16(lanes: Any, weights: Any, starts: Any, most: Any, state: Any) -> None:
-    """Choose the float16 scales and minima of least error."""
-    _fit(lanes, weights, starts, most, state)
-    for lane in range(LANES):
-        state[_BEST + lane] = np.float32(np.inf)
-        state[_SCALE + lane] = half(state[_CHOSEN + lane])
-        state[_MINIMUM + lane] = half(state[_CHOSEN_MINIMUM + lane])
-    for _ in range(_FEW if weights is None else _ROUNDINGS):
-        _trial(lanes, weights, most, state)
-        _keep(state)
-        _set_changes(state)
-        _round(state)
-
-
-@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _keep(state: Any) -> None:
-    """Keep what is tried where the error is less."""
-    for lane in range(LANES):
-        better = state[_ERROR + lane] < state[_BEST + lane]
-        state[_BEST + lane] = state[_ERROR + lane] if better else state[_BEST + lane]
-        state[_CHOSEN + lane] = state[_SCALE + lane] if better else state[_CHOSEN + lane]
-        state[_CHOSEN_MINIMUM + lane] = state[_MINIMUM + lane] if better else state[_CHOSEN_MINIMUM + lane]
-
-
-@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _round(state: Any) -> None:
-    """Try the float16 next to what fits the codes; the minimum makes up for the rounding of the scale."""
-    for lane in range(LANES):
-        wanted = state[_SCALE + lane] + state[_SLOPE + lane]
-        rounded = half(wanted)
-        shift = state[_SHIFT + lane] + (wanted - rounded) * state[_UNITS + lane] / state[_COUNT + lane]
-        state[_SCALE + lane], state[_MINIMUM + lane] = rounded, half(state[_MINIMUM + lane] + shift)
-
-
-@numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
-def _write(first: Any, groups: Any, most: Any, state: Any, codes: Any) -> None:
-    """Set the `codes` of the groups from `first` on under what is chosen."""
-    for lane in range(min(LANES, groups.shape[0] - first)):
-        scale, minimum = state[_CHOSEN + lane], state[_CHOSEN_MINIMUM + lane]
-        inverse = _ONE / scale if scale != _ZERO else _ZERO
-        for k in range(groups.shape[1]):
-            code = min(max(np.rint((groups[first + lane, k] - minimum) * inverse), _ZERO), most)
-            codes[first + lane, k] = np.uint8(np.int32(code))  # vector units have no other conversion
 
 
 @numba.njit(fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
@@ -208,10 +165,18 @@ def _search_from(first: Any, groups: Any, weights: Any, most: Any, starts: Any, 
     """Set codes, scales and minima of the groups from `first` on, as many as there are lanes."""
     codes, scales, minima = found
     state = np.empty(_ROWS, np.float32)
-    _choose_float16(side_by_side(groups, first), side_by_side(weights, first), starts, most, state)
+    _search(side_by_side(groups, first), side_by_side(weights, first), starts, most, state)
+    for lane in range(LANES):
+        scale = half(state[_CHOSEN + lane] * state[_STEP + lane])
+        # The minimum makes up for the rounding of the scale.
+        state[_SCALE + lane], state[_OFFSET + lane] = scale, half(state[_CENTER + lane] - scale * state[_MEAN + lane])
+        state[_INVERSE + lane] = _ONE / scale if scale != _ZERO else _ZERO
     for lane in range(min(LANES, groups.shape[0] - first)):
-        scales[first + lane], minima[first + lane] = state[_CHOSEN + lane], state[_CHOSEN_MINIMUM + lane]
-    _write(first, groups, most, state, codes)
+        minimum, inverse = state[_OFFSET + lane], state[_INVERSE + lane]
+        scales[first + lane], minima[first + lane] = state[_SCALE + lane], minimum
+        for k in range(groups.shape[1]):
+            code = min(max(np.rint((groups[first + lane, k] - minimum) * inverse), _ZERO), most)
+            codes[first + lane, k] = np.uint8(np.int32(code))  # vector units have no other conversion
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)  # type: ignore[untyped-decorator]
