@@ -14,10 +14,11 @@ from fewbit.numerics.namespace import Array, stop_gradient
 from fewbit.ranges.grid import Grid
 from fewbit.training import learned_step
 from fewbit.training.gradients import Parameters
+from fewbit.training.gradients.lsq import LearnedStep
 
 
 @dataclass(frozen=True, slots=True)
-class ElementWise:
+class ElementWise(LearnedStep):
     """Gradients scaled number by number, ranges learned."""
 
     #: How much; in units of a step, where 0 is straight-through.
@@ -31,19 +32,6 @@ class ElementWise:
     def name(self) -> str:
         """The word for it."""
         return "ewgs"
-
-    @property
-    def learns(self) -> bool:
-        """Scales and zero points are parameters."""
-        return True
-
-    def initial(self, low: Array, high: Array, grid: Grid) -> Parameters:
-        """Return scale and zero point for the bounds."""
-        return learned_step.initial(low, high, grid)
-
-    def settled(self, parameters: Parameters, grid: Grid) -> tuple[Array, Array | None]:
-        """Return both as they are stored."""
-        return learned_step.settled(parameters, grid)
 
     def __call__(self, boxes: Array, parameters: Parameters, grid: Grid, sharing: int) -> Array:
         """Return the numbers that the codes of `boxes` stand for."""
