@@ -42,7 +42,7 @@ demo: .venv/demo.stamp
 	$(BIN)/fewbit demo --overwrite -o $(DEMO_OUTPUT)
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: .venv/test.stamp
 	$(BIN)/ruff format --check .

@@ -16,6 +16,21 @@ hypothesis.settings.register_profile("fewbit", derandomize=True, deadline=None, 
 hypothesis.settings.load_profile("fewbit")
 
 
+#: Files that take minutes, handed out first: at the end they would keep one process busy and the others waiting.
+LONGEST = (
+    "tests/test_walkthroughs.py",
+    "tests/cli/test_commands.py",
+    "tests/test_smollm2.py",
+    "tests/peers/test_gguf_in_ik_llama.py",
+    "tests/training/test_finetuning.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(LONGEST)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=8, help="how often a run is killed at a random moment")
     parser.addoption("--kill-points", type=int, default=3, help="at how many more points of writing a run is killed")
