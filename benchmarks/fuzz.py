@@ -9,6 +9,7 @@ processor or more than 16 times their size and 64 MiB of memory are kept under `
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=0, help="of each reader at most")
     parser.add_argument("--out", type=Path, default=Path("crashes"))
     given = parser.parse_args()
+    if importlib.util.find_spec("atheris") is None:
+        sys.exit("atheris is not installed: pip install atheris")
     given.out.mkdir(parents=True, exist_ok=True)
     chosen = given.reader or list(READERS)
     shares = sum(READERS[name].share for name in chosen)
