@@ -88,7 +88,7 @@ def test_external_data_has_to_be_there_whole_and_beside_the_model(proto, tmp_pat
         read_model(path)
 
 
-@pytest.mark.parametrize("place", ["../secret.data", "/etc/passwd", ""])
+@pytest.mark.parametrize("place", ["../secret.data", "/etc/passwd", "", "\0.data"])
 def test_external_data_elsewhere_are_not_read(proto, tmp_path, place):
     (tmp_path / "inner").mkdir()
     (tmp_path / "secret.data").write_bytes(bytes(1 << 16))
@@ -99,6 +99,16 @@ def test_external_data_elsewhere_are_not_read(proto, tmp_path, place):
         own.external_data[0].value = place
     path.write_bytes(model.SerializeToString())
     with pytest.raises(SourceError, match="outside of the model's folder; put both files into one folder"):
+        read_model(path)
+
+
+def test_external_data_of_a_negative_shape_are_refused(proto, tmp_path):
+    path = tmp_path / "m.onnx"
+    with_external_data(proto, path)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].dims[0] = -(1 << 63)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(SourceError, match=r"with the shape \[-9223372036854775808, 64\], which nothing has"):
         read_model(path)
 
 

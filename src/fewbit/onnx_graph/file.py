@@ -176,15 +176,17 @@ def _require_numbers(tensor: ir.TensorProtocol, path: Path) -> None:
 
 def _require_data(tensor: ir.ExternalTensor, path: Path) -> None:
     """Raise `SourceError` where the numbers of `tensor` are missing, outside of the folder, or cut short."""
-    folder = path.parent.resolve()
-    data = (folder / str(tensor.location)).resolve()
-    what = f"{path}: tensor {tensor.name!r} lies in {str(tensor.location)!r}"
-    if not str(tensor.location) or not data.is_relative_to(folder):
+    folder, location = path.parent.resolve(), str(tensor.location)
+    what = f"{path}: tensor {str(tensor.name)!r:.80} lies in {location!r:.80}"
+    data = folder / location.replace("\0", "")  # which no path holds
+    if "\0" in location or not location or not data.resolve().is_relative_to(folder):
         raise SourceError(f"{what}, outside of the model's folder; put both files into one folder")
     if not data.is_file():
         raise SourceError(f"{what}, which is missing; put it beside the model")
     if tensor.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) or (tensor.offset or 0) < 0:
         raise SourceError(f"{what} at {tensor.offset} as {tensor.dtype}, where no numbers are; export it again")
+    if any(size < 0 for size in tensor.shape.numpy()):
+        raise SourceError(f"{what} with the shape {list(tensor.shape)!r:.80}, which nothing has; export it again")
     end = (tensor.offset or 0) + tensor.nbytes
     if end > data.stat().st_size:
         raise SourceError(f"{what} up to byte {end}, but that has {data.stat().st_size}; fetch it again")
