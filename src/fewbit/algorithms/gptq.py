@@ -15,7 +15,7 @@ from fewbit.algorithms.output_moment import output_moment
 from fewbit.algorithms.solution import Solution, in_framework_of
 from fewbit.errors import MissingExtraError, RecipeError
 from fewbit.numerics.namespace import Array
-from fewbit.qtensor import quantize
+from fewbit.qtensor import QTensor, quantize
 from fewbit.schemes.scheme import Scheme
 from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.second_moment import SecondMoment
@@ -91,40 +91,44 @@ class Gptq:
         try:
             import torch
 
-            from fewbit.algorithms.column_groups import rounded_groups
             from fewbit.algorithms.column_loop import as_torch, rounded
-            from fewbit.algorithms.drifted_inputs import DRIFT_UNKNOWN, rounded_behind_drift
         except ImportError as error:
             raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
 
-        values, remarks = as_torch(weight).to(torch.float32), tuple[str, ...]()
+        values = as_torch(weight).to(torch.float32)
         if few := _too_few(moment):
             qtensor, _ = rounded(values, SecondMoment.identity(weight.shape[1], values), scheme, self)
             return Solution(in_framework_of(weight, qtensor), remarks=(f"{few}: rounded without data",))
         seen = moment.result()
         if not bool((seen != 0.0).any()):
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
-        drift = statistics.get(self.statistics[-1]) if self.asymmetric else None
         if seen.ndim == 3 and scheme.learned:
             found = quantize(weight, scheme, importance_of(seen, weight))
             return Solution(
                 found, remarks=("its inputs are in groups: levels are learned, weights rounded to nearest",)
             )
-        if seen.ndim == 3:
-            qtensor, used = rounded_groups(values, as_torch(seen).to(values.device), scheme, self)
-            remarks = output_moment(statistics, scheme)[1]
-        elif drift is not None and drift.count:
-            qtensor, used, remarks = rounded_behind_drift(values, moment, drift, scheme, self)
-        else:
-            qtensor, used = rounded(values, moment, scheme, self)
+        qtensor, used, remarks = self._rounded(values, statistics, scheme)
         if self.guided and not getattr(moment, "guided", False):
-            remarks = (f"no gradient at its output is known, {_UNKNOWN}: every row of its input counts alike",)
-        if self.asymmetric and (drift is None or not drift.count):
-            remarks = (DRIFT_UNKNOWN,)
-        raised = f"damping raised from {self.damping:g} to {used:g}: its inputs are dependent"
-        return Solution(
-            in_framework_of(weight, qtensor), used, remarks=(*([raised] if used != self.damping else []), *remarks)
-        )
+            remarks += (f"no gradient at its output is known, {_UNKNOWN}: every row of its input counts alike",)
+        if used != self.damping:
+            remarks = (f"damping raised from {self.damping:g} to {used:g}: its inputs are dependent", *remarks)
+        return Solution(in_framework_of(weight, qtensor), used, remarks=remarks)
+
+    def _rounded(self, values: Any, statistics: Any, scheme: Scheme) -> tuple[QTensor, float, tuple[str, ...]]:
+        """Return float32 `values` (out, in) rounded, the damping that was used, and what there is to say of it."""
+        from fewbit.algorithms.column_groups import rounded_groups
+        from fewbit.algorithms.column_loop import as_torch, rounded
+        from fewbit.algorithms.drifted_inputs import DRIFT_UNKNOWN, rounded_behind_drift
+
+        moment = statistics[self.statistics[0]]
+        drift = statistics.get(self.statistics[-1]) if self.asymmetric else None
+        if drift is not None and drift.count and not isinstance(moment, GroupedMoment):
+            return rounded_behind_drift(values, moment, drift, scheme, self)
+        remarks = (DRIFT_UNKNOWN,) if self.asymmetric else ()
+        if isinstance(moment, GroupedMoment):
+            seen = as_torch(moment.result()).to(values.device)
+            return *rounded_groups(values, seen, scheme, self), (*remarks, *output_moment(statistics, scheme)[1])
+        return *rounded(values, moment, scheme, self), remarks
 
 
 def _too_few(moment: SecondMoment | GroupedMoment) -> str | None:
