@@ -14,7 +14,7 @@ from fewbit.checkpoints.packed_folder import PackedFolder
 from fewbit.evaluation.side_by_side import Measured
 from fewbit.execution.journal import Journal
 from fewbit.frontends.torch.residence import Residence
-from fewbit.frontends.torch.resident_memory import map_large_blocks
+from fewbit.frontends.torch.resident_memory import map_large_blocks, trim
 from fewbit.frontends.torch.streamed_calibration import (
     Position,
     StreamedCalibration,
@@ -157,6 +157,7 @@ class StreamedRun:
         self.journal.add({"kind": "wiring", "wiring": found.table(), "states": self._position.states.table()})
 
     def _solve(self, layer: Layer, statistics: Mapping[str, Any]) -> None:
+        trim()  # a fifth of the peak would be what runs and the layer before have left in the heap
         self._take(self._solver(layer.name, statistics))
         self.residence.empty_layer(layer.name)
 
