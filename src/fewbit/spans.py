@@ -216,9 +216,10 @@ def _starts(scheme: Scheme, *, weighted: bool) -> Any:
     levels, bits = scheme.format.levels, scheme.format.bits
     if scheme.minimum:
         # Where nothing is cut off, or less than half of a step, a weight that lies on the grid already is found again.
-        steps = (-0.15, 0.0, 0.25, 0.5, 0.8, 1.2, 1.7) if weighted else (0.0, 0.25, 0.6, 1.0, 1.5)
-        pairs = [(low, high) for low in steps for high in steps]
-        if scheme.scale_scheme is None and not weighted:
+        if weighted or scheme.scale_scheme is not None:
+            steps = (-0.15, 0.0, 0.25, 0.5, 0.8, 1.2, 1.7) if weighted else (0.0, 0.25, 0.6, 1.0, 1.5)
+            pairs = [(low, high) for low in steps for high in steps]
+        else:  # as many as take no longer than libgguf, which searches nothing then
             pairs = [(0.0, 0.4), (0.4, 0.0)] if bits == 4 else [(0.0, 0.0), (0.0, 0.45), (0.45, 0.0)]
         return np.asarray(pairs, np.float32) / np.float32(len(levels) - 1)
     few_levels = bits <= 3 or isinstance(scheme.format, Codebook)

@@ -157,7 +157,7 @@ class StreamedRun:
         self.journal.add({"kind": "wiring", "wiring": found.table(), "states": self._position.states.table()})
 
     def _solve(self, layer: Layer, statistics: Mapping[str, Any]) -> None:
-        trim()  # a fifth of the peak would be what runs and the layer before have left in the heap
+        trim()  # what runs and the layer before have left in the heap would add to what this one takes
         self._take(self._solver(layer.name, statistics))
         self.residence.empty_layer(layer.name)
 

@@ -99,3 +99,14 @@ def test_what_cannot_be_factored_is_refused():
     whole.total[2] += np.eye(WIDTH) * 1.0001
     with pytest.raises(NonFiniteError, match="cannot be factored"):
         solved(WEIGHT, whole, "int4 channel")
+
+
+def test_no_remark_takes_the_place_of_another():
+    whole, _ = moments(neighbours())
+    scheme = parse_scheme("int4 channel clip")
+    statistics = {"guided_second_moment": whole, scheme.ranging.input_statistic: whole}
+    guided = Gptq(guided=True)(WEIGHT, statistics, scheme)
+    assert [own.partition(":")[0].partition(",")[0] for own in guided.remarks] == [
+        "each of its groups of channels has inputs of its own",
+        "no gradient at its output is known",
+    ]

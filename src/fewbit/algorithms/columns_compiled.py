@@ -15,7 +15,7 @@ import numpy as np
 #: Freedoms that let sums use vector units; NaN and infinity do not occur, order of sums may change.
 _FAST = {"reassoc", "contract", "arcp", "nsz", "nnan", "ninf"}
 _ONE = np.float32(1.0)
-#: Rows that are rounded side by side; loops over 16 take 2.5 times as long for each, too short for vector units.
+#: Rows that are rounded side by side; loops over 16 would be too short for vector units.
 _LANES = 64
 
 

@@ -102,7 +102,7 @@ class Gptq:
         seen = moment.result()
         if not bool((seen != 0.0).any()):
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
-        if seen.ndim == 3 and scheme.learned:
+        if isinstance(moment, GroupedMoment) and scheme.learned:
             found = quantize(weight, scheme, importance_of(seen, weight))
             return Solution(
                 found, remarks=("its inputs are in groups: levels are learned, weights rounded to nearest",)

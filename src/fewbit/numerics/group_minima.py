@@ -23,8 +23,9 @@ _ROUNDS, _FEW = 4, 1
 _SHARE, _CENTER, _STEP, _PLACE = (row * LANES for row in range(4))
 #: What is tried, codes being x * inverse + offset; sums of w q, w q q and w x q; the scale that fits, its gain.
 _INVERSE, _OFFSET, _UNITS, _SQUARE, _PRODUCT, _SCALE, _GAIN = (row * LANES for row in range(4, 11))
-#: The greatest gain, by which the squared error is below that of the mean alone; its scale, and the mean of its codes.
-_BEST, _CHOSEN, _MEAN, _ROWS = (row * LANES for row in range(11, 15))
+#: The greatest gain, by which the squared error is below that of the mean alone; its scale, and the mean of its codes;
+#: the minimum that follows.
+_BEST, _CHOSEN, _MEAN, _MINIMUM, _ROWS = (row * LANES for row in range(11, 16))
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
@@ -41,11 +42,8 @@ def _counted(value: Any, weight: Any) -> Any:
 def _set_shares(lanes: Any, weights: Any, state: Any) -> None:
     """Set 1 / sum w of each group."""
     for lane in range(LANES):
-        state[_SHARE + lane] = _ZERO
-    if weights is None:
-        for lane in range(LANES):
-            state[_SHARE + lane] = np.float32(lanes.shape[0])
-    else:
+        state[_SHARE + lane] = np.float32(lanes.shape[0] if weights is None else 0)
+    if weights is not None:
         for k in range(lanes.shape[0]):
             for lane in range(LANES):
                 state[_SHARE + lane] += weights[k, lane]
@@ -169,10 +167,10 @@ def _search_from(first: Any, groups: Any, weights: Any, most: Any, starts: Any, 
     for lane in range(LANES):
         scale = half(state[_CHOSEN + lane] * state[_STEP + lane])
         # The minimum makes up for the rounding of the scale.
-        state[_SCALE + lane], state[_OFFSET + lane] = scale, half(state[_CENTER + lane] - scale * state[_MEAN + lane])
+        state[_SCALE + lane], state[_MINIMUM + lane] = scale, half(state[_CENTER + lane] - scale * state[_MEAN + lane])
         state[_INVERSE + lane] = _ONE / scale if scale != _ZERO else _ZERO
     for lane in range(min(LANES, groups.shape[0] - first)):
-        minimum, inverse = state[_OFFSET + lane], state[_INVERSE + lane]
+        minimum, inverse = state[_MINIMUM + lane], state[_INVERSE + lane]
         scales[first + lane], minima[first + lane] = state[_SCALE + lane], minimum
         for k in range(groups.shape[1]):
             code = min(max(np.rint((groups[first + lane, k] - minimum) * inverse), _ZERO), most)

@@ -178,8 +178,8 @@ def _require_data(tensor: ir.ExternalTensor, path: Path) -> None:
     """Raise `SourceError` where the numbers of `tensor` are missing, outside of the folder, or cut short."""
     folder, location = path.parent.resolve(), str(tensor.location)
     what = f"{path}: tensor {str(tensor.name)!r:.80} lies in {location!r:.80}"
-    data = folder / location.replace("\0", "")  # which no path holds
-    if "\0" in location or not location or not data.resolve().is_relative_to(folder):
+    # No path holds a NUL: it is an error to ask where that leads.
+    if not location or "\0" in location or not (data := (folder / location).resolve()).is_relative_to(folder):
         raise SourceError(f"{what}, outside of the model's folder; put both files into one folder")
     if not data.is_file():
         raise SourceError(f"{what}, which is missing; put it beside the model")

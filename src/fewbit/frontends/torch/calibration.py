@@ -190,9 +190,7 @@ class CalibrationRun:
         watch = self._watch(measured, floats)
         for group in groups:
             held.renew()
-            statistics = watch.shared(group, paused.reach(group[0].name))
-            trim()  # what the runs leave in the heap must not add to what solving takes
-            yield CalibratedPart(group, statistics)
+            yield CalibratedPart(group, watch.shared(group, paused.reach(group[0].name)))
 
     def _groups(self, layers: list[Layer], step: BlockInputs) -> list[tuple[Layer, ...]] | None:
         """Return the layers of a block by their inputs, in the order of the calls; `None` where runs cannot wait."""
