@@ -131,7 +131,9 @@ def _layers(source: CheckpointFolder) -> list[Layer]:
     """Return the layers of the model, or without a description of it those that the names of tensors tell."""
     checkpoint = source.checkpoint
     if "model_type" in checkpoint.configuration:
-        return list(frontend_of(source.framework).layers(source.skeleton()))
+        skeleton = source.skeleton()
+        with source.experts_apart(skeleton):
+            return list(frontend_of(source.framework).layers(skeleton))
     shapes = {name: value.shape for name, value in checkpoint.tensors() if isinstance(value, QTensor)}
     for tensor in checkpoint.stored:
         name = tensor.name.removesuffix(".weight")

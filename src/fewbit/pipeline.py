@@ -285,7 +285,8 @@ def load(
         for (scheme, given), names in alike.items()
     ]
     recipe, model = Recipe(rules, name=path.name), source.skeleton()
-    made = model_plan(source, model, recipe, to=None, dtype="auto")
-    made = replace(made, hints=hints_of(made, frontend_of(source.framework), model))
+    with source.experts_apart(model):
+        made = model_plan(source, model, recipe, to=None, dtype="auto")
+        made = replace(made, hints=hints_of(made, frontend_of(source.framework), model))
     loaded = source.load()
     return Result(model=loaded, plan=made, report=None, source=source, cache=source.cache(loaded))

@@ -88,8 +88,23 @@ class Plan:
 
     @property
     def float_names(self) -> frozenset[str]:
-        """Names of the tensors that stay float."""
-        return frozenset(tensor.name for tensor in self.manifest({}, {}).floats)
+        """Names of the tensors that stay float, with experts apart."""
+        return frozenset((*(f"{row.layer.name}.weight" for row in self._float_rows), *(own.name for own in self.rest)))
+
+    @property
+    def _float_rows(self) -> list[PlanRow]:
+        """The layers that keep float weights which are stored."""
+        return [row for row in self.rows if not row.scheme and row.layer.kind != "attention" and row.bytes_after]
+
+    def _float_weights(self) -> dict[str, StoredTensor]:
+        """Return the weights that stay float by name; experts of a parameter with none rounded are one."""
+        apart = {row.layer.part_of for row in self.rows if row.scheme}
+        found = {}
+        for layer in (row.layer for row in self._float_rows):
+            whole = None if layer.part_of in apart else layer.part_of
+            name, shape = whole or (f"{layer.name}.weight", layer.stored or layer.shape)
+            found[name] = StoredTensor(name, self.storage_type, shape)
+        return found
 
     @property
     def rounded_products(self) -> tuple[PlanRow, ...]:
@@ -137,12 +152,10 @@ class Plan:
             if self.unties and configuration.get("tie_word_embeddings"):
                 configuration["tie_word_embeddings"] = False
         kept = [row for row in self.rows if not row.scheme and row.layer.kind != "attention"]
-        stored = [row.layer for row in kept if row.bytes_after]
-        weights = [StoredTensor(f"{own.name}.weight", self.storage_type, own.stored or own.shape) for own in stored]
         return Manifest(
             quantized=self.quantized,
             kept=tuple(row.layer for row in kept),
-            floats=(*weights, *self.rest),
+            floats=(*self._float_weights().values(), *self.rest),
             storage_type=self.storage_type,
             configuration=configuration,
             files=files,

@@ -79,7 +79,7 @@ class CompressedTensors(Streamed):
             return cast_problem(quantized)
         if layer.module_class != "Linear":
             why = (
-                "transformers and vLLM know each projection of an expert by a name that a fused parameter does not tell"
+                "a checkpoint keeps the experts of this architecture in one parameter, which has no form in this layout"
                 if layer.module_class == "FusedExpert"
                 else "transformers runs compressed-tensors weights of Linear modules only, and this one is "
                 f"of class {layer.module_class}"

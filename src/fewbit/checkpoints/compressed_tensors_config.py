@@ -50,10 +50,17 @@ def write_config(manifest: Manifest) -> dict[str, Any]:
         "format": words.pop() if len(words) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": [layer.name for layer in plain if layer.module_class == "Linear"],
+        "ignore": [*(layer.name for layer in plain if layer.module_class == "Linear"), *_matrices(manifest)],
         "kv_cache_scheme": cache_entry(manifest.caches),
         "global_compression_ratio": None,
     }
+
+
+def _matrices(manifest: Manifest) -> list[str]:
+    """Return the modules with a float matrix that are no layers here and may be linear to a reader: routers."""
+    known = {layer.name for layer in (*manifest.kept, *(quantized.layer for quantized in manifest.quantized))}
+    matrices = [own.name for own in manifest.floats if len(own.shape) == 2 and own.name.endswith(".weight")]
+    return [name for own in matrices if (name := own.removesuffix(".weight")) not in known]
 
 
 def require_targets(names: Iterable[str]) -> None:

@@ -38,6 +38,8 @@ class Layer:
     bias: bool = False
     #: Whether it is part of an expert, which gets only the tokens that are routed to it.
     expert: bool = False
+    #: Name and shape of the parameter that it is cut from while experts are kept apart, where they share one.
+    part_of: tuple[str, tuple[int, ...]] | None = None
     #: Of a product inside attention the names of what it multiplies.
     operands: tuple[str, ...] = ()
     #: The ONNX operator that it becomes in a graph; `None`: its class is one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -104,13 +105,31 @@ class CheckpointFolder:
         require_small_buffers(outline(config, self.name), self.name)
         return skeleton(config, self.name)
 
+    def experts_apart(self, model: Any) -> AbstractContextManager[Any]:
+        """Keep experts that share a parameter of `model`, and are quantized in the files, as layers meanwhile."""
+        from fewbit.frontends.torch.fused_experts import experts_apart
+
+        return experts_apart(model, lambda: None, among=self.checkpoint.schemes)
+
     def load(self) -> Any:
         """Return the model with its quantized layers in place."""
         import torch
 
+        model = self.skeleton()
+        with self.experts_apart(model):
+            self._install(model)
+        # Embedding and head that are quantized both have no weights to tie.
+        if hasattr(model, "tie_weights") and any(parameter.is_meta for parameter in model.parameters()):
+            model.tie_weights()
+        empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if empty:
+            raise CheckpointError(f"{self.path} lacks {', '.join(empty[:5])}; the folder is incomplete")
+        return model.to(torch.float32).eval() if self.into is None else model
+
+    def _install(self, model: Any) -> None:
+        """Put the quantized layers and the float numbers into `model`; one of the user's stays as it was on failure."""
         from fewbit.frontends.torch.stored import from_stored
 
-        model = self.skeleton()
         frontend = frontend_of(self.framework)
         layers = {layer.name: layer for layer in frontend.layers(model)}
         floats = {}
@@ -131,17 +150,10 @@ class CheckpointFolder:
                 installed.append(frontend.replacement(model, layers[name], value.map(from_stored), rounded))
                 installed[-1].install()
             self._fill(model, floats)
-        except BaseException:  # a module of the user's stays as it was
+        except BaseException:
             for replacement in installed:
                 replacement.restore()
             raise
-        # Embedding and head that are quantized both have no weights to tie.
-        if hasattr(model, "tie_weights") and any(parameter.is_meta for parameter in model.parameters()):
-            model.tie_weights()
-        empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-        if empty:
-            raise CheckpointError(f"{self.path} lacks {', '.join(empty[:5])}; the folder is incomplete")
-        return model.to(torch.float32).eval() if self.into is None else model
 
     def configuration(self) -> Mapping[str, Any]:
         """Return `config.json` without `quantization_config`."""

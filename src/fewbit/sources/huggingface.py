@@ -98,17 +98,24 @@ class TransformersModel:
 
     def unloaded(self) -> Unloaded:
         """Return the model without numbers, and how to read them; raises as `TensorwiseSource` says."""
-        if _converts(self.skeleton()):
-            raise NotYetError(
-                f"transformers merges or reshapes tensors of {self.name}, which is not done one by one; "
-                "use fewbit.quantize"
-            )
+        from fewbit.frontends.torch.fused_experts import as_stored
+
+        self.skeleton()
         model = skeleton(self._config, self.name)
+        names = as_stored(model)
+        if names is None:
+            raise NotYetError(
+                f"transformers merges or reshapes tensors of {self.name} that are no experts, which is not done one by "
+                "one; use fewbit.quantize"
+            )
         readers = {name: read for file in files_of(self.folder) for name, read in tensor_readers(file).items()}
         ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
         readers = {name: read for name, read in readers.items() if not any(own.search(name) for own in ignored)}
-        require_whole_by_name({name: self._weights.shapes[name] for name in readers}, model, self.name)
-        return Unloaded(model, readers)
+        # Files have the names of the architecture's first release, or those that transformers gives its modules.
+        here = {file: name for name, file in names.items()}
+        here = {name: here.get(name, name) for name in readers}
+        require_whole_by_name({here[name]: self._weights.shapes[name] for name in readers}, model, self.name)
+        return Unloaded(model, {here[name]: read for name, read in readers.items()})
 
     def configuration(self) -> Mapping[str, Any]:
         """Return the content of `config.json`."""

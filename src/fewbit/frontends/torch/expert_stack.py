@@ -1,4 +1,4 @@
-"""Experts that a module keeps in one parameter (experts, a, b), as a module with a linear layer for each.
+"""Experts that a module keeps in one parameter (experts, a, b), as a module with linear layers for each.
 
 It stands where the parameter stood. Products with it, x W_e^T over the tokens of each expert e, are made by the layers,
 so that these are seen, measured and replaced like any other; what else is done with it gets the numbers as one tensor.
@@ -6,12 +6,14 @@ so that these are seen, measured and replaced like any other; what else is done 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewbit.frontends.torch.expert_weight import OPERATORS, ExpertWeight
+from fewbit.frontends.torch.stored_experts import Projection
 
 #: Methods of modules that code means as those of a tensor, where a tensor stood.
 _CONVERSIONS = ("to", "float", "double", "half", "bfloat16", "type", "cpu", "cuda")
@@ -23,10 +25,18 @@ class ExpertStack(nn.Module):
     #: How many experts there are, and the shape of each as it was stored.
     count: int
     stored: tuple[int, int]
+    #: Whether the parameter never comes back.
+    for_good = False
+    #: What layers of experts are to checkpoint formats.
+    module_class = "FusedExpert"
 
     def matrix(self, number: int) -> Tensor:
         """Return the weight of an expert as it was stored."""
         raise NotImplementedError
+
+    def sample(self) -> Tensor:
+        """Return a tensor of the type and the device of the experts."""
+        return self.matrix(0)
 
     def multiplied(self, number: int, rows: Tensor, *, outputs_first: bool) -> Tensor:
         """Return `rows (n, in)` times an expert as (n, out), its stored matrix read as (out, in) or as (in, out)."""
@@ -34,6 +44,10 @@ class ExpertStack(nn.Module):
 
     def opened(self) -> None:
         """Take note that the numbers are used otherwise than in products."""
+
+    def layer_names(self, name: str) -> list[str]:  # noqa: ARG002
+        """Return the names of the layers of all experts where the stack is called `name`."""
+        return []
 
     def view(self) -> ExpertWeight:
         """Return all experts as a weight."""
@@ -111,39 +125,95 @@ class ProbedExperts(ExpertStack):
 
 
 class FusedExperts(ExpertStack):
-    """A linear layer for each expert, on memory of the parameter until it is replaced."""
+    """Linear layers for each expert, on memory of the parameter until they are replaced.
 
-    def __init__(self, parameter: nn.Parameter, *, outputs_first: bool) -> None:
+    One for each, called by its number, hangs at the stack. Where checkpoints keep experts as layers of their own, these
+    hang under the names that they have there, `3.gate_proj`, at the module that had the parameter.
+    """
+
+    def __init__(
+        self, parameter: nn.Parameter, *, outputs_first: bool, kept: Sequence[Projection] = (), owner: Any = None
+    ) -> None:
         super().__init__()
         self.outputs_first = outputs_first
         self.count, self.stored = parameter.shape[0], (parameter.shape[1], parameter.shape[2])
+        self.kept = tuple(kept)
+        self.module_class = "Linear" if kept else "FusedExpert"
+        #: The module that had the parameter; not a part of this one.
+        self._owner = (owner if kept else self,)
         for number in range(self.count):
             weight = self.slice_of(parameter, number)
-            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            layer.weight = nn.Parameter(weight, requires_grad=parameter.requires_grad)
-            self.add_module(str(number), layer)
+            for place, attribute, rows in self._places(number, make=True):
+                own = nn.Parameter(weight[rows], requires_grad=parameter.requires_grad)
+                layer = nn.Linear(own.shape[1], own.shape[0], bias=False, device="meta")
+                layer.weight = own
+                place.add_module(attribute, layer)
+
+    def _places(self, number: int, *, make: bool = False) -> Iterator[tuple[nn.Module, str, slice]]:
+        """Yield for each layer of an expert where it hangs, under which name, and which rows it has."""
+        owner = self._owner[0]
+        if not self.kept:
+            yield owner, str(number), slice(None)
+            return
+        if make and str(number) not in owner._modules:
+            owner.add_module(str(number), Expert())
+        for own in self.kept:
+            yield owner.get_submodule(str(number)), own.name, slice(own.start, own.stop)
+
+    def layers(self, number: int) -> list[Any]:
+        """Return the layers of an expert, by rows."""
+        return [place._modules[attribute] for place, attribute, _ in self._places(number)]
+
+    def layer_names(self, name: str) -> list[str]:
+        """Return the names of the layers of all experts where the stack is called `name`."""
+        at = name.rpartition(".")[0] if self.kept else name
+        within = [f".{own.name}" for own in self.kept] or [""]
+        return [f"{at}.{number}{own}".removeprefix(".") for number in range(self.count) for own in within]
+
+    def discard(self) -> None:
+        """Take the layers away from the module that had the parameter."""
+        for number in range(self.count) if self.kept else ():
+            for place, attribute, _ in list(self._places(number)):
+                del place._modules[attribute]
+            if not list(self._owner[0].get_submodule(str(number)).children()):
+                del self._owner[0]._modules[str(number)]
 
     def slice_of(self, parameter: Tensor, number: int) -> Tensor:
         """Return the place of an expert in the parameter, as (out, in)."""
         matrix = parameter.detach()[number]
         return matrix if self.outputs_first else matrix.T
 
+    def give_back(self, parameter: Tensor) -> None:
+        """Write into the parameter what has been written into the layers otherwise than in place."""
+        for number in range(self.count):
+            whole = self.slice_of(parameter, number)
+            for layer, (_, _, rows) in zip(self.layers(number), self._places(number), strict=True):
+                if layer.weight.data_ptr() != whole[rows].data_ptr():
+                    whole[rows].copy_(layer.weight.detach())
+
     def matrix(self, number: int) -> Tensor:
         """Return the weight of an expert as it was stored."""
         weight = self.weight_of(number)
         return weight if self.outputs_first else weight.T
 
-    def weight_of(self, number: int) -> Tensor:
-        """Return the weight of an expert as (out, in), dequantized if need be."""
-        layer: Any = self._modules[str(number)]
-        weight: Tensor = layer.weight
+    def sample(self) -> Tensor:
+        """Return a part of the first expert's weight."""
+        weight: Tensor = self.layers(0)[0].weight
         return weight
 
+    def weight_of(self, number: int) -> Tensor:
+        """Return the weight of an expert as (out, in), dequantized if need be."""
+        weights = [layer.weight for layer in self.layers(number)]
+        return torch.cat(weights) if len(weights) > 1 else weights[0]
+
     def multiplied(self, number: int, rows: Tensor, *, outputs_first: bool) -> Tensor:
-        """Return the product, by the layer of the expert."""
+        """Return the product, by the layers of the expert."""
         if outputs_first != self.outputs_first:
             matrix = self.matrix(number)
             return rows @ (matrix.T if outputs_first else matrix)
-        layer: Any = self._modules[str(number)]
-        output: Tensor = layer(rows)
-        return output
+        outputs = [layer(rows) for layer in self.layers(number)]
+        return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+
+
+class Expert(nn.Module):
+    """What the layers of one expert hang at."""

@@ -144,8 +144,8 @@ class ExpertWeight:
         return outcome
 
     def _part(self) -> Tensor:
-        """Return one expert, for its type and device."""
-        found: Tensor = self.owner.matrix(0)
+        """Return what has the type and the device of every expert."""
+        found: Tensor = self.owner.sample()
         return found
 
 

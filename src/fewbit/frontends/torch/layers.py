@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from fewbit.frontends.torch.convolution import Convolution
-from fewbit.frontends.torch.expert_stack import stacks
+from fewbit.frontends.torch.expert_stack import ExpertStack, stacks
 from fewbit.frontends.torch.mixture import find_mixtures
 from fewbit.frontends.torch.scaled_embedding import Lookup
 from fewbit.interfaces import Layer, LayerKind
@@ -38,7 +38,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
     heads = set(_heads(model, modules))
     mixed = find_mixtures(model, {name: (shape[0], shape[1]) for name, shape in shapes.items()})
     layers = []
-    fused = {f"{name}.{own}" for name, stack in stacks(model).items() for own, _ in stack.named_children()}
+    fused = {own: (name, stack) for name, stack in stacks(model).items() for own in stack.layer_names(name)}
     for name, module in modules.items():
         kind = module_class(module)
         weight = module.weight
@@ -51,13 +51,14 @@ def find_layers(model: nn.Module) -> list[Layer]:
                 name=name,
                 kind="conv" if convolution else _kind(kind, name in heads, name in mixed.routers),
                 shape=(shape[0], shape[1]),
-                module_class="FusedExpert" if name in fused else kind,
+                module_class=fused[name][1].module_class if name in fused else kind,
                 stored=tuple(weight.shape) if convolution or kind == "Conv1D" else None,
                 multiplies_rows=convolution.rows_apply if convolution else kind != "Embedding",
                 groups=convolution.groups if convolution else 1,
                 tied=tuple(other for other in owners[id(weight)] if other != name),
                 bias=getattr(module, "bias", None) is not None,
                 expert=name in mixed.experts,
+                part_of=_part_of(*fused[name]) if name in fused else None,
                 exported_as=_operator(kind, convolution),
             )
         )
@@ -71,6 +72,11 @@ def canonical_weight(module: nn.Module) -> Tensor:
     if convolution := Convolution.of(module):
         return convolution.matrix(weight.detach())
     return weight.detach().T if module_class(module) == "Conv1D" else weight.detach()
+
+
+def _part_of(name: str, stack: ExpertStack) -> tuple[str, tuple[int, ...]] | None:
+    """Return name and shape of the parameter that comes back where none of its experts is quantized."""
+    return None if stack.for_good else (name, (stack.count, *stack.stored))
 
 
 def _operator(kind: str, convolution: Convolution | None) -> str:

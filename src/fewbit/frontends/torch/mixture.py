@@ -33,9 +33,11 @@ def find_mixtures(model: nn.Module, shapes: Shapes) -> Mixtures:
     experts: set[str] = set()
     routers: set[str] = set()
     for name, stack in stacks(model).items():
-        experts |= {layer for layer in shapes if layer.startswith(f"{name}.")}
+        own = [layer for layer in stack.layer_names(name) if layer in shapes]
+        experts.update(own)
         # In the module that keeps the experts, or beside it.
-        for place in (name, name.rpartition(".")[0]):
+        above = name.rpartition(".")[0]
+        for place in (name, above) if own and own[0].startswith(f"{name}.") else (above,):
             routers.update(_routers(place, stack.count, shapes) if place else ())
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1 and name:
