@@ -26,7 +26,12 @@ def rows() -> Iterator[Row]:
         yield fewbit_row(scheme, "rotation, gptq", ["rotation"])
         yield fewbit_row(scheme, "rotation, gptq, guided", ["rotation"], guided=True)
         yield fewbit_row(scheme, f"rotation, autoround, {STEPS} steps", ["rotation"], name="autoround", steps=STEPS)
+        start = {"name": "gptq", "guided": True}
+        yield fewbit_row(scheme, f"guided, autoround, {STEPS} steps", name="autoround", steps=STEPS, start=start)
+    yield Row("llm-compressor", "int4 channel", (), "GPTQ")
+    yield Row("GPTQModel", "int4 channel", (), "GPTQ")
     yield fewbit_row("int4 channel", "gptq")
+    yield fewbit_row("int4 channel", "gptq, guided", guided=True)
     yield fewbit_row("int4 channel", "rotation, gptq", ["rotation"])
     yield fewbit_row("int4 channel", "rotation, gptq, guided", ["rotation"], guided=True)
 
@@ -40,6 +45,7 @@ def peers(scheme: str) -> Iterator[Row]:
         yield fewbit_row(free, "hqq", name="hqq")
         yield fewbit_row(f"{free} lsq", "least squares", name="nearest")
     yield Row("llm-compressor", scheme, (), "GPTQ")
+    yield Row("GPTQModel", scheme, (), "GPTQ")
     yield Row("llm-compressor", scheme, ("--modifiers", "awq"), "AWQ")
     yield Row("llm-compressor", scheme, ("--modifiers", "awq-gptq"), "AWQ, GPTQ")
     if scheme == "int4 g64":

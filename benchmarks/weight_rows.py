@@ -71,6 +71,7 @@ class Tool:
 TOOLS = {
     "fewbit": Tool("fewbit_row.py", None),
     "llm-compressor": Tool("peers/llmcompressor_oneshot.py", "llmcompressor"),
+    "GPTQModel": Tool("peers/gptqmodel_quantize.py", "gptqmodel"),
     "auto-round": Tool("peers/autoround_blocks.py", "llmcompressor"),
     "llama.cpp": Tool("peers/llamacpp_quantize.py", "llamacpp"),
     "torchao": Tool("peers/torchao_data_free.py", "torchao", calibrates=False),

@@ -35,7 +35,7 @@ def prepared(model: Any, tokenizer: Any, tokens: np.ndarray, given: Any) -> Any:
     """Return the tool, which leaves the rounded weights in the model."""
     scheme: Scheme = given.scheme
     return AutoRound(
-        model, tokenizer, bits=scheme.bits, group_size=scheme.group, sym=scheme.symmetric, iters=given.steps,
+        model, tokenizer, bits=scheme.bits, group_size=scheme.group or -1, sym=scheme.symmetric, iters=given.steps,
         nsamples=len(tokens), seqlen=tokens.shape[1], batch_size=given.samples, device_map="cpu",
         dataset=[torch.from_numpy(row)[None] for row in tokens],
     )  # fmt: skip

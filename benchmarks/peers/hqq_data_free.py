@@ -31,8 +31,8 @@ def refuse(scheme: Scheme, layers: dict[str, torch.nn.Linear]) -> None:
         fail(f"'{scheme.text}' is symmetric, and HQQ always has a zero point; use '{scheme.text} asym'")
     if scheme.bits not in Quantizer.SUPPORTED_BITS:
         fail(f"HQQ has no {scheme.bits} bits; use one of {Quantizer.SUPPORTED_BITS}")
-    if scheme.group % 8:
-        fail(f"HQQ's groups are multiples of 8, not {scheme.group}; use another --scheme")
+    if not scheme.group or scheme.group % 8:
+        fail(f"HQQ's groups are multiples of 8, not those of '{scheme}'; use another --scheme")
     for name, layer in layers.items():
         if layer.in_features % scheme.group:
             fail(

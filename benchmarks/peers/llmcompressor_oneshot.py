@@ -62,10 +62,8 @@ def collect_warnings() -> list[str]:
 def quantize(model: Any, tokens: np.ndarray, scheme: Scheme, modifiers: list[Any]) -> None:
     """Run the tool on `model`, in place."""
     head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
-    weights = {
-        "num_bits": scheme.bits, "type": "int", "strategy": "group", "group_size": scheme.group,
-        "symmetric": scheme.symmetric,
-    }  # fmt: skip
+    grouped = {"strategy": "group", "group_size": scheme.group} if scheme.group else {"strategy": "channel"}
+    weights = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, **grouped}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     dataset = Dataset.from_dict({"input_ids": tokens.tolist()})
     oneshot(

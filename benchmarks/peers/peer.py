@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Integers of `bits` bits, `group` neighbours in a row sharing a scale."""
+    """Integers of `bits` bits, `group` neighbours in a row sharing a scale; 0: all of the row."""
 
     text: str
     bits: int
@@ -41,10 +41,12 @@ class Scheme:
     @classmethod
     def parse(cls, text: str) -> Scheme:
         """Return the scheme that `text` spells."""
-        found = re.fullmatch(r"int([1-8]) g([1-9]\d*)( asym)?", text)
+        found = re.fullmatch(r"int([1-8]) (?:g([1-9]\d*)|channel)( asym)?", text)
         if not found:
-            raise argparse.ArgumentTypeError(f"scheme '{text}' is not of the form 'int4 g64' or 'int4 g64 asym'")
-        return cls(text, int(found[1]), int(found[2]), symmetric=not found[3])
+            raise argparse.ArgumentTypeError(
+                f"scheme '{text}' is not like 'int4 g64', 'int4 g64 asym' or 'int4 channel'"
+            )
+        return cls(text, int(found[1]), int(found[2] or 0), symmetric=not found[3])
 
 
 def arguments(description: str | None, *, tokens: bool) -> argparse.Namespace:

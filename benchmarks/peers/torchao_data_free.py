@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peer import Scheme, arguments, finish, linear_layers, load, timed, versions
+from peer import Scheme, arguments, fail, finish, linear_layers, load, timed, versions
 from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerGroup, quantize_
 
 
@@ -26,6 +26,8 @@ def main() -> None:
 
 def quantize(model: Any, names: set[str], scheme: Scheme) -> None:
     """Quantize the layers called `names` in place."""
+    if not scheme.group:
+        fail(f"only groups are asked of torchao here, not '{scheme}'; use another --scheme")
     config = IntxWeightOnlyConfig(
         weight_dtype=getattr(torch, f"int{scheme.bits}"),
         granularity=PerGroup(scheme.group),
