@@ -61,9 +61,9 @@ def _hessian(moment: SecondMoment, device: torch.device, scheme: Scheme, options
 
     def make(result: Array) -> Hessian:
         matrix = as_torch(result).to(device)
-        return factor(matrix, ORDERS[order](matrix.diagonal(), spans), options.damping)
+        return factor(matrix, ORDERS[order](matrix.diagonal(), spans), options.least_damping)
 
-    return moment.derive((order, spans[0], options.damping, device), make)
+    return moment.derive((order, spans[0], options.least_damping, device), make)
 
 
 class _Piece(NamedTuple):
