@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -155,7 +156,7 @@ class Bench:
         return dict(json.loads(cached.read_text()))
 
     def _measured(self, row: Row) -> dict[str, Any]:
-        weights = CACHE / "weights.safetensors"
+        weights = CACHE / f"weights-{os.getpid()}.safetensors"  # several runs may share the cache
         figures = ran(row.command(self.folder, self.tokens, weights)) | self._quality(load_file(weights))
         weights.unlink()
         return figures
