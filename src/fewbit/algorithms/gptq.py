@@ -31,8 +31,8 @@ class Gptq:
 
     #: Order of the columns: `none`, `activation`, `group-aware`; `auto` is group-aware for up to 4 bits, else none.
     order: Literal["auto", "none", "activation", "group-aware"] = "auto"
-    #: What is added to the diagonal of the second moment, as a share of its mean; raised while it is not enough. `None`:
-    #: 0.15 where `guided`, as it holds better on other texts; else 0.01.
+    #: What is added to the diagonal of the second moment, as a share of its mean; raised while it is not enough.
+    #: `None`: 0.15 where `guided`, which holds better on other texts; else 0.01.
     damping: float | None = None
     #: Let every token count alike, however large its activations; otherwise the plain second moment, as in the paper.
     relative: bool = True
