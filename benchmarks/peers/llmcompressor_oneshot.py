@@ -46,7 +46,8 @@ def main() -> None:
     shapes = {name: layer.weight.shape for name, layer in linear_layers(model).items()}
     cost = timed(lambda: quantize(model, tokens, given.scheme, MODIFIERS[given.modifiers]))
     weights = stored_weights(model)
-    norms = {name: own.detach() for name, own in model.named_parameters() if own.ndim == 1}  # AWQ changes them
+    # AWQ changes norms; scales of whole rows, and shapes, have one axis too.
+    norms = {name: own.detach() for name, own in model.named_parameters() if own.ndim == 1 and name.endswith(".weight")}
     finish(weights, shapes, given, norms, **cost, calibration=tokens.shape, warnings=warnings, versions=found)
 
 

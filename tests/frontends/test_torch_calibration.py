@@ -288,7 +288,7 @@ def test_gptq_leaves_less_output_error_than_nearest_in_every_layer(tiny, archite
     done = [layer for layer in layers if layer.algorithm == "gptq"]
     assert [layer.name for layer in done] == [layer.name for layer in layers if layer.kind == "linear"]
     for layer in done:
-        assert layer.damping == Gptq().least_damping, layer.name
+        assert layer.damping == 0.01, layer.name
         assert layer.seconds > 0.0
         # Of nearest and solved on the same inputs: a solve that does not pay even here is broken.
         assert layer.nearest_sqnr < layer.solved_sqnr, layer.name

@@ -135,6 +135,15 @@ def test_guided_gptq_loses_less_of_what_reaches_the_output(sequential):
     assert errors[True] < 0.7 * errors[False]
 
 
+def test_what_gradients_weigh_is_damped_more_unless_a_recipe_says_how_much():
+    dampings = {}
+    for options in ({"guided": False}, {"guided": True}, {"guided": True, "damping": 0.02}):
+        rule = fb.Rule(kind="linear", weight="int4 channel", algorithm=fb.Gptq(**options))
+        layers = fb.quantize(Gated().eval(), fb.Recipe([rule]), calibration=gated_batches()).report.layers
+        dampings[str(options)] = {layer.damping for layer in layers}
+    assert list(dampings.values()) == [{0.01}, {0.15}, {0.02}]
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()

@@ -28,7 +28,7 @@ def rounded_groups(weight: Tensor, moment: Tensor, scheme: Scheme, options: Gptq
     """Return `weight` (out, n) rounded under the second moments (groups, n, n), and the most damping that was used."""
     groups, width = moment.shape[:2]
     order = _orders(moment, order_of(options, scheme))
-    hessian = factor_each(moment, order, options.least_damping)
+    hessian = factor_each(moment, order, options.least_damping(moment))
     importance = torch.empty_like(order, dtype=torch.float32)
     importance.scatter_(1, order, hessian.upper.diagonal(dim1=1, dim2=2).double().pow(-2).float())
     spread = importance.repeat_interleave(len(weight) // groups, 0)

@@ -58,12 +58,13 @@ def as_torch(array: Array) -> Tensor:
 def _hessian(moment: SecondMoment, device: torch.device, scheme: Scheme, options: Gptq) -> Hessian:
     """Return the factored second moment; layers that share an input and a scheme share it too."""
     order, spans = order_of(options, scheme), spans_of(moment.width, scheme)
+    damping = options.least_damping(moment)
 
     def make(result: Array) -> Hessian:
         matrix = as_torch(result).to(device)
-        return factor(matrix, ORDERS[order](matrix.diagonal(), spans), options.least_damping)
+        return factor(matrix, ORDERS[order](matrix.diagonal(), spans), damping)
 
-    return moment.derive((order, spans[0], options.least_damping, device), make)
+    return moment.derive((order, spans[0], damping, device), make)
 
 
 class _Piece(NamedTuple):

@@ -79,12 +79,11 @@ class Gptq:
         names = ("second_moment", *(["input_drift"] if self.asymmetric else []))
         return tuple(f"relative_{name}" for name in names) if self.relative else names
 
-    @property
-    def least_damping(self) -> float:
-        """The damping that a layer begins with."""
+    def least_damping(self, moment: Any) -> float:
+        """Return the damping that a layer with this second moment begins with."""
         if self.damping is not None:
             return self.damping
-        return _GUIDED_DAMPING if self.guided else _DAMPING
+        return _GUIDED_DAMPING if getattr(moment, "guided", False) else _DAMPING
 
     def __call__(self, weight: Array, statistics: Any, scheme: Scheme) -> Solution:
         """Return `weight` (out, in) rounded for the inputs that the second moment in `statistics` has seen.
@@ -121,8 +120,8 @@ class Gptq:
         qtensor, used, remarks = self._rounded(values, statistics, scheme)
         if self.guided and not getattr(moment, "guided", False):
             remarks += (f"no gradient at its output is known, {_UNKNOWN}: every row of its input counts alike",)
-        if used != self.least_damping:
-            remarks = (f"damping raised from {self.least_damping:g} to {used:g}: its inputs are dependent", *remarks)
+        if used != (least := self.least_damping(moment)):
+            remarks = (f"damping raised from {least:g} to {used:g}: its inputs are dependent", *remarks)
         return Solution(in_framework_of(weight, qtensor), used, remarks=remarks)
 
     def _rounded(self, values: Any, statistics: Any, scheme: Scheme) -> tuple[QTensor, float, tuple[str, ...]]:
