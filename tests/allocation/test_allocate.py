@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import fewbit as fb
 from fewbit.errors import PlanError, RecipeError
@@ -123,6 +124,30 @@ def test_fused_layers_are_equal_where_runtimes_fuse_them_and_blocks_where_asked(
     for own in alike:
         assert len({row.scheme for row in blocks if row.name.startswith(own)}) == 1
     assert [row.scheme for row in blocks if row.name in ("lm_head", "model.embed_tokens")] == ["float", "float"]
+
+
+def test_experts_of_a_mixture_are_equal_where_runtimes_make_one_operator_of_them(found):
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config).eval()
+    with torch.no_grad():  # experts that count for less have less bits, where they may
+        for name, own in model.named_parameters():
+            own.mul_(4.0 if ".layers." in name and own.ndim > 1 else 1.0)
+        model.model.layers[0].mlp.experts.down_proj[0] *= 0.1
+    batches = [torch.randint(0, 64, (2, 24)) for _ in range(2)]
+    free = found(model, batches, 5.6, equal="none", keep=["lm_head"]).rows
+    fused = found(model, batches, 5.6, to="compressed-tensors", keep=["lm_head"]).rows
+
+    def schemes(rows, block):
+        own = [row for row in rows if row.name.startswith(f"model.layers.{block}.mlp.experts.")]
+        assert len(own) == 9
+        return {row.scheme for row in own}
+
+    assert len(schemes(free, 0)) > 1
+    assert [len(schemes(fused, block)) for block in range(2)] == [1, 1]
 
 
 def test_a_layer_that_no_candidate_fits_stays_float_and_is_told(found):

@@ -1,7 +1,7 @@
 """Units: layers that must get the same, what they may become, and what that takes in the file.
 
-Tied layers are one weight; layers that share their input are one operator in runtimes that fuse them; blocks may have
-to be alike. Bytes and problems are those of a plan for the unit alone.
+Tied layers are one weight; layers that share their input, and the experts of a mixture, are one operator in runtimes
+that fuse them; blocks may have to be alike. Bytes and problems are those of a plan for the unit alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fewbit.schemes.scheme import ScaleType
 #: Which layers have to be equal: those of one input, those of one block, none; `auto`: those of one input where the
 #: target's runtimes fuse them.
 EQUAL = ("auto", "inputs", "blocks", "none")
-#: Layouts whose runtimes make one operator of queries, keys and values, and of gate and up.
+#: Layouts whose runtimes make one operator of queries, keys and values, of gate and up, and of all experts.
 _FUSING = ("compressed-tensors", "gptq", "awq")
 
 
@@ -93,7 +93,7 @@ class Setting:
     def sentences(self) -> tuple[str, ...]:
         """What the report says of them."""
         said = ["tied layers are equal"]
-        said += ["layers that share their input are equal"] if self.fuses else []
+        said += ["layers that share their input are equal, and the experts of a mixture"] if self.fuses else []
         said += ["all layers of a block are equal"] if self.equal == "blocks" else []
         said += [f"kept float: {pattern}" for pattern in self.keep]
         return tuple(said)
@@ -123,13 +123,19 @@ def _together(
     found: list[Iterable[str]] = [(layer.name, *layer.tied) for layer in layers if layer.tied]
     if setting.fuses:
         found += frontend.shared_inputs(model, [own for own in layers if own.kind == "linear"], batch) or []
+        found += _by_place((own.name for own in layers if own.expert), r"(.*)\.\d+\.")
     if setting.equal == "blocks":
-        blocks: dict[str, list[str]] = {}
-        for layer in layers:
-            if place := re.match(r"(.*?\.\d+)\.", layer.name):
-                blocks.setdefault(place[1], []).append(layer.name)
-        found += blocks.values()
+        found += _by_place((own.name for own in layers), r"(.*?\.\d+)\.")
     return found
+
+
+def _by_place(names: Iterable[str], place: str) -> Iterable[list[str]]:
+    """Return the `names` together whose match of `place` is the same."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if own := re.match(place, name):
+            found.setdefault(own[1], []).append(name)
+    return found.values()
 
 
 def _grouped(layers: Sequence[Layer], together: Iterable[Iterable[str]]) -> list[list[Layer]]:
