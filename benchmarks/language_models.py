@@ -21,6 +21,7 @@ def rows() -> Iterator[Row]:
         yield fewbit_row(scheme, "nearest", name="nearest")
         yield fewbit_row(scheme, "gptq")
         yield fewbit_row(scheme, "gptq, guided", guided=True)
+        yield fewbit_row(scheme, "gptq, guided, damping 0.01", guided=True, damping=0.01)
         yield fewbit_row(scheme, "awq, nearest", ["awq"], name="nearest")
         yield fewbit_row(scheme, "awq, gptq", ["awq"])
         yield fewbit_row(scheme, "rotation, gptq", ["rotation"])

@@ -25,11 +25,14 @@ def main() -> None:
     tokens = read_tokens(given.tokens, model.config.vocab_size)
     shapes = {name: layer.weight.shape for name, layer in linear_layers(model).items()}
     del model  # the tool loads its own
-    tool = GPTQModel.load(str(given.model), configuration(given.scheme), device="cpu", dtype=torch.float32)
-    cost = timed(lambda: quantize(tool, tokens))
-    with TemporaryDirectory() as folder:  # zero points count otherwise in memory, until a file is read
-        tool.save(folder)
-        weights = stored_weights(GPTQModel.load(folder, backend=BACKEND.TORCH, device="cpu").model)
+    given.model, given.out = given.model.resolve(), given.out.resolve()
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)  # the tool leaves its logs where it runs
+        tool = GPTQModel.load(str(given.model), configuration(given.scheme), device="cpu", dtype=torch.float32)
+        cost = timed(lambda: quantize(tool, tokens))
+        tool.save("quantized")  # zero points count otherwise in memory, until a file is read
+        weights = stored_weights(GPTQModel.load("quantized", backend=BACKEND.TORCH, device="cpu").model)
+        os.chdir(given.out.parent)
     finish(weights, shapes, given, **cost, calibration=tokens.shape, versions=found)
 
 

@@ -66,7 +66,7 @@ def json_of(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-@pytest.mark.parametrize("scheme", ["int4 g32", "int3 g32", "int8 channel", "int8"])
+@pytest.mark.parametrize("scheme", ["int4 g32", "int3 g32", "int8 channel", "int8", "e4m3 channel"])
 def test_transformers_reads_the_experts(folder, tmp_path, scheme):
     result = fb.quantize(folder, recipe(scheme), to="compressed-tensors", dtype="float32")
     result.save(tmp_path / "out")
@@ -76,6 +76,12 @@ def test_transformers_reads_the_experts(folder, tmp_path, scheme):
     # The negative control: what rounding has changed is far more than that.
     assert (in_transformers(folder)(TOKENS).logits - own).abs().max() > 10 * CLOSE["atol"]
     assert torch.equal(fb.load(tmp_path / "out").run(TOKENS).logits, own)
+
+
+def test_transformers_refuses_asymmetric_experts_as_the_docs_say(folder, tmp_path):
+    fb.quantize(folder, recipe("int4 g32 asym"), to="compressed-tensors").save(tmp_path / "out")
+    with pytest.raises(RuntimeError, match="automatic conversion of the weights"):
+        in_transformers(tmp_path / "out")
 
 
 def test_names_in_the_folder_are_those_of_separate_experts(folder, tmp_path):

@@ -55,7 +55,7 @@ class Gptq:
             raise RecipeError(f"gptq: order {self.order!r:.80} is none of auto, {', '.join(ORDERS)}")
         given = self.damping
         if given is not None and (isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < 1):
-            raise RecipeError(f"gptq: damping {self.damping!r:.80} is outside (0, 1); 0.01 is usual")
+            raise RecipeError(f"gptq: damping {self.damping!r:.80} is outside (0, 1); leave it out for the usual")
         if type(self.sweeps) is not int or self.sweeps < 0:
             raise RecipeError(
                 f"gptq: sweeps {self.sweeps!r:.80} is no number of times; 4 is usual, 0 leaves descent out"

@@ -66,8 +66,7 @@ def experts_apart(
     need; `None`: a language model of transformers makes it up. `among`: names of layers, without one of which a
     parameter is no concern of the block and stays as it is.
     """
-    found = list(_candidates(model))
-    stored = stored_experts(model, {own.name: tuple(own.parameter.shape) for own in found}) if found else {}
+    found, stored = _found(model)
     read = _uses(model, found, stored, batch) if found else {}
     said = [
         f"{own.name}: {'x'.join(map(str, own.parameter.shape))} stays float: {read[own.name]}"
@@ -102,8 +101,7 @@ def as_stored(model: nn.Module) -> dict[str, str] | None:
     transformers merges or reshapes what it reads in other ways.
     """
     undo = undoing(model)
-    found = list(_candidates(model))
-    stored = stored_experts(model, {own.name: tuple(own.parameter.shape) for own in found})
+    found, stored = _found(model)
     # Each a tensor of its own, so that what comes back unchanged can be told.
     others = {
         name: torch.empty(tensor.shape, device="meta")
@@ -124,6 +122,13 @@ def as_stored(model: nn.Module) -> dict[str, str] | None:
         at = own.name.rpartition(".")[0]
         names |= {f"{at}.{name}.weight": f"{file}.weight" for name, file in stored[own.name].names.items()}
     return names
+
+
+def _found(model: nn.Module) -> tuple[list[_Parameter], dict[str, StoredExperts]]:
+    """Return what may be a stack of experts, and by name what checkpoints keep of it."""
+    found = list(_candidates(model))
+    stored = stored_experts(model, {own.name: tuple(own.parameter.shape) for own in found}) if found else {}
+    return found, stored
 
 
 def _candidates(model: nn.Module) -> Iterator[_Parameter]:
