@@ -247,7 +247,7 @@ def _train_alike(
     started = time.perf_counter()
     block = Block(
         forward=part.block.forward, targets=part.block.targets, weights=weights, starts=starts,
-        curvature=part.block.curvature,
+        row_weights=part.block.row_weights, curvature=part.block.curvature,
     )  # fmt: skip
     found = algorithm.solve_block(block, run.seed)
     seconds = time.perf_counter() - started

@@ -1,6 +1,7 @@
 """AutoRound: below its start in the error of the block's output, exactly its start without steps, the same by seed."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_scheme
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+GUIDED = {"name": "gptq", "guided": True}
 NET = ResidualBlock(32, 48, (6, 7), "int2 g16 asym")
 WEIGHTS, inputs, forward, block = NET.weights, NET.inputs, NET.forward, NET.block
 
@@ -107,6 +109,29 @@ def test_relative_errors_let_small_rows_count():
     assert left[0] < left[1]
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_guided_errors_let_rows_count_by_their_weights(relative):
+    """Of the first two rows of each sample the guide knows that they count, of the others that they do not."""
+    rows = inputs(10)
+    guide = torch.zeros(rows[0].shape[:-1]).flatten()
+    guide[:2] = len(guide) / 2
+    targets, starts = [forward(WEIGHTS, own) for own in rows], block().starts
+    given = partial(Block, forward=lambda weights, sample: forward(weights, rows[sample]), targets=targets)
+    parts = [given(weights=WEIGHTS, starts=starts, row_weights=guides) for guides in ([guide] * len(rows), None)]
+    algorithm = AutoRound(steps=60, start=GUIDED, reach=0.5, relative=relative, guided=True)
+    guided, unguided = (algorithm.solve_block(own, 0) for own in parts)
+
+    def on_those(found):
+        weights = {name: own.dequantize() for name, own in found.qtensors.items()}
+        return sum(float((forward(weights, own) - to).flatten(0, -2)[:2].square().sum()) for own, to in
+                   zip(rows, targets, strict=True))  # fmt: skip
+
+    assert on_those(guided) < 0.8 * on_those(unguided)
+    assert not guided.remarks
+    why = "no gradient at the output of its block is known: rows count as without `guided`"
+    assert unguided.remarks == dict.fromkeys(WEIGHTS, (why,))
+
+
 def test_a_weight_that_no_gradient_reaches_keeps_its_start_and_says_so():
     def cut(weights, rows):
         return rows + torch.relu(rows @ weights["up"].T).detach() @ weights["down"].T
@@ -191,6 +216,15 @@ def test_a_model_comes_nearer_than_with_its_start(start, reach):
     assert len(set(losses)) == 3  # one for each block
     assert "trained by block       6 layers, mean loss " in str(found.report)
     assert json.loads(found.report.files()["report.json"])["layers"][0]["block_losses"] == list(losses[0])
+
+
+def test_gradients_at_the_outputs_of_blocks_reach_it():
+    found = run({"name": "autoround", "steps": 20, "start": GUIDED, "guided": True})
+    assert not any(layer.remarks for layer in found.report.layers)
+    plain = run({"name": "autoround", "steps": 20, "start": GUIDED})
+    codes = [torch.cat([own.model.get_submodule(f"layers.{k}.up").qtensor.codes for k in range(3)]) for own in
+             (found, plain)]  # fmt: skip
+    assert not torch.equal(*codes)
 
 
 FAR = {"name": "autoround", "steps": 40, "start": "nearest", "reach": 0.5}
@@ -278,6 +312,8 @@ def test_a_scheme_that_is_not_of_integers_of_2_to_8_bits_is_a_problem_of_the_pla
     ({"steps": -1}, "steps -1 is no number of them; 200 is usual"), ({"samples": 0}, "samples 0 is no number"),
     ({"reach": -0.1}, r"reach -0.1 is outside \[0, 10\]; 0.15 is usual"), ({"reach": True}, "reach True is outside"),
     ({"ranges": "a"}, "ranges 'a' is outside"), ({"relative": 1}, "relative = 1 is not true or false"),
+    ({"guided": 1, "start": GUIDED}, "guided = 1 is not true or false"),
+    ({"guided": True}, "guided = true takes the gradients that its start asks for, and gptq asks for none; use start ="),
     ({"precision": "half"}, "precision 'half' is none of auto, float32, bfloat16"),
     ({"start": "autoround"}, "start = 'autoround' trains blocks itself; use gptq or nearest"),
 ])  # fmt: skip

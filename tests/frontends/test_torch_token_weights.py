@@ -29,8 +29,8 @@ def llama():
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def measured(model):
-    run = GradientRun(LossGradient.of(model, find_layers(model)), find_layers(model), BATCHES)
+def measured(model, **options):
+    run = GradientRun(LossGradient.of(model, find_layers(model)), find_layers(model), BATCHES, **options)
     assert len(run) == len(list(run)) == 3
     return run.weights
 
@@ -71,6 +71,18 @@ def test_weights_are_the_squared_gradients_of_the_cross_entropy():
             torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
     spread = torch.cat(list(expected["model.layers.0.mlp.down_proj"]))
     assert spread.max() > 2 * spread.min()  # else there is nothing to guide by
+
+
+def test_rows_of_a_blocks_output_count_by_the_gradient_there():
+    """What a block adds last goes into its output as it is, so that both have one gradient."""
+    blocks = [f"model.layers.{number}" for number in range(3)]
+    found = measured(llama(), wanted=[f"{name}.mlp.down_proj" for name in blocks], blocks=blocks)
+    assert found.by_layer.keys() == {*blocks, *(f"{name}.mlp.down_proj" for name in blocks)}
+    for name in blocks:
+        for own, other in zip(found.of_block(name), found.by_layer[f"{name}.mlp.down_proj"], strict=True):
+            assert torch.equal(own, other)
+    assert not torch.equal(found.of_block(blocks[0])[0], found.of_block(blocks[1])[0])
+    assert measured(llama()).of_block(blocks[0]) is None
 
 
 def test_the_model_is_left_as_it_was():

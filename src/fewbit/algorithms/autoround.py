@@ -16,6 +16,7 @@ from fewbit.algorithms.started import Started
 from fewbit.errors import MissingExtraError, RecipeError
 from fewbit.formats.integer import Int
 from fewbit.schemes.scheme import Scheme
+from fewbit.statistics import GUIDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class AutoRound(RoundingOptions, Started):
     #: Train factors on the ends of the ranges too, whose steps are this share of those of an offset; 0: ranges stay.
     ranges: float = 0.1
     relative: bool = True
+    #: Let rows of the output count by the gradient of the model's loss there; the start has to be guided too.
+    guided: bool = False
 
     def __post_init__(self) -> None:
         RoundingOptions.__post_init__(self)
@@ -40,6 +43,13 @@ class AutoRound(RoundingOptions, Started):
         if isinstance(start, BlockAlgorithm):
             raise RecipeError(f"autoround: start = {start.name!r} trains blocks itself; use gptq or nearest")
         object.__setattr__(self, "start", start)
+        if not isinstance(self.guided, bool):
+            raise RecipeError(f"autoround: guided = {self.guided!r:.80} is not true or false")
+        if self.guided and not set(GUIDED) & set(start.statistics):
+            raise RecipeError(
+                f"autoround: guided = true takes the gradients that its start asks for, and {start.name} asks for none; "
+                'use start = { name = "gptq", guided = true }'
+            )
         for name, least, number in (("steps", 0, 200), ("samples", 1, 4)):
             given = getattr(self, name)
             if type(given) is not int or given < least:

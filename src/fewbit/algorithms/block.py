@@ -29,6 +29,8 @@ class Block:
     weights: Mapping[str, Tensor]
     #: The quantized weights to start from, with their schemes.
     starts: Mapping[str, QTensor]
+    #: How much an error of each row of each target counts, (rows,), of mean 1 over all; `None`: not known.
+    row_weights: Sequence[Tensor] | None = None
     #: Finds how much an error of each number of each target counts for the whole model; `None`: not known.
     curvature: Callable[[], Sequence[Tensor] | None] = lambda: None
 

@@ -1,7 +1,8 @@
 """How far the output of a block under trial weights is from its target, and the gradients of that.
 
-L = mean over rows of |forward(weights) - target|^2, each relative to the power of its target row, or each number
-weighted by its curvature, where that is asked for.
+L = mean over rows t of c_t |forward(weights) - target|^2, c_t = 1 / p_t with p_t the power of the target row where errors
+are relative, g_t where they are guided by the mean squares of the loss's gradient, sqrt(g_t / p_t) where both; or each
+number weighted by its curvature.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fewbit.algorithms.block import Block
 from fewbit.numerics.instructions import multiplies
 
 _UNKNOWN = "no gradient at the output of its block is known: every number of it counts alike"
+_UNGUIDED = "no gradient at the output of its block is known: rows count as without `guided`"
 #: Least power of a row of the targets, as a share of the mean, that its error is divided by.
 _FLOOR = 1e-6
 
@@ -23,11 +25,15 @@ _FLOOR = 1e-6
 class BlockLoss:
     """The loss of a block as a function of its weights (out, in)."""
 
-    def __init__(self, block: Block, *, relative: bool, precision: str, fisher: bool = False) -> None:
+    def __init__(
+        self, block: Block, *, relative: bool, precision: str, fisher: bool = False, guided: bool = False
+    ) -> None:
         """Prepare; products are taken in the type `precision`, for `auto` in what is fast and fine enough."""
         self._block, self._relative, self._halved = block, relative, _halved(block, precision)
         self._curvature = _normalized(block.curvature()) if fisher else None
+        self._guides = block.row_weights if guided else None
         self._common = (_UNKNOWN,) if fisher and self._curvature is None else ()
+        self._common += (_UNGUIDED,) if guided and self._guides is None else ()
         #: Layers that the last gradients did not reach.
         self.unreached: set[str] = set()
 
@@ -59,15 +65,22 @@ class BlockLoss:
         return total
 
     def _of(self, weights: Mapping[str, Tensor], sample: int) -> Tensor:
-        target = _rows(self._block.targets[sample])
+        target = features_last(self._block.targets[sample].to(torch.float32))
         with self._precision(target.device.type):
-            output = _rows(self._block.forward(weights, sample))
-        squares = (output.to(torch.float32) - target).square()
-        error = (squares if self._curvature is None else squares * _rows(self._curvature[sample])).mean(-1)
-        if self._relative:
-            power = target.square().mean(-1)
-            error = error / power.clamp(min=max(_FLOOR * float(power.mean()), 1e-30))
-        return error.mean()
+            output = features_last(self._block.forward(weights, sample).to(torch.float32))
+        squares = (output - target).square()
+        error = (squares if self._curvature is None else squares * features_last(self._curvature[sample])).mean(-1)
+        return (error * self._counts(target, sample)).mean()
+
+    def _counts(self, target: Tensor, sample: int) -> Tensor:
+        """Return what the error of each row of a target counts."""
+        power = target.square().mean(-1)
+        floor = max(_FLOOR * float(power.mean()), 1e-30)
+        share = power.clamp(min=floor).reciprocal() if self._relative else torch.ones_like(power)
+        if self._guides is None:
+            return share
+        guide = self._guides[sample].reshape(power.shape)
+        return (share * guide).sqrt() if self._relative else guide
 
     def _precision(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(device, torch.bfloat16, enabled=self._halved)
@@ -101,6 +114,6 @@ def _normalized(curvature: Sequence[Tensor] | None) -> list[Tensor] | None:
     return [own.to(torch.float32) / mean for own in curvature] if 0.0 < mean < float("inf") else None
 
 
-def _rows(values: Tensor) -> Tensor:
+def features_last(values: Tensor) -> Tensor:
     """Return an output with its features last: those of images come second."""
-    return values.to(torch.float32) if values.ndim < 4 else values.to(torch.float32).movedim(1, -1)
+    return values if values.ndim < 4 else values.movedim(1, -1)

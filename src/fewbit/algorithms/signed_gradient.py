@@ -1,7 +1,7 @@
 """Train the trial weights of a block by the sign of the gradient, with a rate that falls to 0; the best state is kept.
 
 p -= 2 reach / steps (1 - step / steps) sign(dL/dp), L the squared error of the output, by default relative to the power
-of each row of the targets. Source: SignRound, arXiv 2309.05516, algorithm 1.
+of each row of the targets, or guided by the gradient of the model's loss. Source: SignRound, arXiv 2309.05516, algorithm 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def trained(block: Block, options: AutoRound, seed: int) -> BlockSolution:
         name: TrialWeight(weight, block.starts[name], ranges=options.ranges > 0)
         for name, weight in block.weights.items()
     }
-    loss = BlockLoss(block, relative=options.relative, precision=options.precision)
+    loss = BlockLoss(block, relative=options.relative, precision=options.precision, guided=options.guided)
     before = best = loss.mean({name: start.dequantize() for name, start in block.starts.items()})
     found = dict(block.starts)
     looks = {round(share * options.steps) for share in _LOOKS} - {0}

@@ -81,6 +81,10 @@ class Trainable(Protocol):
     def targets(self) -> Sequence[Array]:
         """What the float part puts out for each sample."""
 
+    @property
+    def row_weights(self) -> Sequence[Array] | None:
+        """How much an error of each row of each target counts, (rows,), of mean 1 over all; `None`: not known."""
+
     def forward(self, weights: Mapping[str, Array], sample: int) -> Array:
         """Return the output for a sample with these weights (out, in) by layer, differentiable in them."""
 

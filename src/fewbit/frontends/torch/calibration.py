@@ -67,10 +67,18 @@ class CalibrationRun:
         guided = {name for name, names in wanted.items() if set(GUIDED) & set(names)}
         #: What is to be gone through first, a step a batch: what the rows of inputs count in the float model.
         first = self._parts_of.first
-        self.gradients = GradientRun(self._loss, layers, batches, guided, first=first) if guided else ()
+        self.gradients = (
+            GradientRun(self._loss, layers, batches, guided, blocks=self._with_any(guided & set(trained)), first=first)
+            if guided
+            else ()
+        )
 
     def __len__(self) -> int:
         return len(self._partition.blocks) + 1
+
+    def _with_any(self, names: Collection[str]) -> list[str]:
+        """Return the blocks that have any of the layers called `names`."""
+        return [block.name for block in self._partition.blocks if any(layer.name in names for layer in block.layers)]
 
     def __iter__(self) -> Iterator[Iterator[CalibratedPart]]:
         """Yield for each stage its parts; quantize and install the layers of a part before asking for the next."""
@@ -170,7 +178,7 @@ class CalibrationRun:
         if trained:
             step.rewind(calls)
             held.renew()
-            yield block_part(trained, step, self._loss, self._batches)
+            yield block_part(trained, step, self._loss, self._batches, self._weights.of_block(step.name))
 
     def _measured_parts(
         self, layers: list[Layer], step: BlockInputs, held: HeldWeights, floats: Mapping[str, Sequence[Tensor]]

@@ -37,6 +37,8 @@ class Reconstruction:
     #: What the model loses, and the batches to see it on.
     loss: LossGradient
     batches: Sequence[Any]
+    #: How much an error of each row of each target counts, (rows,); `None`: not known.
+    row_weights: Sequence[Tensor] | None = None
 
     def forward(self, weights: Mapping[str, Tensor], sample: int) -> Tensor:
         """Return the output for the call number `sample` under these weights (out, in), differentiable in them."""
@@ -62,16 +64,25 @@ class Reconstruction:
 
 
 def block_part(
-    layers: tuple[Layer, ...], step: BlockInputs, loss: LossGradient, batches: Sequence[Any]
+    layers: tuple[Layer, ...],
+    step: BlockInputs,
+    loss: LossGradient,
+    batches: Sequence[Any],
+    weights: Sequence[Tensor] | None = None,
 ) -> CalibratedPart:
-    """Return the layers of a block that are to be trained, each quantized and installed by now."""
+    """Return the layers of a block that are to be trained, each quantized and installed by now.
+
+    `weights` is what rows of its output count, by batch.
+    """
     if not (step.link.replayable and step.calls):
         why = "it cannot be run on its own" if step.link.calls else "no calibration input reached it"
         return CalibratedPart(layers, {}, remarks=(f"its block {step.name} was not trained: {why}",))
     targets = [_first_tensor(output) for output in step.float_outputs]
+    known = weights if weights and len(weights) == len(targets) else None
     block = Reconstruction(
-        model=loss.model, name=step.name, calls=step.calls, targets=targets, loss=loss, batches=batches
-    )
+        model=loss.model, name=step.name, calls=step.calls, targets=targets, loss=loss, batches=batches,
+        row_weights=known,
+    )  # fmt: skip
     remarks = () if step.alongside else (f"{step.name} was trained for its float output on quantized inputs",)
     return CalibratedPart(layers, {}, block=block, remarks=remarks)
 

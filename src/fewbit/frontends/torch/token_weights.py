@@ -1,6 +1,7 @@
-"""What each row of a layer's input counts: the mean square of the loss's gradient at the layer's output there.
+"""What each row of a layer's input, or of a block's output, counts: the mean square of the loss's gradient there.
 
-One forward and one backward of the float model for each batch; what the loss is says `loss_gradient.py`.
+The gradient of a layer is that at its output. One forward and one backward of the float model for each batch; what the
+loss is says `loss_gradient.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewbit.algorithms.block_loss import features_last
+from fewbit.frontends.torch.calls import hidden
 from fewbit.frontends.torch.layers import module_class
 from fewbit.frontends.torch.loss_gradient import LossGradient
+from fewbit.frontends.torch.module_chain import modules_in
 from fewbit.frontends.torch.resident_memory import trim
 from fewbit.interfaces import Layer
 
@@ -25,9 +29,13 @@ _KINDS = ("Linear", "Conv1D")
 
 @dataclass(frozen=True, slots=True)
 class TokenWeights:
-    """Weights of the rows of layers' inputs, of mean 1 over all batches, (rows,) for each batch."""
+    """Weights of the rows of layers' inputs and blocks' outputs, of mean 1 over all batches, (rows,) for each batch."""
 
     by_layer: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+
+    def of_block(self, name: str) -> Sequence[Tensor] | None:
+        """Return what the rows of the output of a block count, by batch; `None` where that is not known."""
+        return self.by_layer.get(name)
 
     def of(self, layers: Sequence[str], batch: int) -> Tensor | None:
         """Return the mean of what the `layers` that share an input say of its rows; `None` where that is not known."""
@@ -52,9 +60,10 @@ class GradientRun:
         batches: Sequence[Any],
         wanted: Collection[str] | None = None,
         *,
+        blocks: Collection[str] = (),
         first: int = 0,
     ) -> None:
-        """Prepare; nothing runs yet. Only the layers called in `wanted` are watched, or all of them.
+        """Prepare; nothing runs yet. Only the layers called in `wanted` are watched, or all of them, and `blocks`.
 
         `first` is the number of the first batch: what is drawn for a batch depends on its own number alone.
         """
@@ -62,7 +71,7 @@ class GradientRun:
         # Behind quantized layers an expert gets other tokens than here.
         own = [layer.name for layer in layers if not layer.expert and (wanted is None or layer.name in wanted)]
         watched = [name for name in own if module_class(loss.model.get_submodule(name)) in _KINDS]
-        self._seen: dict[str, list[list[Tensor]]] = {name: [] for name in watched}
+        self._seen: dict[str, list[list[Tensor]]] = {name: [] for name in (*watched, *blocks)}
         self._differentiable = True
 
     def __len__(self) -> int:
@@ -113,21 +122,23 @@ def means_over(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, floa
 
 @contextmanager
 def _listening(model: nn.Module, seen: Mapping[str, list[list[Tensor]]]) -> Iterator[None]:
-    """Keep the mean squares of the gradients at the outputs of layers, in the last list of each."""
+    """Keep the mean squares of the gradients at the outputs of layers and blocks, in the last list of each."""
 
     def keep(name: str, slope: Tensor) -> None:
-        seen[name][-1].append(slope.float().square().mean(-1).reshape(-1))
+        seen[name][-1].append(features_last(slope.float()).square().mean(-1).reshape(-1))
 
-    def left(name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor:  # noqa: ARG001
-        if not torch.is_grad_enabled():
+    def left(name: str, module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG001
+        own = hidden(output)
+        if not torch.is_grad_enabled() or own is None or not own.is_floating_point():
             return output
-        if not output.requires_grad:
+        if not own.requires_grad and own is output:
             # The first layers of the model; a copy, since what follows may write into it.
-            output = output.detach().requires_grad_().clone()
-        output.register_hook(partial(keep, name))  # type: ignore[no-untyped-call]
+            output = own = own.detach().requires_grad_().clone()
+        if own.requires_grad:
+            own.register_hook(partial(keep, name))  # type: ignore[no-untyped-call]
         return output
 
     with ExitStack() as hooks:
         for name in seen:
-            hooks.callback(model.get_submodule(name).register_forward_hook(partial(left, name)).remove)
+            hooks.callback(modules_in(model, name)[-1].register_forward_hook(partial(left, name)).remove)
         yield
