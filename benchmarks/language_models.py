@@ -28,7 +28,9 @@ def rows() -> Iterator[Row]:
         yield fewbit_row(scheme, "rotation, gptq, guided", ["rotation"], guided=True)
         yield fewbit_row(scheme, f"rotation, autoround, {STEPS} steps", ["rotation"], name="autoround", steps=STEPS)
         start = {"name": "gptq", "guided": True}
-        yield fewbit_row(scheme, f"guided, autoround, {STEPS} steps", name="autoround", steps=STEPS, start=start)
+        trained = {"name": "autoround", "steps": STEPS, "start": start}
+        yield fewbit_row(scheme, f"guided, autoround, {STEPS} steps", **trained)
+        yield fewbit_row(scheme, f"guided, guided autoround, {STEPS} steps", **trained, guided=True)
     yield Row("llm-compressor", "int4 channel", (), "GPTQ")
     yield Row("GPTQModel", "int4 channel", (), "GPTQ")
     yield fewbit_row("int4 channel", "gptq")
