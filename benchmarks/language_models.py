@@ -1,42 +1,54 @@
 """Language models at 4, 3 and 2 bits: transforms and algorithms of fewbit beside every peer, on the same tokens.
 
 Run: python benchmarks/language_models.py [--model smollm2-rotated] [--calibration FILE] [--text FILE:40] [--rows REGEX]
+With --keep rows are written to benchmarks/kept; `--kept MODEL` alone prints the table of those, as the docs have it.
 Each row runs in a process of its own and is cached in benchmarks/cache, so that a stopped run goes on where it was.
 Peers run from environments of their own, made by benchmarks/peers/make.sh; without one its rows are left out, aloud.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 
+from kept_rows import kept_table, read_kept
 from weight_rows import Row, fewbit_row, table
 
 SCHEMES = ("int4 g64", "int4 g64 asym", "int3 g64", "int3 g64 asym", "int2 g64 asym")
 STEPS, SAMPLES = 100, 4
 
 
-def rows() -> Iterator[Row]:
-    for scheme in SCHEMES:
-        yield from peers(scheme)
-        yield fewbit_row(scheme, "nearest", name="nearest")
-        yield fewbit_row(scheme, "gptq")
-        yield fewbit_row(scheme, "gptq, guided", guided=True)
-        yield fewbit_row(scheme, "gptq, guided, damping 0.01", guided=True, damping=0.01)
-        yield fewbit_row(scheme, "awq, nearest", ["awq"], name="nearest")
-        yield fewbit_row(scheme, "awq, gptq", ["awq"])
-        yield fewbit_row(scheme, "rotation, gptq", ["rotation"])
-        yield fewbit_row(scheme, "rotation, gptq, guided", ["rotation"], guided=True)
-        yield fewbit_row(scheme, f"rotation, autoround, {STEPS} steps", ["rotation"], name="autoround", steps=STEPS)
-        start = {"name": "gptq", "guided": True}
-        trained = {"name": "autoround", "steps": STEPS, "start": start}
-        yield fewbit_row(scheme, f"guided, autoround, {STEPS} steps", **trained)
-        yield fewbit_row(scheme, f"guided, guided autoround, {STEPS} steps", **trained, guided=True)
-    yield Row("llm-compressor", "int4 channel", (), "GPTQ")
-    yield Row("GPTQModel", "int4 channel", (), "GPTQ")
-    yield fewbit_row("int4 channel", "gptq")
-    yield fewbit_row("int4 channel", "gptq, guided", guided=True)
-    yield fewbit_row("int4 channel", "rotation, gptq", ["rotation"])
-    yield fewbit_row("int4 channel", "rotation, gptq, guided", ["rotation"], guided=True)
+def sections() -> Iterator[list[Row]]:
+    """Yield the rows that are compared with one another: those of a scheme."""
+    yield from ([*peers(scheme), *own(scheme)] for scheme in SCHEMES)
+    scheme = "int4 channel"
+    yield [
+        Row("llm-compressor", scheme, (), "GPTQ"),
+        Row("GPTQModel", scheme, (), "GPTQ"),
+        fewbit_row(scheme, "gptq"),
+        fewbit_row(scheme, "gptq, guided", guided=True),
+        fewbit_row(scheme, "rotation, gptq", ["rotation"]),
+        fewbit_row(scheme, "rotation, gptq, guided", ["rotation"], guided=True),
+    ]
+
+
+def own(scheme: str) -> Iterator[Row]:
+    """Yield what fewbit makes of it."""
+    yield fewbit_row(scheme, "nearest", name="nearest")
+    yield fewbit_row(scheme, "gptq")
+    yield fewbit_row(scheme, "gptq, guided", guided=True)
+    yield fewbit_row(scheme, "gptq, guided, damping 0.01", guided=True, damping=0.01)
+    yield fewbit_row(scheme, "awq, nearest", ["awq"], name="nearest")
+    yield fewbit_row(scheme, "awq, gptq", ["awq"])
+    yield fewbit_row(scheme, "rotation, gptq", ["rotation"])
+    yield fewbit_row(scheme, "rotation, gptq, guided", ["rotation"], guided=True)
+    trained: dict[str, Any] = {"name": "autoround", "steps": STEPS}
+    yield fewbit_row(scheme, f"rotation, autoround, {STEPS} steps", ["rotation"], **trained)
+    trained["start"] = {"name": "gptq", "guided": True}
+    yield fewbit_row(scheme, f"guided, autoround, {STEPS} steps", **trained)
+    yield fewbit_row(scheme, f"guided, guided autoround, {STEPS} steps", **trained, guided=True)
 
 
 def peers(scheme: str) -> Iterator[Row]:
@@ -57,5 +69,15 @@ def peers(scheme: str) -> Iterator[Row]:
     yield Row("auto-round", scheme, ("--steps", str(STEPS), "--samples", str(SAMPLES)), f"{STEPS} steps")
 
 
+def kept(model: str) -> Iterator[str]:
+    """Yield the lines of the table of a model, from the rows that are kept."""
+    found = {(row.tool, row.scheme, *row.options): row for row in read_kept() if row.model == model}
+    keys = [[(row.tool, row.scheme, *row.options) for row in section] for section in sections()]
+    return kept_table([found[key] for key in section if key in found] for section in keys)
+
+
 if __name__ == "__main__":
-    table(__doc__, rows())
+    if sys.argv[1:2] == ["--kept"]:
+        print("\n".join(kept(*sys.argv[2:])))
+    else:
+        table(__doc__, chain.from_iterable(sections()))

@@ -27,6 +27,7 @@ from fewbit.evaluation.text import read_text, token_sequences
 from fewbit.report.data import installed_versions, this_machine
 from fewbit.schemes.notation import parse_scheme
 from fewbit.sources import open_source
+from kept_rows import KeptRow, keep, made_by
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / "cache"
@@ -202,8 +203,11 @@ def fewbit_row(scheme: str, label: str, transforms: Sequence[Any] = (), **algori
 
 
 def table(description: str | None, rows: Iterable[Row]) -> None:
-    """Read the command line, measure those of `rows` that it asks for, and print a line for each."""
-    bench, chosen = bench_of(description)
+    """Read the command line, measure those of `rows` that it asks for, print a line for each, and keep it if told."""
+    parser = _parser(description)
+    parser.add_argument("--keep", action="store_true", help="write the rows to benchmarks/kept too")
+    given = parser.parse_args()
+    bench, chosen = _bench_of(given)
     qualities = [f"{what}, {text}" for text in bench.batches for what in ("KL", "top-1", "perplexity")]
     print(line(["tool", "scheme", "bits", *qualities, *COSTS]))
     print(line(["---", "---", *["---:"] * (1 + len(qualities) + len(COSTS))]), flush=True)
@@ -217,12 +221,23 @@ def table(description: str | None, rows: Iterable[Row]) -> None:
         quality = [f"{kl:.4f} | {top1:.3f} | {perplexity:.2f}" for kl, top1, perplexity in found["quality"].values()]
         cost = [f"{found.get(name, float('nan')):.0f}" for name in COSTS.values()]
         bits = found.get("bits") or parse_scheme(row.scheme).bits_per_weight(_SHAPE)
+        if given.keep:
+            keep(_kept(bench, row, {"bits": bits, **found}))
         print(line([f"{row.tool}, {row.label}", row.scheme, f"{bits:.2f}", *quality, *cost]), flush=True)
+
+
+def _kept(bench: Bench, row: Row, found: dict[str, Any]) -> KeptRow:
+    figures = {name: found[name] for name in ("bits", "quality", "seconds", "cpu_seconds", "peak_mb")}
+    told = made_by(found, own=row.tool == "fewbit")
+    return KeptRow(bench.model, str(bench.calibration), row.tool, row.scheme, row.label, row.options, figures, told)
 
 
 def bench_of(description: str | None) -> tuple[Bench, str]:
     """Read the command line, say what is measured on what; return it, and what to choose rows by."""
-    given = _arguments(description)
+    return _bench_of(_parser(description).parse_args())
+
+
+def _bench_of(given: argparse.Namespace) -> tuple[Bench, str]:
     bench = Bench(given.model, given.calibration or Text(None, 8), [Text(None), *(given.text or [])])
     print(
         f"{given.model}; calibrated on {bench.samples} x {bench.length} tokens of {bench.calibration}, "
@@ -232,13 +247,13 @@ def bench_of(description: str | None) -> tuple[Bench, str]:
     return bench, given.rows
 
 
-def _arguments(description: str | None) -> argparse.Namespace:
+def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help="smollm2 or smollm2-rotated")
     parser.add_argument("--calibration", type=Text.parse, help="UTF-8 text; default: pydoc_data.topics from piece 8")
     parser.add_argument("--text", type=Text.parse, action="append", help="text to evaluate on besides that")
     parser.add_argument("--rows", default="", help="only rows whose 'tool scheme label' holds this regular expression")
-    return parser.parse_args()
+    return parser
 
 
 def line(cells: Any) -> str:

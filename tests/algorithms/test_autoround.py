@@ -313,7 +313,7 @@ def test_a_scheme_that_is_not_of_integers_of_2_to_8_bits_is_a_problem_of_the_pla
     ({"reach": -0.1}, r"reach -0.1 is outside \[0, 10\]; 0.15 is usual"), ({"reach": True}, "reach True is outside"),
     ({"ranges": "a"}, "ranges 'a' is outside"), ({"relative": 1}, "relative = 1 is not true or false"),
     ({"guided": 1, "start": GUIDED}, "guided = 1 is not true or false"),
-    ({"guided": True}, "guided = true takes the gradients that its start asks for, and gptq asks for none; use start ="),
+    ({"guided": True}, "guided = true takes the gradients that its start asks for, and gptq asks for none"),
     ({"precision": "half"}, "precision 'half' is none of auto, float32, bfloat16"),
     ({"start": "autoround"}, "start = 'autoround' trains blocks itself; use gptq or nearest"),
 ])  # fmt: skip

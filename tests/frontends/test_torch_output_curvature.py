@@ -44,8 +44,8 @@ def network(block):
     return nn.Sequential(block, First() if isinstance(block, Paired) else nn.Identity(), Scaled()).eval()
 
 
-def curvature(model, block, heads=()):
-    return output_curvature(LossGradient(model, (), frozenset(heads)), block, BATCHES)
+def curvature(model, block, heads=None):
+    return output_curvature(LossGradient(model, (), heads or {}), block, BATCHES)
 
 
 @pytest.mark.parametrize("block", [nn.Linear(6, 5), Paired()], ids=["tensor", "tuple"])
@@ -64,7 +64,7 @@ def test_a_projection_has_the_squares_of_what_lies_behind(block):
 def test_numbers_that_the_model_puts_out_count_alike_unless_they_are_scores():
     model = network(nn.Linear(6, 5))
     assert all(torch.equal(own, torch.ones(4, 5)) for own in curvature(model, model[2]))
-    for own, batch in zip(curvature(model, model[2], heads=[5]), BATCHES, strict=True):
+    for own, batch in zip(curvature(model, model[2], heads={"2": 5}), BATCHES, strict=True):
         shares = model(batch).softmax(-1).detach()
         # The gradient is the share, less 1 for the label that was drawn.
         assert torch.allclose((own - shares.square()).abs().amin(1), torch.zeros(4), atol=1e-6)

@@ -47,8 +47,8 @@ class AutoRound(RoundingOptions, Started):
             raise RecipeError(f"autoround: guided = {self.guided!r:.80} is not true or false")
         if self.guided and not set(GUIDED) & set(start.statistics):
             raise RecipeError(
-                f"autoround: guided = true takes the gradients that its start asks for, and {start.name} asks for none; "
-                'use start = { name = "gptq", guided = true }'
+                f"autoround: guided = true takes the gradients that its start asks for, and {start.name} asks for "
+                'none; use start = { name = "gptq", guided = true }'
             )
         for name, least, number in (("steps", 0, 200), ("samples", 1, 4)):
             given = getattr(self, name)

@@ -1,8 +1,8 @@
 """How far the output of a block under trial weights is from its target, and the gradients of that.
 
-L = mean over rows t of c_t |forward(weights) - target|^2, c_t = 1 / p_t with p_t the power of the target row where errors
-are relative, g_t where they are guided by the mean squares of the loss's gradient, sqrt(g_t / p_t) where both; or each
-number weighted by its curvature.
+L = mean over rows t of c_t |forward(weights) - target|^2, c_t = 1 / p_t with p_t the power of the target row where
+errors are relative, g_t where the mean squares of the loss's gradient guide, sqrt(g_t / p_t) where both; or
+each number weighted by its curvature.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class BlockLoss:
         self._block, self._relative, self._halved = block, relative, _halved(block, precision)
         self._curvature = _normalized(block.curvature()) if fisher else None
         self._guides = block.row_weights if guided else None
-        self._common = (_UNKNOWN,) if fisher and self._curvature is None else ()
-        self._common += (_UNGUIDED,) if guided and self._guides is None else ()
+        unknown = {_UNKNOWN: fisher and self._curvature is None, _UNGUIDED: guided and self._guides is None}
+        self._common = tuple(remark for remark, there in unknown.items() if there)
         #: Layers that the last gradients did not reach.
         self.unreached: set[str] = set()
 

@@ -1,7 +1,7 @@
 """Train the trial weights of a block by the sign of the gradient, with a rate that falls to 0; the best state is kept.
 
-p -= 2 reach / steps (1 - step / steps) sign(dL/dp), L the squared error of the output, by default relative to the power
-of each row of the targets, or guided by the gradient of the model's loss. Source: SignRound, arXiv 2309.05516, algorithm 1.
+p -= 2 reach / steps (1 - step / steps) sign(dL/dp), L the squared error of the output, its rows by default relative to
+their power, or guided by the gradient of the model's loss. Source: SignRound, arXiv 2309.05516, algorithm 1.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 Of a language model the loss is the cross-entropy of labels drawn from its own predictions, whose squared gradients are
 in the mean the curvature of the KL divergence; of another model a random projection of its output, likewise for the
-squared error. Blocks are run again on the way back.
+squared error. Blocks are run again on the way back, and scores are taken some rows at a time where that is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewbit.frontends.torch.blocks import find_blocks
 from fewbit.frontends.torch.calls import run_with_gradients, scores_of
+from fewbit.frontends.torch.head_rows import send_back, withheld
 from fewbit.interfaces import Layer
 
 #: Rows that labels are drawn for together: their sums take as much memory as the scores.
@@ -32,40 +33,66 @@ class LossGradient:
     model: nn.Module
     #: Dotted paths of the blocks that are run again.
     blocks: tuple[str, ...]
-    #: Widths of outputs that are scores of labels.
-    heads: frozenset[int]
+    #: Widths of outputs that are scores of labels, by the layers that make them.
+    heads: Mapping[str, int]
 
     @classmethod
     def of(cls, model: nn.Module, layers: Sequence[Layer]) -> LossGradient:
         """Return it for a model with these layers."""
         blocks = tuple(block.name for block in find_blocks(model, layers).blocks)
-        return cls(model, blocks, frozenset(layer.shape[0] for layer in layers if layer.kind == "head"))
+        return cls(model, blocks, {layer.name: layer.shape[0] for layer in layers if layer.kind == "head"})
 
     @contextmanager
-    def differentiated(self) -> Iterator[Callable[[int, Any], Tensor | None]]:
+    def differentiated(self, *, by_rows: bool = False) -> Iterator[Callable[[int, Any], Tensor | None]]:
         """Return what runs the model on the batch of a number and the gradient back.
 
-        It returns the scores, `None` without a gradient. What is drawn depends on the number alone.
+        It returns the output, or what stands for it, and `None` without a gradient. What is drawn depends on the number
+        alone. With `by_rows` a head is not called, and where that cannot be the first batch goes forward twice.
         """
+        by_rows = by_rows and len(self.heads) == 1
+
+        def go_back(number: int, batch: Any) -> Tensor | None:
+            nonlocal by_rows
+            draw = torch.Generator().manual_seed(number)
+            seen = self._withheld(batch) if by_rows else None
+            by_rows = seen is not None  # for the batches to come too
+            try:
+                return self._at_once(batch, draw) if seen is None else self._by_rows(seen, draw)
+            except RuntimeError as error:  # of an operator without gradient, or of what is written over
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                return None
+
         with frozen(self.model), _run_again(self.model, self.blocks):
-            yield self._go_back
+            yield go_back
 
     def labelled(self, scores: Tensor) -> bool:
         """Whether they are scores of labels; else the loss is a projection, of curvature 1 in every number."""
-        return scores.shape[-1] in self.heads
+        return scores.shape[-1] in self.heads.values()
 
-    def _go_back(self, number: int, batch: Any) -> Tensor | None:
-        draw = torch.Generator().manual_seed(number)
+    def _withheld(self, batch: Any) -> tuple[Tensor, Tensor] | None:
+        """Return what the head is given, and what stands for its scores; `None`: those are not the model's output."""
+        [name] = self.heads
         try:
-            output = run_with_gradients(self.model, batch)
-            scores = scores_of(output)
-            if scores is None or not scores.requires_grad:
-                return None
-            scores.backward(loss_slope(scores.detach(), draw, labelled=self.labelled(scores)))  # type: ignore[no-untyped-call]
-        except RuntimeError as error:  # of an operator without gradient, or of what is written over
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+            with withheld(self.model.get_submodule(name)) as seen:
+                found = scores_of(run_with_gradients(self.model, batch))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever a model does with scores that are none
             return None
+        given = seen.given(found)
+        return None if found is None or given is None or not given.requires_grad else (given, found)
+
+    def _by_rows(self, seen: tuple[Tensor, Tensor], draw: torch.Generator) -> Tensor:
+        [name] = self.heads
+        send_back(self.model.get_submodule(name), seen[0], partial(loss_slope, draw=draw, labelled=True))
+        return seen[1]
+
+    def _at_once(self, batch: Any, draw: torch.Generator) -> Tensor | None:
+        scores = scores_of(run_with_gradients(self.model, batch))
+        if scores is None or not scores.requires_grad:
+            return None
+        scores.backward(loss_slope(scores.detach(), draw, labelled=self.labelled(scores)))  # type: ignore[no-untyped-call]
         return scores
 
 

@@ -79,7 +79,7 @@ class GradientRun:
 
     def __iter__(self) -> Iterator[None]:
         """Yield after each batch."""
-        with self._loss.differentiated() as go_back:
+        with self._loss.differentiated(by_rows=not self._loss.heads.keys() & self._seen.keys()) as go_back:
             for number, batch in enumerate(self._batches, self._first):
                 for calls in self._seen.values():
                     calls.append([])
@@ -135,7 +135,7 @@ def _listening(model: nn.Module, seen: Mapping[str, list[list[Tensor]]]) -> Iter
             # The first layers of the model; a copy, since what follows may write into it.
             output = own = own.detach().requires_grad_().clone()
         if own.requires_grad:
-            own.register_hook(partial(keep, name))  # type: ignore[no-untyped-call]
+            own.register_hook(partial(keep, name))
         return output
 
     with ExitStack() as hooks:
