@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from fewbit.frontends.torch.resident_memory import give_back, trim
+from fewbit.frontends.torch.resident_memory import give_back, read_by_turns, trim
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="madvise and the page map are Linux's")
 #: 16 MiB: what the allocator and Python do beside it is far below.
@@ -50,6 +51,20 @@ def test_memory_of_no_file_stays():
     own = torch.arange(SIZE, dtype=torch.float32)
     give_back([own, own[5:], own[:0], torch.empty(3), torch.empty(4, device="meta")])
     assert torch.equal(own, torch.arange(SIZE, dtype=torch.float32))
+
+
+def test_weights_are_there_for_one_module_at_a_time(mapped):
+    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(4)))
+    for module, weight in zip(model, mapped.reshape(4, 1024, 1024), strict=True):
+        module.weight = nn.Parameter(weight, requires_grad=False)
+    before, rows = resident("RssFile"), torch.full((1, 1024), 1e-6)
+    expected = model(rows)
+    for _ in range(2):
+        with read_by_turns(list(model)):
+            assert torch.equal(model(rows), expected)
+            assert before - resident("RssFile") > SIZE * 2.5  # three of four were given back, but for their edges
+            assert torch.equal(model[3](rows), nn.functional.linear(rows, mapped.reshape(4, 1024, 1024)[3]))
+    assert not any("forward" in vars(module) for module in model)
 
 
 def test_trimming_gives_freed_chunks_back():

@@ -27,6 +27,7 @@ from fewbit.frontends.torch.calls import (
     size,
 )
 from fewbit.frontends.torch.module_chain import chained, modules_in
+from fewbit.frontends.torch.resident_memory import read_by_turns
 
 #: Roundings by which a repeated block may differ: some CUDA kernels add in another order each time.
 _TOLERANCE = 8.0
@@ -73,6 +74,7 @@ def trace_blocks(model: nn.Module, names: Sequence[str], batches: Sequence[Any])
                 enter, leave = trace.enter(name), trace.leave(name, chained(model, name))
                 hooks.callback(modules[0].register_forward_pre_hook(enter, with_kwargs=True, prepend=True).remove)
                 hooks.callback(modules[-1].register_forward_hook(leave).remove)
+            hooks.enter_context(read_by_turns([module for name in names for module in modules_in(model, name)]))
             run_batch(model, batch)
         # A block that this batch does not reach cannot be chained: it would be run for this batch too.
         known = {name: link.captured() for name, link in known.items()} | trace.links

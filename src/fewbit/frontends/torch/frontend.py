@@ -34,6 +34,7 @@ from fewbit.frontends.torch.product_statistics import product_statistics
 from fewbit.frontends.torch.quantized import quantized_layers, quantized_prefixes
 from fewbit.frontends.torch.relu6 import replace_relu6
 from fewbit.frontends.torch.replacement import TorchReplacement
+from fewbit.frontends.torch.resident_memory import give_back
 from fewbit.frontends.torch.rounded_product import RoundedProduct
 from fewbit.frontends.torch.shared_inputs import shared_inputs
 from fewbit.frontends.torch.stored import to_stored
@@ -161,7 +162,7 @@ class TorchFrontend:
     ) -> None:
         """Raise `NonFiniteError` for numbers of `layers`, or of tensors as they are stored, that are not finite."""
         for layer in layers:
-            self.weight(model, layer)
+            give_back([self.weight(model, layer)])
             if layer.bias:
                 self.bias(model, layer)
         require_finite_floats(model, names, storage_type)

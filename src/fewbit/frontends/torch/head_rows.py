@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewbit.frontends.torch.forward_attribute import get_forward, set_forward
+
 #: Rows whose scores are there at once.
 _ROWS = 128
 
@@ -34,7 +36,7 @@ class Withheld:
 @contextmanager
 def withheld(head: nn.Module) -> Iterator[Withheld]:
     """Have `head` keep what it is given and put out zeros, one for each row."""
-    own, seen = head.__dict__.get("forward"), Withheld()
+    own, seen = get_forward(head), Withheld()
 
     def stand_in(given: Tensor) -> Tensor:
         seen.calls.append((given, given.new_zeros(*given.shape[:-1], 1)))
@@ -44,10 +46,7 @@ def withheld(head: nn.Module) -> Iterator[Withheld]:
     try:
         yield seen
     finally:
-        if own is None:
-            del head.forward
-        else:
-            head.forward = own
+        set_forward(head, own)
 
 
 def send_back(head: nn.Module, given: Tensor, slope_of: Callable[[Tensor], Tensor]) -> None:

@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from fewbit.frontends.torch.blocks import find_blocks
 from fewbit.frontends.torch.calls import run_with_gradients, scores_of
+from fewbit.frontends.torch.forward_attribute import get_forward, set_forward
 from fewbit.frontends.torch.head_rows import send_back, withheld
+from fewbit.frontends.torch.resident_memory import read_by_turns
 from fewbit.interfaces import Layer
 
 #: Rows that labels are drawn for together: their sums take as much memory as the scores.
@@ -63,7 +65,8 @@ class LossGradient:
                     raise
                 return None
 
-        with frozen(self.model), _run_again(self.model, self.blocks):
+        modules = [self.model.get_submodule(name) for name in self.blocks]
+        with frozen(self.model), read_by_turns(modules), _run_again(modules):
             yield go_back
 
     def labelled(self, scores: Tensor) -> bool:
@@ -128,19 +131,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _run_again(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
-    """Have the blocks keep their inputs alone; what is inside of one comes again on the way back."""
+def _run_again(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Have the modules keep their inputs alone; what is inside of one comes again on the way back."""
     with ExitStack() as undo:
-        for name in blocks:
-            module = model.get_submodule(name)
-            own = module.__dict__.get("forward")
-            undo.callback(_set_forward, module, own)
+        for module in modules:
+            undo.callback(set_forward, module, get_forward(module))
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
         yield
-
-
-def _set_forward(module: nn.Module, own: Any) -> None:
-    if own is None:
-        del module.forward
-    else:
-        module.forward = own

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fewbit.errors import CalibrationError
 from fewbit.frontends.torch.calls import evaluating
+from fewbit.frontends.torch.forward_attribute import get_forward, set_forward
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class PausedRuns:
         # Runs that take turns would give back the mode of training in another order than they took it.
         self._undo.enter_context(evaluating(model))
         for name in self._order:
-            self._undo.callback(_give_back_forward, *self._gate(name))
+            self._undo.callback(set_forward, *self._gate(name))
 
     def reach(self, leader: str) -> Iterator[Tensor | None]:
         """Let every run go on to the layer called `leader`; yield what it is given there, `None`: it calls it not."""
@@ -99,7 +100,7 @@ class PausedRuns:
     def _gate(self, name: str) -> tuple[nn.Module, Any]:
         """Make the float layer called `name` wait when a run calls it; return it, and the forward that it had."""
         module = self._model.get_submodule(name)
-        own, before = module.forward, module.__dict__.get("forward")
+        own, before = module.forward, get_forward(module)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             stack = getcurrent()
@@ -128,10 +129,3 @@ class PausedRuns:
                 f"{leader}: one calibration batch calls it after other layers and another before them; calibrate "
                 "without sequential order"
             )
-
-
-def _give_back_forward(module: nn.Module, before: Any) -> None:
-    if before is None:
-        del module.forward
-    else:
-        module.forward = before

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fewbit.errors import NonFiniteError, SourceError
 from fewbit.frontends.torch.filling import fill, names_of
+from fewbit.frontends.torch.forward_attribute import get_forward, set_forward
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.frontends.torch.resident_memory import trim
 from fewbit.frontends.torch.stored import to_stored
@@ -140,8 +141,8 @@ class Residence:
     def __enter__(self) -> Residence:
         for part in self.parts:
             module = self._model.get_submodule(part)
-            before = module.__dict__.get("forward")
-            self._undo.callback(_give_back, module, before)
+            before = get_forward(module)
+            self._undo.callback(set_forward, module, before)
             module.forward = self._entering(part, module)
         return self
 
@@ -179,10 +180,3 @@ class Residence:
         found = module._buffers.get(attribute) if found is None else found
         assert found is not None
         return found
-
-
-def _give_back(module: nn.Module, before: Any) -> None:
-    if before is None:
-        del module.forward
-    else:
-        module.forward = before

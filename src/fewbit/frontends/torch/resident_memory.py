@@ -10,13 +10,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
+
+from fewbit.frontends.torch.forward_attribute import get_forward, set_forward
 
 _PAGEMAP = Path("/proc/self/pagemap")
 #: The number of an option of mallopt(3).
@@ -50,6 +53,25 @@ def give_back(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             if tensor.device.type == "cpu" and not tensor.is_meta:
                 _give_back(tensor.data_ptr(), tensor.numel() * tensor.element_size(), pagemap)
+
+
+@contextmanager
+def read_by_turns(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Give back the pages of the weights of one of `modules` when another one is called, or called again."""
+    last: list[nn.Module] = []
+
+    def by_turns(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        for other in last:
+            if other is not module:
+                give_back(other.parameters())
+        last[:] = [module]
+        return forward(*args, **kwargs)
+
+    with ExitStack() as undo:
+        for module in modules:
+            undo.callback(set_forward, module, get_forward(module))
+            module.forward = partial(by_turns, module, module.forward)
+        yield
 
 
 def _give_back(address: int, size: int, pagemap: Any) -> None:

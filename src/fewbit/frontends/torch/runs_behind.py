@@ -17,6 +17,7 @@ from torch import nn
 
 from fewbit.frontends.torch.blocks import find_blocks
 from fewbit.frontends.torch.calls import copied, items, run_batch, same, scores_of
+from fewbit.frontends.torch.forward_attribute import get_forward, set_forward
 from fewbit.interfaces import Layer
 
 
@@ -90,7 +91,7 @@ class RunsBehind:
         with ExitStack() as undo:
             for name in known:
                 module = self._model.get_submodule(name)
-                undo.callback(_give_back, module, module.__dict__.get("forward"))
+                undo.callback(set_forward, module, get_forward(module))
                 module.forward = partial(_answer, seen.outputs[name])
             return run_batch(self._model, batch, every_score=True)
 
@@ -113,10 +114,3 @@ def _answer(output: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
 def _main(output: Any) -> Any:
     found = scores_of(output)
     return items(output) if found is None else found
-
-
-def _give_back(module: nn.Module, before: Any) -> None:
-    if before is None:
-        del module.forward
-    else:
-        module.forward = before

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.errors import NonFiniteError
+from fewbit.frontends.torch.resident_memory import give_back
 from fewbit.schemes.scheme import ScaleType
 
 
@@ -16,6 +17,7 @@ def require_finite_floats(model: nn.Module, names: Collection[str], storage_type
     target = getattr(torch, storage_type)
     for name, tensor in _called(model, names):
         bad = sum(int((~torch.isfinite(piece.to(target))).sum()) for piece in pieces(tensor))
+        give_back([tensor])
         if bad:
             raise NonFiniteError(
                 f"{name}: {bad} of its numbers are not finite in {storage_type}; repair them, "
