@@ -64,8 +64,9 @@ def peers(scheme: str) -> Iterator[Row]:
     yield Row("llm-compressor", scheme, ("--modifiers", "awq"), "AWQ")
     yield Row("llm-compressor", scheme, ("--modifiers", "awq-gptq"), "AWQ, GPTQ")
     if scheme == "int4 g64":
-        yield Row("llama.cpp", "IQ4_XS", (), "with an importance matrix")
-        yield Row("llama.cpp", "Q4_K", (), "with an importance matrix")
+        # Rows of 576 weights are no multiple of 256, which its other types of 4 bits, and its mixtures, take.
+        yield Row("llama.cpp", "IQ4_NL", ("--pure",), "with an importance matrix")
+        yield Row("llama.cpp", "Q4_0", ("--pure",), "with an importance matrix")
     yield Row("auto-round", scheme, ("--steps", str(STEPS), "--samples", str(SAMPLES)), f"{STEPS} steps")
 
 

@@ -38,6 +38,7 @@ def main() -> None:
     for name in ("--model", "--tokens", "--out"):
         words.add_argument(name, type=Path, required=True)
     words.add_argument("--scheme", required=True, help="a type of llama-quantize, such as IQ4_XS")
+    words.add_argument("--pure", action="store_true", help="one type for all layers in the place of its mixture")
     given = parsed(words)
     found = versions("ik-llama-cpp-python", "gguf", "transformers", "torch")
     model = load(given.model)
@@ -51,7 +52,7 @@ def main() -> None:
             float_file, matrix, file = (Path(folder) / name for name in ("float.gguf", "matrix.dat", "out.gguf"))
             write_gguf(model, float_file)
             write_matrix(importance(model, tokens), matrix, len(tokens))
-            quantize(float_file, file, matrix, given.scheme, kept=KEPT)
+            quantize(float_file, file, matrix, given.scheme, kept=(*KEPT, *(["--pure"] if given.pure else [])))
             own, size = read_layers(model, file, shapes)
             weights.update(own)
             bits.append(size)
