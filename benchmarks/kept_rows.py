@@ -39,7 +39,12 @@ class KeptRow:
     @property
     def key(self) -> tuple[str, ...]:
         """What tells it from others: measured again, it takes the place of the row that was there."""
-        return (self.model, self.calibration, self.tool, self.scheme, *self.options)
+        return (self.model, self.calibration, *self.identity)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """That of the benchmark's row."""
+        return (self.tool, self.scheme, *self.options)
 
     def cells(self) -> list[str]:
         """Return its line of the table."""

@@ -8,6 +8,7 @@ Peers run from environments of their own, made by benchmarks/peers/make.sh; with
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -18,6 +19,8 @@ from weight_rows import Row, fewbit_row, table
 
 SCHEMES = ("int4 g64", "int4 g64 asym", "int3 g64", "int3 g64 asym", "int2 g64 asym")
 STEPS, SAMPLES = 100, 4
+#: What the rows of the documents' table were calibrated on.
+CALIBRATION = "wikitext-2-valid.txt"
 
 
 def sections() -> Iterator[list[Row]]:
@@ -72,13 +75,14 @@ def peers(scheme: str) -> Iterator[Row]:
 
 def kept(model: str) -> Iterator[str]:
     """Yield the lines of the table of a model, from the rows that are kept."""
-    found = {(row.tool, row.scheme, *row.options): row for row in read_kept() if row.model == model}
-    keys = [[(row.tool, row.scheme, *row.options) for row in section] for section in sections()]
-    return kept_table([found[key] for key in section if key in found] for section in keys)
+    found = {row.identity: row for row in read_kept() if (row.model, row.calibration) == (model, CALIBRATION)}
+    return kept_table([found[row.identity] for row in section if row.identity in found] for section in sections())
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--kept"]:
-        print("\n".join(kept(*sys.argv[2:])))
+        words = argparse.ArgumentParser(description="Print the table of the rows that are kept.")
+        words.add_argument("--kept", metavar="MODEL", required=True)
+        print("\n".join(kept(words.parse_args().kept)))
     else:
         table(__doc__, chain.from_iterable(sections()))

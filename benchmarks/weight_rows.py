@@ -47,6 +47,11 @@ class Row:
     options: tuple[str, ...] = ()
     label: str = ""
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What tells it from the others of a benchmark."""
+        return (self.tool, self.scheme, *self.options)
+
     def command(self, folder: Path, tokens: Path, out: Path) -> list[str]:
         """Return the command line that makes the row's weights."""
         tool = TOOLS[self.tool]
@@ -207,6 +212,8 @@ def table(description: str | None, rows: Iterable[Row]) -> None:
     parser = _parser(description)
     parser.add_argument("--keep", action="store_true", help="write the rows to benchmarks/kept too")
     given = parser.parse_args()
+    if given.keep and len(given.text or []) != 1:
+        parser.error("--keep needs one --text, since kept tables have that and pydoc_data.topics")
     bench, chosen = _bench_of(given)
     qualities = [f"{what}, {text}" for text in bench.batches for what in ("KL", "top-1", "perplexity")]
     print(line(["tool", "scheme", "bits", *qualities, *COSTS]))

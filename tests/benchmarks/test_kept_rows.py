@@ -59,7 +59,7 @@ def test_the_table_in_the_documents_is_that_of_the_kept_rows(script):
 
 def test_every_kept_row_is_one_that_a_benchmark_can_measure_again(script):
     rows = [*chain.from_iterable(script("language_models").sections()), *script("weight_only").rows()]
-    known = {(own.tool, own.scheme, *own.options) for own in rows}
+    known = {own.identity for own in rows}
     kept = script("kept_rows").read_kept()
     assert kept
-    assert {(own.tool, own.scheme, *own.options) for own in kept} <= known
+    assert {own.identity for own in kept} <= known

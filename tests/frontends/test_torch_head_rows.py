@@ -19,7 +19,7 @@ KINDS = {
     "GPT2": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=90, n_embd=32, n_layer=2, n_head=4, n_positions=16)
     ),
-    # Scores are bent, or shifted, behind the head.
+    # Scores are bent behind the head.
     "Gemma2": lambda: transformers.Gemma2ForCausalLM(
         transformers.Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0)
     ),
@@ -32,19 +32,18 @@ def made(kind):
     return KINDS[kind]().eval()
 
 
-def widest_scores(model, found):
-    """Note how many rows of scores each head puts out, by the product that makes them."""
+def note_scores(model, found):
+    """Note in `found` how many rows of scores the head makes at once; return its forward that does so."""
     head = model.get_output_embeddings()
+    own = head.forward
 
-    def note(own):
-        def forward(given):
-            out = own(given)
-            found.append(out[..., 0].numel() if out.shape[-1] == 90 else 0)
-            return out
+    def forward(given):
+        scores = own(given)
+        found.append(scores[..., 0].numel())
+        return scores
 
-        return forward
-
-    head.forward = note(head.forward)
+    head.forward = forward
+    return forward
 
 
 @pytest.mark.parametrize(("kind", "by_rows"), [("Llama", True), ("GPT2", True), ("Gemma2", False), ("Bert", True)])
@@ -56,13 +55,13 @@ def test_weights_are_those_of_all_scores_at_once(kind, by_rows, monkeypatch):
         layers = find_layers(model)
         [head] = [layer.name for layer in layers if layer.kind == "head"]
         seen = []
-        widest_scores(model, seen)
+        noted = note_scores(model, seen)
         names = [layer.name for layer in layers if layer.kind == "linear"]
         run = GradientRun(LossGradient.of(model, layers), layers, BATCHES, [*names, *([head] if whole else [])])
         assert len(list(run)) == 3
         weights.append(run.weights.by_layer)
         rows.append(max(seen))
-        assert "forward" not in vars(model.get_output_embeddings()) or seen
+        assert vars(model.get_output_embeddings())["forward"] is noted
     assert rows == [8 if by_rows else 20, 20]
     assert weights[1].keys() - weights[0].keys() == {head}
     for name, own in weights[0].items():

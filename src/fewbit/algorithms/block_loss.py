@@ -70,17 +70,14 @@ class BlockLoss:
             output = features_last(self._block.forward(weights, sample).to(torch.float32))
         squares = (output - target).square()
         error = (squares if self._curvature is None else squares * features_last(self._curvature[sample])).mean(-1)
-        return (error * self._counts(target, sample)).mean()
-
-    def _counts(self, target: Tensor, sample: int) -> Tensor:
-        """Return what the error of each row of a target counts."""
-        power = target.square().mean(-1)
-        floor = max(_FLOOR * float(power.mean()), 1e-30)
-        share = power.clamp(min=floor).reciprocal() if self._relative else torch.ones_like(power)
-        if self._guides is None:
-            return share
-        guide = self._guides[sample].reshape(power.shape)
-        return (share * guide).sqrt() if self._relative else guide
+        guide = None if self._guides is None else self._guides[sample].reshape(error.shape)
+        if self._relative:
+            power = target.square().mean(-1)
+            power = power.clamp(min=max(_FLOOR * float(power.mean()), 1e-30))
+            error = error / power if guide is None else error * (guide / power).sqrt()
+        elif guide is not None:
+            error = error * guide
+        return error.mean()
 
     def _precision(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(device, torch.bfloat16, enabled=self._halved)

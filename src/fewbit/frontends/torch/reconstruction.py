@@ -68,17 +68,17 @@ def block_part(
     step: BlockInputs,
     loss: LossGradient,
     batches: Sequence[Any],
-    weights: Sequence[Tensor] | None = None,
+    row_weights: Sequence[Tensor] | None = None,
 ) -> CalibratedPart:
     """Return the layers of a block that are to be trained, each quantized and installed by now.
 
-    `weights` is what rows of its output count, by batch.
+    `row_weights` is what rows of its output count, by batch.
     """
     if not (step.link.replayable and step.calls):
         why = "it cannot be run on its own" if step.link.calls else "no calibration input reached it"
         return CalibratedPart(layers, {}, remarks=(f"its block {step.name} was not trained: {why}",))
     targets = [_first_tensor(output) for output in step.float_outputs]
-    known = weights if weights and len(weights) == len(targets) else None
+    known = row_weights if row_weights and len(row_weights) == len(targets) else None
     block = Reconstruction(
         model=loss.model, name=step.name, calls=step.calls, targets=targets, loss=loss, batches=batches,
         row_weights=known,

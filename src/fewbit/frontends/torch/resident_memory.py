@@ -57,14 +57,15 @@ def give_back(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def read_by_turns(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Give back the pages of the weights of one of `modules` when another one is called, or called again."""
-    last: list[nn.Module] = []
+    """Give back the pages of the weights of each of `modules` as soon as another one runs."""
+    last: nn.Module | None = None
 
     def by_turns(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        for other in last:
-            if other is not module:
-                give_back(other.parameters())
-        last[:] = [module]
+        nonlocal last
+        # Not behind the run: torch stops one that is repeated for gradients where it has all that it needs.
+        if last is not None and last is not module:
+            give_back(last.parameters())
+        last = module
         return forward(*args, **kwargs)
 
     with ExitStack() as undo:
