@@ -16,6 +16,8 @@ from torch import nn
 import fewbit as fb
 from fewbit.errors import CheckpointError, FewbitWarning, PlanError
 from fewbit.frontends.torch.frontend import TorchFrontend
+from fewbit.runtimes.processor import processor_flags
+from fewbit.runtimes.saturation import saturates
 
 _SHAPE = {
     "vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -73,7 +75,10 @@ class Saved(NamedTuple):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, first_output, signal_to_noise):
-    """Return a function from model, recipe and runtime to what was saved, once each."""
+    """Return a function from model, recipe and runtime to what was saved, once each.
+
+    For onnxruntime as on a processor that does not saturate: `_ran` adds in 32 bits on any.
+    """
     made = {}
 
     def save(name, recipe, runtime="ort-cpu"):
@@ -83,8 +88,10 @@ def saved(tmp_path_factory, first_output, signal_to_noise):
             floats = first_output(TorchFrontend().run(model.eval(), batches[0]))
             result = fb.quantize(model, recipe, to=runtime, calibration=batches)
             path = tmp_path_factory.mktemp(name) / "model.onnx"
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
                 warnings.simplefilter("error")
+                if runtime == "ort-cpu":
+                    patch.setattr("fewbit.checkpoints.onnx.format.processor_flags", frozenset)
                 assert result.save(path) == path
             told = json.loads(path.with_name("model.report.json").read_text())
             expected = first_output(result.run(batches[0]))
@@ -100,8 +107,9 @@ def _fed(names, batch):
 
 
 def _ran(model, batch):
-    source = model if isinstance(model, bytes) else str(model)
-    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    source, options = model if isinstance(model, bytes) else str(model), onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     return session.run(None, _fed([value.name for value in session.get_inputs()], batch))[0]
 
 
@@ -170,7 +178,10 @@ def test_openvino_runs_what_is_written_for_it(saved, name, recipe, signal_to_noi
     options = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     model = openvino.Core().compile_model(str(own.path), "CPU", options)
     made = model(_fed([value.get_any_name() for value in model.inputs], own.batch))[0]
-    assert signal_to_noise(own.expected, made) > _least(recipe, own.left)
+    # Where 8 bits saturate they are 7: 7 dB between both roundings, and 3 for the values between layers. What saturates
+    # is 16 dB off or more.
+    coarser = 10 if recipe == "w8a8-static" and saturates(processor_flags()) else 0
+    assert signal_to_noise(own.expected, made) > _least(recipe, own.left) - coarser
 
 
 def test_batches_and_lengths_stay_free(saved):

@@ -159,7 +159,7 @@ def test_a_generator_makes_images_with_the_labels_that_the_classifier_gives(netw
     assert labels.dtype == torch.int64
     assert len(labels.unique()) > 5
     right = int((network(images).argmax(1) == labels).sum())
-    assert right > 24  # by chance 6
+    assert right > 16  # by chance 6, give or take 2.4
     assert found.notes == (f"the model gives {right} of them the label that they were made for",)
     assert found.losses[1] < found.losses[0]
 

@@ -12,6 +12,7 @@ from fewbit.formats.cast import FP16
 from fewbit.formats.integer import INT8, INT16, UINT8, UINT16
 from fewbit.formats.minifloat import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ
 from fewbit.runtimes.runtime import Runtime
+from fewbit.runtimes.saturation import Saturation, saturates
 
 ORT_CPU = Runtime(
     name="ort-cpu",
@@ -47,14 +48,10 @@ ORT_CPU = Runtime(
 )  # fmt: skip
 
 
+#: Windows are packed whole.
+SATURATION = Saturation(by_position=False, unsigned=True)
+
+
 def on_processor(flags: frozenset[str]) -> Runtime:
-    """Return the table for a processor with these `flags`, named as Linux names them in /proc/cpuinfo.
-
-    Sums saturate on x86 without VNNI.
-
-    >>> on_processor(frozenset({"avx2", "fma"})).saturates
-    True
-    >>> on_processor(frozenset({"avx2", "avx512_vnni"})).saturates
-    False
-    """
-    return replace(ORT_CPU, saturates="avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
+    """Return the table for a processor with these `flags`, named as Linux names them in /proc/cpuinfo."""
+    return replace(ORT_CPU, saturation=SATURATION if saturates(flags) else None)

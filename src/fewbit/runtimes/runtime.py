@@ -16,6 +16,7 @@ from fewbit.formats.minifloat import Float
 from fewbit.formats.number_format import NumberFormat
 from fewbit.interfaces import Layer, QuantizedLayer
 from fewbit.ranges.minmax import MinMax
+from fewbit.runtimes.saturation import Saturation
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import Scheme
@@ -70,8 +71,8 @@ class Runtime:
     blocks_of_bytes: bool = True
     #: Floats of 16 bits that it computes with.
     casts: tuple[Cast, ...] = (FP16, BF16)
-    #: Whether sums of two products of uint8 and int8 are cut to 16 bits: x86 without VNNI.
-    saturates: bool = False
+    #: How sums of products of uint8 and int8 are cut off on the processor at hand; `None`: they are not.
+    saturation: Saturation | None = None
 
     def level(self, bits: int) -> int:
         """Return the accuracy level that MatMulNBits is given for weights of `bits`."""

@@ -111,9 +111,11 @@ def test_onnxruntime_reads_blocks_exactly_at_level_1_and_with_rounded_inputs_by_
 ):
     own = case(LINEAR["matmul"][0], **LINEAR["matmul"][1]).quantize(runtime_named(word), weight=weight, given=None)
     own.write(runtime_named(word), tmp_path / "m.onnx")
-    level = {"session__qdq_matmulnbits_accuracy_level": "1"}
-    assert error(first(run(tmp_path / "m.onnx", own.feeds, **level)), own.simulated()) < EXACT
-    assert EXACT < error(first(run(tmp_path / "m.onnx", own.feeds)), own.simulated()) < ROUNDED
+    # With the precision of `run` onnxruntime 1.31 gives zero points another shape than scales, and fails.
+    usual = {"session__x64quantprecision": "0"}
+    exact = {**usual, "session__qdq_matmulnbits_accuracy_level": "1"}
+    assert error(first(run(tmp_path / "m.onnx", own.feeds, **exact)), own.simulated()) < EXACT
+    assert EXACT < error(first(run(tmp_path / "m.onnx", own.feeds, **usual)), own.simulated()) < ROUNDED
 
 
 @pytest.mark.parametrize(

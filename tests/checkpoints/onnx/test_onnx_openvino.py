@@ -4,8 +4,12 @@ import openvino
 import pytest
 
 from fewbit.runtimes import runtime_named
+from fewbit.runtimes.processor import processor_flags
+from fewbit.runtimes.saturation import saturates
 
 RUNTIME = runtime_named("openvino")
+#: Weights whose products are exact on the processor at hand.
+EXACT = "int7 narrow" if saturates(processor_flags()) else "int8"
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
 
 
@@ -20,7 +24,7 @@ def precisions(model, kind):
 
 
 def test_a_cnn_runs_in_eight_bits_in_openvino(cnn, error, tmp_path):
-    own = cnn().quantize(RUNTIME)
+    own = cnn().quantize(RUNTIME, weight=EXACT)
     own.write(RUNTIME, tmp_path / "m.onnx")
     model = compiled(tmp_path / "m.onnx")
     assert set(precisions(model, "Convolution")) == {"u8"}
@@ -43,7 +47,7 @@ def test_single_layers_need_rounded_inputs_only(case, error, tmp_path, kind, giv
         "MatMul": (rows % "m = MatMul(x,w) y = Add(m,b)", {"w": (64, 7), "b": (7,)}, "FullyConnected"),
         "Gemm": (rows % "y = Gemm<transB=1>(x,w,b)", {"w": (7, 64), "b": (7,)}, "FullyConnected"),
     }[kind]
-    own = case(text, **shapes).quantize(RUNTIME, given=given)
+    own = case(text, **shapes).quantize(RUNTIME, weight=EXACT, given=given)
     assert not own.model.values
     written = own.write(RUNTIME, tmp_path / "m.onnx")
     model = compiled(tmp_path / "m.onnx")

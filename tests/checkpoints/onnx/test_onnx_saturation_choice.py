@@ -4,9 +4,14 @@ import json
 
 import numpy as np
 import onnx
+import openvino
 
 import fewbit as fb
 from fewbit.checkpoints.onnx.saturation_choice import choose_weights
+from fewbit.runtimes import openvino as openvino_rules
+from fewbit.runtimes import ort_cpu
+from fewbit.runtimes.processor import processor_flags
+from fewbit.runtimes.saturation import saturates
 
 TEXT = """(float[n, 128] x, float[n, 128] r) => (float[n, 64] a, float[n, 64] b, float[n, 64] c) {
     a = MatMul(r, "plain.weight")  b = MatMul(x, "signs.weight")  c = MatMul(x, "flat.weight") }"""
@@ -41,9 +46,9 @@ def codes(path):
     return {name.removesuffix(".codes"): own for name, own in tensors.items() if name.endswith(".codes")}
 
 
-def saved(proto, flags, path, monkeypatch, calibration, recipe=RULES):
+def saved(proto, flags, path, monkeypatch, calibration, recipe=RULES, runtime="ort-cpu"):
     monkeypatch.setattr("fewbit.checkpoints.onnx.format.processor_flags", lambda: frozenset(flags))
-    result = fb.quantize(proto, recipe, to="ort-cpu", calibration=calibration)
+    result = fb.quantize(proto, recipe, to=runtime, calibration=calibration)
     before = dict(result.model.layers)
     result.save(path)
     assert result.model.layers == before  # the model itself stays as it is
@@ -59,6 +64,34 @@ def test_each_layer_gets_the_weights_that_measure_best(onnx_model, tmp_path, mon
     assert "could saturate on this processor and stay in 8 bits, which measured best" in told["plain"]
     assert "in 7 bits, since products of 8 bits saturate on this processor (SQNR in dB of signs: plain" in told["signs"]
     assert any("flat: as uint8, which is slower, since 7 bits lose too much" in remark for remark in remarks)
+
+
+def test_openvino_which_multiplies_uint8_in_float_gets_7_bits_instead(onnx_model, tmp_path, monkeypatch):
+    proto, path = onnx_model(TEXT, weights()), tmp_path / "m.onnx"
+    found, remarks = saved(proto, {"avx2"}, path, monkeypatch, batches(), runtime="openvino")
+    assert {name: np.abs(own.astype(int)).max() > 63 for name, own in found.items()} == {
+        "plain": True, "signs": False, "flat": False,
+    }  # fmt: skip
+    assert {own.dtype.name for own in found.values()} == {"int8"}
+    assert any(
+        remark.startswith("signs and 1 more: in 7 bits, since products of 8 bits saturate") for remark in remarks
+    )
+
+
+def test_what_openvino_makes_of_it_is_nearer_to_the_float_model_on_the_processor_at_hand(
+    onnx_model, tmp_path, monkeypatch, error
+):
+    """On one that does not saturate 8 bits are the nearer ones: the choice follows the processor."""
+    proto, given = onnx_model(TEXT, weights()), batches(4)[3]
+    far = {}
+    for flags in ({"avx2"}, {"avx2", "avx512_vnni"}):
+        path = tmp_path / f"{len(flags)}.onnx"
+        saved(proto, flags, path, monkeypatch, batches(), runtime="openvino")
+        model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        far[saturates(frozenset(flags))] = error(model(given)["b"], given["x"] @ weights()["signs.weight"])
+    old = saturates(processor_flags())
+    assert far[old] <= far[not old]
+    assert not old or far[True] < 0.5 * far[False]
 
 
 def test_a_processor_that_does_not_saturate_gets_plain_weights(onnx_model, tmp_path, monkeypatch):
@@ -101,8 +134,12 @@ def test_what_cannot_be_measured_is_stored_as_uint8_and_said(onnx_model):
     proto = onnx_model(text, dict.fromkeys(("in.weight", "out.weight"), np.ones((8, 4), np.float32)))
     given = [{"x": np.ones((2, 8), np.float32), "b": np.asarray(True)}]
     result = fb.quantize(proto, fb.Recipe([fb.Rule(kind="linear", weight="int8", input="int8 tensor asym")]))
-    chosen = choose_weights(result.model, given)
+    chosen = choose_weights(result.model, given, ort_cpu.on_processor(frozenset({"avx2"})))
     assert (chosen.unsigned, chosen.narrow) == (("in", "out"), {})
     assert chosen.notes == (
         "in and 1 more: as uint8, which is slower: its inputs cannot be shown, so nothing was measured",
     )
+    chosen = choose_weights(result.model, given, openvino_rules.on_processor(frozenset({"avx2"})))
+    assert (chosen.unsigned, list(chosen.narrow)) == ((), ["in", "out"])
+    assert chosen.notes[0].startswith("in and 1 more: in 7 bits, since products of 8 bits could saturate: its inputs")
+    assert not choose_weights(result.model, given, ort_cpu.ORT_CPU).unsigned

@@ -22,9 +22,9 @@ from fewbit.checkpoints.onnx.writer import write
 from fewbit.errors import FewbitWarning
 from fewbit.interfaces import Content, Layer, QuantizedLayer, Source, StoredTensor
 from fewbit.onnx_graph.live import OnnxModel
+from fewbit.runtimes import openvino as openvino_rules
+from fewbit.runtimes import ort_cpu as ort_cpu_rules
 from fewbit.runtimes.migraphx import MIGRAPHX
-from fewbit.runtimes.openvino import OPENVINO
-from fewbit.runtimes.ort_cpu import on_processor
 from fewbit.runtimes.processor import processor_flags
 from fewbit.runtimes.runtime import Runtime
 from fewbit.runtimes.tensorrt import TENSORRT
@@ -125,12 +125,10 @@ class OnnxFile:
         if added is not None:
             added.install()
         try:
-            chosen = choose_weights(graph, batches) if self.runtime.saturates and len(batches) else None
-            if chosen is not None:
-                graph.layers |= chosen.narrow
-            unsigned = None if chosen is None else chosen.unsigned
-            written = write(graph, self.runtime, path, overwrite=overwrite, unsigned=unsigned)
-            written = replace(written, notes=(*written.notes, *(chosen.notes if chosen else ())))
+            chosen = choose_weights(graph, batches, self.runtime)
+            graph.layers |= chosen.narrow
+            written = write(graph, self.runtime, path, overwrite=overwrite, unsigned=chosen.unsigned)
+            written = replace(written, notes=(*written.notes, *chosen.notes))
             if added is not None and graph is not content.model:
                 written = replace(written, notes=(*_UNSEEN, *written.notes))
             found = fusion(graph, self.runtime, path) if self.runtime.name == "ort-cpu" else None
@@ -143,7 +141,7 @@ class OnnxFile:
 
 def ort_cpu() -> OnnxFile:
     """Return the target for onnxruntime on this processor."""
-    return OnnxFile(on_processor(processor_flags()))
+    return OnnxFile(ort_cpu_rules.on_processor(processor_flags()))
 
 
 def tensorrt() -> OnnxFile:
@@ -157,5 +155,5 @@ def migraphx() -> OnnxFile:
 
 
 def openvino() -> OnnxFile:
-    """Return the target for OpenVINO."""
-    return OnnxFile(OPENVINO)
+    """Return the target for OpenVINO on this processor."""
+    return OnnxFile(openvino_rules.on_processor(processor_flags()))

@@ -1,6 +1,6 @@
 """Which weights each layer of a graph gets where integer products saturate: measured on rows of its calibration data.
 
-A layer whose rows cannot be had, such as one inside of a branch, is stored as uint8 wherever it could saturate.
+A layer whose rows cannot be had, such as one inside of a branch, gets uint8 wherever it could saturate, or 7 bits.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fewbit.numerics.namespace import to_numpy
 from fewbit.onnx_graph.live import OnnxModel, Rounded
 from fewbit.problems import several
 from fewbit.qtensor import quantize
+from fewbit.runtimes.runtime import Runtime
 
 #: Batches that rows are taken from, and rows of a layer that are multiplied out.
 _BATCHES, _ROWS = 4, 128
@@ -33,20 +34,25 @@ class Chosen:
     notes: tuple[str, ...]
 
 
-def choose_weights(model: OnnxModel, batches: Sequence[Any]) -> Chosen:
+def choose_weights(model: OnnxModel, batches: Sequence[Any], runtime: Runtime) -> Chosen:
     """Return the weights of the installed layers that could saturate, by their error on inputs from `batches`."""
-    names = [name for name, own in model.layers.items() if can_saturate(model.found[name], own)]
+    saturation = runtime.saturation
+    if saturation is None:
+        return Chosen(narrow={}, unsigned=(), notes=())
+    names = [name for name, own in model.layers.items() if can_saturate(model.found[name], own, runtime)]
     rows = _rows(model, names, [batches[place] for place in range(min(_BATCHES, len(batches)))])
-    choices = {name: choose(model.found[name], model.layers[name], own) for name, own in rows.items()}
-    narrow = {name: _narrowed(model, name) for name, own in choices.items() if own.weights == "7 bits"}
+    choices = {name: choose(model.found[name], model.layers[name], own, saturation) for name, own in rows.items()}
     unmeasured = [name for name in names if name not in choices]
-    unsigned = [name for name in names if name in unmeasured or choices[name].weights == "uint8"]
+    safe = "uint8" if saturation.unsigned else "7 bits"
+    weights = {name: choices[name].weights if name in choices else safe for name in names}
     notes = [_told(choices, word, text) for word, text in _TEXTS.items()]
     if unmeasured:
-        notes.append(
-            f"{several(unmeasured)}: as uint8, which is slower: its inputs cannot be shown, so nothing was measured"
-        )
-    return Chosen(narrow=narrow, unsigned=tuple(unsigned), notes=tuple(note for note in notes if note))
+        notes.append(f"{several(unmeasured)}: {_UNMEASURED[safe]}: its inputs cannot be shown, so nothing was measured")
+    return Chosen(
+        narrow={name: _narrowed(model, name) for name, word in weights.items() if word == "7 bits"},
+        unsigned=tuple(name for name, word in weights.items() if word == "uint8"),
+        notes=tuple(note for note in notes if note),
+    )
 
 
 def _rows(model: OnnxModel, names: Sequence[str], batches: Sequence[Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -77,6 +83,7 @@ _TEXTS = {
     "7 bits": "in 7 bits, since products of 8 bits saturate on this processor",
     "uint8": "as uint8, which is slower, since 7 bits lose too much",
 }
+_UNMEASURED = {"uint8": "as uint8, which is slower", "7 bits": "in 7 bits, since products of 8 bits could saturate"}
 
 
 def _told(choices: Mapping[str, Choice], word: str, text: str) -> str | None:

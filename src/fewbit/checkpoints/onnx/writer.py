@@ -76,7 +76,7 @@ def write(
 ) -> Written:
     """Write `model` for `runtime` to `path`; weights of the layers `unsigned` are stored as uint8 where they are int8.
 
-    Left out, it is those whose products can saturate, where the runtime saturates; `saturation_choice` chooses better.
+    Left out, it is those whose products can saturate, where that makes them exact; `saturation_choice` chooses better.
 
     Raises:
         CheckpointError: a layer under schemes that the runtime does not take, scales that the file cannot hold, an
@@ -101,8 +101,8 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None
     quantized = {name: described(model, name) for name in model.layers}
     _require_forms(model, quantized, runtime)
     if unsigned is None:
-        known = model.layers.items() if runtime.saturates else ()
-        unsigned = [name for name, rounded in known if can_saturate(model.found[name], rounded)]
+        known = model.layers.items() if runtime.saturation and runtime.saturation.unsigned else ()
+        unsigned = [name for name, rounded in known if can_saturate(model.found[name], rounded, runtime)]
     draft = _draft(model, runtime, frozenset(unsigned), _opset(model, quantized, runtime))
     for value, activation in _roundings(model, draft).items():
         round_value(draft, draft.values[value], activation)
