@@ -1,6 +1,6 @@
 """How a runtime adds integer products on x86 without VNNI, where vpmaddubsw cuts sums of two at 16 bits.
 
-Which weights are neighbours is the runtime's packing; that of onnxruntime 1.31 and OpenVINO 2026.3 was seen on an
+Which weights are neighbours is the runtime's packing; that of onnxruntime 1.31 and OpenVINO 2026.4 was seen on an
 AMD Zen 3, bit by bit.
 """
 
