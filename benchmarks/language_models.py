@@ -41,6 +41,7 @@ def own(scheme: str) -> Iterator[Row]:
     """Yield what fewbit makes of it."""
     yield fewbit_row(scheme, "nearest", name="nearest")
     yield fewbit_row(scheme, "gptq")
+    yield fewbit_row(scheme, "gptq, damping 0.05", damping=0.05)
     yield fewbit_row(scheme, "gptq, guided", guided=True)
     yield fewbit_row(scheme, "gptq, guided, damping 0.01", guided=True, damping=0.01)
     yield fewbit_row(scheme, "awq, nearest", ["awq"], name="nearest")
