@@ -5,11 +5,9 @@ A convolution takes an Add behind it into itself where the sum is rounded; pools
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fewbit.formats.integer import INT8, UINT8
 from fewbit.runtimes.runtime import Runtime
-from fewbit.runtimes.saturation import Saturation, saturates
+from fewbit.runtimes.saturation import Saturation
 
 OPENVINO = Runtime(
     name="openvino",
@@ -23,12 +21,6 @@ OPENVINO = Runtime(
     absorbed=frozenset({"Relu", "Clip"}),
     carriers=frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "Mul"}),
     movers=frozenset({"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}),
+    # It pads the channels of a position, but not in groups; weights of uint8 it turns into float32.
+    without_vnni=Saturation(by_position=True, exact_uint8=False),
 )
-
-#: It pads the channels of a position, but not in groups; weights of uint8 it turns into float32.
-SATURATION = Saturation(by_position=True, unsigned=False)
-
-
-def on_processor(flags: frozenset[str]) -> Runtime:
-    """Return the table for a processor with these `flags`, named as Linux names them in /proc/cpuinfo."""
-    return replace(OPENVINO, saturation=SATURATION if saturates(flags) else None)

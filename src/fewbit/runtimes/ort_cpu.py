@@ -6,13 +6,11 @@ Relu and Clip vanish in a rounding whose zero point is the lowest code; else the
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fewbit.formats.cast import FP16
 from fewbit.formats.integer import INT8, INT16, UINT8, UINT16
 from fewbit.formats.minifloat import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ
 from fewbit.runtimes.runtime import Runtime
-from fewbit.runtimes.saturation import Saturation, saturates
+from fewbit.runtimes.saturation import Saturation
 
 ORT_CPU = Runtime(
     name="ort-cpu",
@@ -45,13 +43,5 @@ ORT_CPU = Runtime(
     blocks_of_bytes=False,
     # It has no operators for bfloat16 but Cast; those that float16 lacks run in float32.
     casts=(FP16,),
+    without_vnni=Saturation(by_position=False, exact_uint8=True),
 )  # fmt: skip
-
-
-#: Windows are packed whole.
-SATURATION = Saturation(by_position=False, unsigned=True)
-
-
-def on_processor(flags: frozenset[str]) -> Runtime:
-    """Return the table for a processor with these `flags`, named as Linux names them in /proc/cpuinfo."""
-    return replace(ORT_CPU, saturation=SATURATION if saturates(flags) else None)

@@ -16,7 +16,7 @@ from fewbit.formats.minifloat import Float
 from fewbit.formats.number_format import NumberFormat
 from fewbit.interfaces import Layer, QuantizedLayer
 from fewbit.ranges.minmax import MinMax
-from fewbit.runtimes.saturation import Saturation
+from fewbit.runtimes.saturation import Saturation, saturates
 from fewbit.schemes.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.schemes.notation import input_scheme_to_text
 from fewbit.schemes.scheme import Scheme
@@ -71,8 +71,14 @@ class Runtime:
     blocks_of_bytes: bool = True
     #: Floats of 16 bits that it computes with.
     casts: tuple[Cast, ...] = (FP16, BF16)
-    #: How sums of products of uint8 and int8 are cut off on the processor at hand; `None`: they are not.
+    #: How sums of products of uint8 and int8 are cut off on x86 without VNNI; `None`: it does not run there.
+    without_vnni: Saturation | None = None
+    #: The same on the processor at hand, from `on_processor`; `None`: they are not cut off.
     saturation: Saturation | None = None
+
+    def on_processor(self, flags: frozenset[str]) -> Runtime:
+        """Return the table for a processor with these `flags`, named as Linux names them in /proc/cpuinfo."""
+        return replace(self, saturation=self.without_vnni if saturates(flags) else None)
 
     def level(self, bits: int) -> int:
         """Return the accuracy level that MatMulNBits is given for weights of `bits`."""

@@ -16,7 +16,7 @@ class Saturation:
     #: Whether the channels of each position of a convolution without groups begin a new pair; else windows are whole.
     by_position: bool
     #: Whether weights stored as uint8 are multiplied in integers, and exactly; else they are in float.
-    unsigned: bool
+    exact_uint8: bool
 
 
 def saturates(flags: frozenset[str]) -> bool:

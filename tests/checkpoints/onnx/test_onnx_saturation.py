@@ -1,11 +1,11 @@
 """Products that saturate at 16 bits: emulated, and held against runtimes on a processor that does so."""
 
 import numpy as np
-import onnx
 import openvino
 import pytest
 
 from fewbit.checkpoints.onnx.saturation import (
+    can_saturate,
     choose,
     exact_product,
     packed,
@@ -13,16 +13,16 @@ from fewbit.checkpoints.onnx.saturation import (
     saturated_product,
     saturating_pairs,
 )
-from fewbit.runtimes import openvino as openvino_rules
-from fewbit.runtimes import ort_cpu, runtime_named
+from fewbit.checkpoints.onnx.saturation_choice import choose_weights
+from fewbit.runtimes import runtime_named
 from fewbit.runtimes.processor import processor_flags
 from fewbit.runtimes.saturation import saturates
 
 ORT = runtime_named("ort-cpu")
-SATURATION = ort_cpu.SATURATION
-OLD = ort_cpu.on_processor(frozenset({"avx2", "fma"}))
-NEW = ort_cpu.on_processor(frozenset({"avx2", "avx512_vnni"}))
-RULES = {"ort-cpu": ort_cpu, "openvino": openvino_rules}
+OPENVINO = runtime_named("openvino")
+SATURATION = ORT.without_vnni
+OLD = ORT.on_processor(frozenset({"avx2", "fma"}))
+NEW = ORT.on_processor(frozenset({"avx2", "avx512_vnni"}))
 
 
 def product(case, width, weight, inputs=None, scheme="int8", rounding="int8 static"):
@@ -110,8 +110,8 @@ def test_a_convolution_pairs_channels_at_one_position_and_a_depthwise_one_nothin
 def test_of_an_odd_number_of_channels_the_last_goes_with_the_next_position_or_with_nothing(case):
     text = '<ir_version: 8, opset_import: ["" : 13]> g (float[1,3,5,5] x) => (float[1,A,B,C] y) { y = Conv(x,w) }'
     own = next(iter(case(text, w=(6, 3, 1, 2)).model.found.values()))  # columns 0 and 1 are channel 0
-    assert packed_order(own, ort_cpu.SATURATION).tolist() == [0, 2, 4, 1, 3, 5]
-    order = packed_order(own, openvino_rules.SATURATION)
+    assert packed_order(own, SATURATION).tolist() == [0, 2, 4, 1, 3, 5]
+    order = packed_order(own, OPENVINO.without_vnni)
     assert order.tolist() == [0, 2, 4, -1, 1, 3, 5, -1]
     assert packed(np.arange(1, 7).reshape(1, 6), order).tolist() == [[1, 3, 5, 0, 2, 4, 6, 0]]
 
@@ -173,13 +173,13 @@ def computed(path, runtime, feeds, run):
 
 @pytest.mark.parametrize("given", ["int8 static", "int8 static sym"])
 @pytest.mark.parametrize("name", PACKED)
-@pytest.mark.parametrize("runtime", RULES)
+@pytest.mark.parametrize("runtime", ["ort-cpu", "openvino"])
 def test_the_processor_at_hand_cuts_off_what_is_emulated(case, run, error, tmp_path, runtime, name, given):
     text, shape = PACKED[name]
     own = case(text, w=shape).quantize(runtime_named(runtime), given=given)
     own.write(runtime_named(runtime), tmp_path / "m.onnx")
     found = computed(tmp_path / "m.onnx", runtime, own.feeds, run)
-    old, saturation = saturates(processor_flags()), RULES[runtime].SATURATION
+    old, saturation = saturates(processor_flags()), runtime_named(runtime).without_vnni
     exact = emulated(own, saturation, exact=True)
     # A code of an output or, of 49,152 inputs, of one that lies amid two may fall to either side.
     bound = 2e-3 if own.model.values or name == "deep" else 1e-6
@@ -190,7 +190,7 @@ def test_the_processor_at_hand_cuts_off_what_is_emulated(case, run, error, tmp_p
 
 
 @pytest.mark.skipif(not saturates(processor_flags()), reason="the processor at hand adds integers in 32 bits")
-@pytest.mark.parametrize("runtime", RULES)
+@pytest.mark.parametrize("runtime", ["ort-cpu", "openvino"])
 def test_on_a_processor_that_saturates_7_bits_and_what_is_stored_as_uint8_are_exact(
     case, run, error, tmp_path, runtime
 ):
@@ -203,15 +203,14 @@ def test_on_a_processor_that_saturates_7_bits_and_what_is_stored_as_uint8_are_ex
         assert far < 0.1
 
 
-@pytest.mark.parametrize(("runtime", "kind"), [(OLD, np.uint8), (NEW, np.int8), (ORT, np.int8)])
-def test_what_can_saturate_is_stored_as_uint8_on_a_processor_that_saturates_only(case, tmp_path, runtime, kind):
-    own = product(case, 64, np.ones((64, 5)))
-    written = own.write(runtime, tmp_path / "m.onnx")
-    codes = next(t for t in onnx.load(tmp_path / "m.onnx").graph.initializer if t.name.endswith(".codes"))
-    assert onnx.numpy_helper.to_array(codes).dtype == kind
-    assert bool(written.notes) == (runtime is OLD)
+@pytest.mark.parametrize(("runtime", "unsigned"), [(OLD, ("MatMul:y",)), (NEW, ()), (ORT, ())])
+def test_what_can_saturate_is_to_be_uint8_without_data_on_a_processor_that_saturates_only(case, runtime, unsigned):
+    chosen = choose_weights(product(case, 64, np.ones((64, 5))).model, [], runtime)
+    assert (chosen.unsigned, chosen.narrow, bool(chosen.notes)) == (unsigned, {}, bool(unsigned))
 
 
-def test_a_choice_made_by_measuring_overrules(case, tmp_path):
-    own = product(case, 64, np.ones((64, 5)))
-    assert not own.write(OLD, tmp_path / "m.onnx", unsigned=()).notes
+def test_a_transposed_convolution_which_stays_float_cannot_saturate(case):
+    text = '<ir_version: 8, opset_import: ["" : 13]> g (float[1,4,5,5] x) => (float[1,A,B,C] y) { y = %s(x,w) }'
+    for operator, expected in (("ConvTranspose", False), ("Conv", True)):
+        own = case(text % operator, w=np.ones((4, 4, 3, 3), np.float32)).quantize(ORT)
+        assert can_saturate(*only(own), OLD) == expected

@@ -8,8 +8,7 @@ import openvino
 
 import fewbit as fb
 from fewbit.checkpoints.onnx.saturation_choice import choose_weights
-from fewbit.runtimes import openvino as openvino_rules
-from fewbit.runtimes import ort_cpu
+from fewbit.runtimes import runtime_named
 from fewbit.runtimes.processor import processor_flags
 from fewbit.runtimes.saturation import saturates
 
@@ -134,12 +133,12 @@ def test_what_cannot_be_measured_is_stored_as_uint8_and_said(onnx_model):
     proto = onnx_model(text, dict.fromkeys(("in.weight", "out.weight"), np.ones((8, 4), np.float32)))
     given = [{"x": np.ones((2, 8), np.float32), "b": np.asarray(True)}]
     result = fb.quantize(proto, fb.Recipe([fb.Rule(kind="linear", weight="int8", input="int8 tensor asym")]))
-    chosen = choose_weights(result.model, given, ort_cpu.on_processor(frozenset({"avx2"})))
+    chosen = choose_weights(result.model, given, runtime_named("ort-cpu").on_processor(frozenset({"avx2"})))
     assert (chosen.unsigned, chosen.narrow) == (("in", "out"), {})
     assert chosen.notes == (
         "in and 1 more: as uint8, which is slower: its inputs cannot be shown, so nothing was measured",
     )
-    chosen = choose_weights(result.model, given, openvino_rules.on_processor(frozenset({"avx2"})))
+    chosen = choose_weights(result.model, given, runtime_named("openvino").on_processor(frozenset({"avx2"})))
     assert (chosen.unsigned, list(chosen.narrow)) == ((), ["in", "out"])
     assert chosen.notes[0].startswith("in and 1 more: in 7 bits, since products of 8 bits could saturate: its inputs")
-    assert not choose_weights(result.model, given, ort_cpu.ORT_CPU).unsigned
+    assert not choose_weights(result.model, given, runtime_named("ort-cpu")).unsigned

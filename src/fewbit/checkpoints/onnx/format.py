@@ -22,9 +22,9 @@ from fewbit.checkpoints.onnx.writer import write
 from fewbit.errors import FewbitWarning
 from fewbit.interfaces import Content, Layer, QuantizedLayer, Source, StoredTensor
 from fewbit.onnx_graph.live import OnnxModel
-from fewbit.runtimes import openvino as openvino_rules
-from fewbit.runtimes import ort_cpu as ort_cpu_rules
 from fewbit.runtimes.migraphx import MIGRAPHX
+from fewbit.runtimes.openvino import OPENVINO
+from fewbit.runtimes.ort_cpu import ORT_CPU
 from fewbit.runtimes.processor import processor_flags
 from fewbit.runtimes.runtime import Runtime
 from fewbit.runtimes.tensorrt import TENSORRT
@@ -141,7 +141,7 @@ class OnnxFile:
 
 def ort_cpu() -> OnnxFile:
     """Return the target for onnxruntime on this processor."""
-    return OnnxFile(ort_cpu_rules.on_processor(processor_flags()))
+    return OnnxFile(ORT_CPU.on_processor(processor_flags()))
 
 
 def tensorrt() -> OnnxFile:
@@ -156,4 +156,4 @@ def migraphx() -> OnnxFile:
 
 def openvino() -> OnnxFile:
     """Return the target for OpenVINO on this processor."""
-    return OnnxFile(openvino_rules.on_processor(processor_flags()))
+    return OnnxFile(OPENVINO.on_processor(processor_flags()))

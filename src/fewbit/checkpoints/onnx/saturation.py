@@ -15,6 +15,7 @@ import numpy as np
 
 from fewbit.activation import Activation
 from fewbit.formats.integer import Int
+from fewbit.interfaces import QuantizedLayer
 from fewbit.numerics.namespace import to_numpy
 from fewbit.onnx_graph.arrangement import Kernel
 from fewbit.onnx_graph.layers import GraphLayer
@@ -59,7 +60,7 @@ def choose(own: GraphLayer, rounded: Rounded, rows: Numbers, saturation: Saturat
     narrow = quantize(weight, replace(rounded.qtensor.scheme, format=SEVEN))
     plain = rounded.qtensor.map(lambda own: own[:out] if own.shape[0] > 1 else own)
     made = {"plain": (plain, saturated_product), "7 bits": (narrow, exact_product)}
-    if saturation.unsigned:
+    if saturation.exact_uint8:
         made["uint8"] = (plain, exact_product)
     sqnr = {}
     for word, (qtensor, product) in made.items():
@@ -71,11 +72,11 @@ def choose(own: GraphLayer, rounded: Rounded, rows: Numbers, saturation: Saturat
 
 def can_saturate(own: GraphLayer, rounded: Rounded, runtime: Runtime) -> bool:
     """Whether a layer with rounded inputs has products that some input makes saturate."""
-    given, weight, saturation = rounded.activations.input, rounded.qtensor.scheme.format, runtime.saturation
-    if saturation is None or own.node.op_type not in runtime.products:
+    given, saturation = rounded.activations.input, runtime.saturation
+    if saturation is None or given is None:
         return False
-    integers = given is not None and isinstance(given.scheme.format, Int) and isinstance(weight, Int)
-    return integers and saturating_pairs(own, rounded.qtensor, saturation) > 0
+    quantized = QuantizedLayer(own.layer, rounded.qtensor.scheme, given.scheme)
+    return runtime.computes_in_integers(quantized) and saturating_pairs(own, rounded.qtensor, saturation) > 0
 
 
 def saturating_pairs(own: GraphLayer, qtensor: QTensor, saturation: Saturation) -> int:

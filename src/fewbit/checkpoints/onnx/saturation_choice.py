@@ -43,7 +43,7 @@ def choose_weights(model: OnnxModel, batches: Sequence[Any], runtime: Runtime) -
     rows = _rows(model, names, [batches[place] for place in range(min(_BATCHES, len(batches)))])
     choices = {name: choose(model.found[name], model.layers[name], own, saturation) for name, own in rows.items()}
     unmeasured = [name for name in names if name not in choices]
-    safe = "uint8" if saturation.unsigned else "7 bits"
+    safe = "uint8" if saturation.exact_uint8 else "7 bits"
     weights = {name: choices[name].weights if name in choices else safe for name in names}
     notes = [_told(choices, word, text) for word, text in _TEXTS.items()]
     if unmeasured:

@@ -23,7 +23,6 @@ from fewbit.checkpoints.onnx.packed import write_gather, write_matmul
 from fewbit.checkpoints.onnx.products import write_product
 from fewbit.checkpoints.onnx.recomputed import put_back
 from fewbit.checkpoints.onnx.rounding import round_value
-from fewbit.checkpoints.onnx.saturation import can_saturate
 from fewbit.checkpoints.onnx.static import write_static
 from fewbit.checkpoints.onnx.weight_only import write_weight_only
 from fewbit.errors import CheckpointError
@@ -72,11 +71,11 @@ def write(
     path: str | Path,
     *,
     overwrite: bool = False,
-    unsigned: Collection[str] | None = None,
+    unsigned: Collection[str] = (),
 ) -> Written:
     """Write `model` for `runtime` to `path`; weights of the layers `unsigned` are stored as uint8 where they are int8.
 
-    Left out, it is those whose products can saturate, where that makes them exact; `saturation_choice` chooses better.
+    Which ones those should be, and which weights should have 7 bits, is what `saturation_choice` finds.
 
     Raises:
         CheckpointError: a layer under schemes that the runtime does not take, scales that the file cannot hold, an
@@ -96,13 +95,10 @@ def write(
     )
 
 
-def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None) -> tuple[Draft, dict[str, str]]:
+def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str]) -> tuple[Draft, dict[str, str]]:
     """Return the graph that is to be written, and what each layer became."""
     quantized = {name: described(model, name) for name in model.layers}
     _require_forms(model, quantized, runtime)
-    if unsigned is None:
-        known = model.layers.items() if runtime.saturation and runtime.saturation.unsigned else ()
-        unsigned = [name for name, rounded in known if can_saturate(model.found[name], rounded, runtime)]
     draft = _draft(model, runtime, frozenset(unsigned), _opset(model, quantized, runtime))
     for value, activation in _roundings(model, draft).items():
         round_value(draft, draft.values[value], activation)
@@ -115,7 +111,7 @@ def drafted(model: OnnxModel, runtime: Runtime, unsigned: Collection[str] | None
         forms[name] = write_product(draft, draft.products[name], operands)
     _clean(draft.model)
     put_back(draft)
-    draft.notes += [*_grown_notes(draft.grown), *_level_notes(forms), *_unsigned_notes(unsigned)]
+    draft.notes += [*_grown_notes(draft.grown), *_level_notes(forms)]
     return draft, forms
 
 
@@ -210,12 +206,6 @@ def _grown_notes(grown: Mapping[str, float]) -> list[str]:
         f"{several(grown)}: scales of rows of next to nothing grew so that their biases fit int32, "
         f"by up to {grown[worst]:.3g} times in {worst}"
     ]
-
-
-def _unsigned_notes(unsigned: Collection[str]) -> list[str]:
-    if not unsigned:
-        return []
-    return [f"{several(unsigned)}: stored as uint8, since products of int8 could saturate on this processor"]
 
 
 def _level_notes(forms: Mapping[str, str]) -> list[str]:
