@@ -35,6 +35,8 @@ class Interruptible:
         #: The last signal; `None` before any.
         self._signal: int | None = None
         self._before: dict[signal.Signals, Any] = {}
+        #: What brings a lost interruption back.
+        self._again: Timer | None = None
         #: The folder of a run that can be gone on with.
         self.kept: Path | None = None
 
@@ -57,6 +59,9 @@ class Interruptible:
         # A second Ctrl-C must not break off the tidying.
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
+        if self._again is not None:  # nothing is left to interrupt, and nobody hears it from here on
+            self._again.cancel()
+            self._again.join()
         self.kept = next((own.path.parent for own in unfinished.values() if own.stays), None)
         settle_all()
         sys.unraisablehook = self._hook
@@ -72,6 +77,6 @@ class Interruptible:
         if self._signal is None or lost.exc_type is not KeyboardInterrupt:
             self._hook(lost)
             return
-        again = Timer(_AGAIN, _send, (self._signal,))
-        again.daemon = True
-        again.start()
+        self._again = Timer(_AGAIN, _send, (self._signal,))
+        self._again.daemon = True
+        self._again.start()
