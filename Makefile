@@ -4,8 +4,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 DEMO_OUTPUT ?= demo-output
-# Tests run in as many processes as there are processors; a file stays in one.
+# Tests run in as many processes as there are processors, each with one thread of OpenMP: threads of several processes
+# that wait in turns for the same processor take three times as long. A file stays in one process. One that dies ends
+# the run, and its test is named: pytest-xdist 3.8 would wait for another one for ever.
 TEST_PROCESSES ?= logical
+TEST_THREADS ?= 1
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
@@ -42,7 +45,8 @@ demo: .venv/demo.stamp
 	$(BIN)/fewbit demo --overwrite -o $(DEMO_OUTPUT)
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=$(TEST_THREADS) OMP_WAIT_POLICY=passive $(BIN)/python -m pytest \
+		--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: .venv/test.stamp
 	$(BIN)/ruff format --check .
