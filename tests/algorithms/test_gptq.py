@@ -101,6 +101,23 @@ def test_the_plain_loop_is_that_of_the_paper(text, size):
     np.testing.assert_allclose(found.scale[rows], scales[rows], rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("text", "size", "order"), [("int4 channel", 96, "activation"), ("int4 g16", 16, "group-aware")]
+)
+def test_an_order_is_the_loop_of_the_paper_on_columns_put_into_it(text, size, order):
+    weight, inputs = weights(64, 96), correlated(96)
+    power = np.square(inputs, dtype=np.float64).mean(axis=0)
+    by_power = np.argsort(-power, kind="stable")
+    if order == "group-aware":
+        largest = power.reshape(-1, size).max(axis=1)
+        by_power = np.array(sorted(by_power, key=lambda column: -largest[column // size]))
+    assert (by_power != np.arange(96)).mean() > 0.9
+    codes, _, _ = by_the_paper(weight[:, by_power], inputs[:, by_power], size)
+    rows = (solved(text, weight, inputs, replace(PLAIN, order=order)).codes[:, by_power] == codes).all(axis=1)
+    assert rows.mean() >= 0.5  # as above: the largest magnitude of a group is a tie by itself
+    assert not (solved(text, weight, inputs).codes[:, by_power] == codes).all(axis=1).any()
+
+
 @pytest.mark.parametrize("text", ["int4 channel", "int4 g16", "int4 asym g16", "int3 float-zero g16", "int8 tensor",
                                   "e4m3 channel", "nf4 g16", "ternary g16", "mxfp4", "nvfp4",
                                   "int2 narrow channel:1"])  # fmt: skip
