@@ -117,8 +117,10 @@ def test_columns_are_rounded_to_the_same_units(kind):
         assert torch.isin(found[4], levels).all()
 
 
+@pytest.mark.parametrize("panel", [128, 16])
 @pytest.mark.parametrize("kind", LEVELS)
-def test_descents_reach_the_same_units(kind):
+def test_descents_reach_the_same_units(kind, panel, monkeypatch):
+    monkeypatch.setattr(columns_batched, "_PANEL", panel)
     weight, moment, _ = system()
     scale = torch.full_like(weight, 0.4 if kind == "integer" else 2.5)
     zero, grid = torch.zeros_like(weight), grid_of(LEVELS[kind])
@@ -138,6 +140,34 @@ def test_descents_reach_the_same_units(kind):
     # The gradient is that of the units at the end; it was moved by about 40 steps, each rounded.
     expected = (weight - compiled[0] * scale) @ moment
     torch.testing.assert_close(compiled[1], expected, rtol=0, atol=1e-4)
+
+
+def test_matrices_side_by_side_descend_as_they_do_alone(monkeypatch):
+    monkeypatch.setattr(columns_batched, "_PANEL", 16)
+    weights, moment = torch.stack([draw(30, 40, seed=seed) for seed in (4, 5)]), system()[1]
+    moments = torch.stack([moment, moment.flip(0, 1)])
+    scales = torch.full((30, 1), 0.4), torch.zeros(30, 1), torch.zeros(40, dtype=torch.int64)
+    units = (weights / 0.4).round().clamp(-8, 7)
+    gradient = (weights - units * 0.4) @ moments
+    alone = units.clone(), gradient.clone()
+    for group in range(2):
+        columns_batched.descend(alone[0][group], alone[1][group], moments[group], scales, grid_of([]), 2)
+    both = tuple(part.expand(2, 30, 1) for part in scales[:2])
+    columns_batched.descend(units, gradient, moments[:, None], (*both, scales[2]), grid_of([]), 2)
+    assert (units != (weights / 0.4).round().clamp(-8, 7)).any()
+    # One product of two matrices or two of one: the sums of 16 moves may be rounded otherwise.
+    assert (units != alone[0]).double().mean() <= FLIPS
+    torch.testing.assert_close(gradient, (weights - units * 0.4) @ moments, rtol=0, atol=1e-4)
+
+
+def test_trials_that_are_compared_in_parts_come_to_the_same_scale(monkeypatch):
+    arguments = WEIGHT, WEIGHTS, INT4, torch.tensor(FACTORS)
+    found = []
+    for together in (1 << 27, 3 * WEIGHT.numel()):
+        monkeypatch.setattr(columns_batched, "_AT_ONCE", together)
+        found.append(torch.ones(len(WEIGHT)))
+        columns_batched.search_symmetric(*arguments, found[-1])
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("kernels", [columns_compiled, columns_batched])

@@ -1,6 +1,6 @@
 """GPTQ's inner loops on any torch device: one column at a time, all rows at once. Contract: that of columns_compiled.
 
-What the CPU does row by row in compiled code runs here as operations on (out,) and (out, span) tensors. Axes before
+What the CPU does row by row in compiled code runs here as operations on (out,) and (out, panel) tensors. Axes before
 those of the last two loops are for matrices side by side: (groups, out, span) under (groups, 1, span, span).
 """
 
@@ -14,6 +14,11 @@ from torch import Tensor
 Grid = tuple[float, float, Tensor]
 #: Scale and zero point (out, n), and which of the n each column has.
 Scales = tuple[Tensor, Tensor, Tensor]
+
+#: Columns of a descent that see each other's moves at once; the columns beside them see all moves in one product.
+_PANEL = 128
+#: Numbers that trials of scales are compared on at once.
+_AT_ONCE = 1 << 27
 
 
 def _unit(value: Tensor, zero: Tensor, grid: Grid) -> Tensor:
@@ -31,13 +36,14 @@ def _unit(value: Tensor, zero: Tensor, grid: Grid) -> Tensor:
 
 
 def _units(values: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
-    rounded = (values / scale[:, None]).round()
+    """Return the units (..., out, group) of values (out, group) under scales (..., out)."""
+    rounded = (values / scale[..., None]).round()
     return torch.minimum(torch.maximum(rounded, torch.as_tensor(low)), torch.as_tensor(high))
 
 
 def _error(values: Tensor, weights: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
-    difference = values - _units(values, scale, low, high) * scale[:, None]
-    return (weights * difference.square()).sum(1)
+    difference = values - _units(values, scale, low, high) * scale[..., None]
+    return (weights * difference.square()).sum(-1)
 
 
 def _settle(values: Tensor, weights: Tensor, best: tuple[Tensor, Tensor], low: Any, high: Any) -> Tensor:
@@ -59,7 +65,7 @@ def search_symmetric(
     low, high, reach = limits
     amax = weight.abs().amax(1)
     plain = torch.where(amax > 1e-37, amax / reach, torch.ones_like(amax))
-    best = _best(weight, weights, [factor * plain for factor in factors], low, high)
+    best = _best(weight, weights, factors[:, None] * plain, low, high)
     scale.copy_(torch.where(amax > 1e-37, _settle(weight, weights, best, low, high), torch.ones_like(amax)))
 
 
@@ -90,7 +96,7 @@ def search_asymmetric(
         low, high = -below[:, None], (steps - below)[:, None]
         usable = whole > 0  # not so: one bit, and all values on one side
         whole = torch.where(usable, whole, plain)
-        found, trial = _best(weight, weights, [factor * whole for factor in factors], low, high)
+        found, trial = _best(weight, weights, factors[:, None] * whole, low, high)
         better = usable & (found < error)
         error = torch.where(better, found, error)
         chosen, place = torch.where(better, trial, chosen), torch.where(better, below, place)
@@ -99,13 +105,12 @@ def search_asymmetric(
     zero.copy_(torch.where(there, first + place, torch.full_like(place, first)))
 
 
-def _best(values: Tensor, weights: Tensor, trials: list[Tensor], low: Any, high: Any) -> tuple[Tensor, Tensor]:
-    best = _error(values, weights, trials[0], low, high)
-    scale = trials[0]
-    for trial in trials[1:]:
-        error = _error(values, weights, trial, low, high)
-        scale, best = torch.where(error < best, trial, scale), torch.minimum(error, best)
-    return best, scale
+def _best(values: Tensor, weights: Tensor, trials: Tensor, low: Any, high: Any) -> tuple[Tensor, Tensor]:
+    """Return the least error (out,) of `trials` (n, out), and the first trial that has it."""
+    together = max(1, _AT_ONCE // max(1, values.numel()))
+    errors = torch.cat([_error(values, weights, some, low, high) for some in torch.split(trials, together)])
+    best = errors.argmin(0, keepdim=True)
+    return errors.gather(0, best)[0], trials.gather(0, best)[0]
 
 
 def round_columns(weight: Tensor, upper: Tensor, scales: Scales, grid: Grid, units: Tensor, errors: Tensor) -> None:
@@ -122,9 +127,15 @@ def round_columns(weight: Tensor, upper: Tensor, scales: Scales, grid: Grid, uni
 def descend(units: Tensor, gradient: Tensor, moment: Tensor, scales: Scales, grid: Grid, sweeps: int) -> None:
     """Move each code to the best value for the others as they are, `sweeps` times over all columns."""
     scale, zero = (part[..., scales[2]] for part in scales[:2])
+    width = units.shape[-1]
+    matrix = moment if moment.dim() == gradient.dim() else moment.squeeze(-3)
     for _ in range(sweeps):
-        for j in range(units.shape[-1]):
-            own, old = scale[..., j], units[..., j].clone()
-            unit = _unit(old + gradient[..., j] / (moment[..., j, j] * own), zero[..., j], grid)
-            units[..., j] = unit
-            gradient -= ((unit - old) * own)[..., None] * moment[..., j, :]
+        for first in range(0, width, _PANEL):
+            panel = slice(first, min(first + _PANEL, width))
+            near, moves = gradient[..., panel].clone(), torch.empty_like(gradient[..., panel])
+            for j in range(panel.start, panel.stop):
+                own, old, place = scale[..., j], units[..., j].clone(), j - first
+                unit = _unit(old + near[..., place] / (moment[..., j, j] * own), zero[..., j], grid)
+                units[..., j], moves[..., place] = unit, (unit - old) * own
+                near -= moves[..., place, None] * moment[..., j, panel]
+            gradient -= moves @ matrix[..., panel, :]
