@@ -10,6 +10,7 @@ import array_api_strict
 import hypothesis
 import numpy as np
 import pytest
+import signal_stack
 
 # Same examples in every run and on every machine; no deadline, since how long an example takes is not the claim.
 hypothesis.settings.register_profile("fewbit", derandomize=True, deadline=None, max_examples=60)
@@ -218,6 +219,14 @@ def _gradients_stay_on() -> Iterator[None]:
     on = torch.is_grad_enabled()
     torch.set_grad_enabled(True)
     assert on, "gradients were left switched off"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _signals_can_be_heard() -> Iterator[None]:
+    yield
+    assert signal_stack.is_there(), (
+        "the stack for signals is gone: the next one kills the process"
+    )
 
 
 @pytest.fixture(scope="module")

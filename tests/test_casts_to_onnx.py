@@ -5,11 +5,11 @@ import json
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from openvino_models import compiled
 from torch import nn
 
 import fewbit as fb
@@ -143,8 +143,8 @@ def test_bfloat16_runs_in_openvino_and_is_refused_for_onnxruntime(expected, tmp_
     path = result.save(tmp_path / "half.onnx")
     onnx.checker.check_model(path, full_check=True)
     assert set(types(path).values()) == {TensorProto.BFLOAT16}
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    assert 1e-4 < apart(compiled(batches()[0])[0], expected) < 2e-2  # 8 bits
+    in_openvino = compiled(path, {"INFERENCE_PRECISION_HINT": "f32"})
+    assert 1e-4 < apart(in_openvino(batches()[0])[0], expected) < 2e-2  # 8 bits
     with pytest.raises(PlanError, match="ort-cpu computes nothing in bf16; use fp16, or another runtime"):
         fb.quantize(model(), "bf16", to="ort-cpu", calibration=batches())
     # That it has no such product is what onnxruntime itself says.

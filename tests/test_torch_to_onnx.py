@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 import transformers
+from openvino_models import compiled
 from torch import nn
 
 import fewbit as fb
@@ -176,7 +176,7 @@ def test_four_bits_are_packed_and_the_report_says_what_the_inputs_are(saved, nam
 def test_openvino_runs_what_is_written_for_it(saved, name, recipe, signal_to_noise):
     own = saved(name, recipe, "openvino")
     options = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    model = openvino.Core().compile_model(str(own.path), "CPU", options)
+    model = compiled(own.path, options)
     made = model(_fed([value.get_any_name() for value in model.inputs], own.batch))[0]
     # Where 8 bits saturate they are 7: 7 dB between both roundings, and 3 for the values between layers. What saturates
     # is 16 dB off or more.

@@ -225,8 +225,18 @@ def _train(part: CalibratedPart, rows: Mapping[str, PlanRow], solved: dict[str, 
         alike.setdefault(algorithm, []).append(layer.name)
         own = solved[layer.name]
         solved[layer.name] = replace(own, remarks=(*own.remarks, *part.remarks))
+        if layer.expert and (few := _too_few(part.statistics.get(layer.name, {}))):
+            alike[algorithm].remove(layer.name)
+            solved[layer.name] = replace(own, remarks=(*own.remarks, f"{few}: its start is kept, not trained"))
     for trainer, names in alike.items() if part.block else ():
+        if not names:
+            continue
         _train_alike(trainer, part, {name: rows[name] for name in names}, solved, run)
+
+
+def _too_few(statistics: Mapping[str, Any]) -> str | None:
+    """Return why the inputs that reached a layer are too few to train it on, or `None`."""
+    return next((few for own in statistics.values() if (few := getattr(own, "too_few", None))), None)
 
 
 def _train_alike(

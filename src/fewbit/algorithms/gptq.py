@@ -106,7 +106,7 @@ class Gptq:
             raise MissingExtraError(f"gptq needs {error.name}; pip install 'fewbit[torch]'") from error
 
         values = as_torch(weight).to(torch.float32)
-        if few := _too_few(moment):
+        if few := moment.too_few:
             qtensor, _ = rounded(values, SecondMoment.identity(weight.shape[1], values), scheme, self)
             return Solution(in_framework_of(weight, qtensor), remarks=(f"{few}: rounded without data",))
         seen = moment.result()
@@ -139,12 +139,3 @@ class Gptq:
             seen = as_torch(moment.result()).to(values.device)
             return *rounded_groups(values, seen, scheme, self), (*remarks, *output_moment(statistics, scheme)[1])
         return *rounded(values, moment, scheme, self), remarks
-
-
-def _too_few(moment: SecondMoment | GroupedMoment) -> str | None:
-    """Return why a second moment does not stand for the inputs of its layer, or `None`."""
-    if not moment.count:
-        return "no calibration input reached it"
-    if isinstance(moment, GroupedMoment) or moment.count >= moment.least:
-        return None
-    return f"{moment.count} tokens reached it, fewer than {moment.least}"

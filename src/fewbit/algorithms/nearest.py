@@ -63,9 +63,8 @@ class Nearest:
         if not self.weighted:
             block, remarks = output_moment(statistics, scheme)
             return Solution(quantize(weight, scheme, moment=block), remarks=remarks)
-        seen = (statistics or {}).get(self.statistics[0])
-        if seen is None or not seen.count:
-            unknown = "nothing is known of its input" if seen is None else "no calibration input reached it"
+        seen: Any = (statistics or {}).get(self.statistics[0])
+        if unknown := "nothing is known of its input" if seen is None else seen.too_few:
             return Solution(quantize(weight, scheme), remarks=(f"{unknown}: not weighted",))
         importance = importance_of if self.relative else importance_of_squares
         found = quantize(weight, scheme.searched(), importance(seen.result(), weight))

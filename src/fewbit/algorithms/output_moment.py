@@ -22,9 +22,7 @@ def output_moment(statistics: Mapping[str, Any] | None, scheme: Scheme) -> tuple
     seen = (statistics or {}).get(scheme.ranging.input_statistic)
     if seen is None:
         why = "there is no statistic of its input"
-    elif not seen.count:
-        why = "no calibration input reached it"
-    else:
+    elif not (why := seen.too_few):
         moment = seen.result()
         if moment.ndim == 2:
             return moment, ()

@@ -25,8 +25,8 @@ class Started:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """What the start asks for."""
-        return self.first.statistics
+        """What the start asks for; where that is nothing, means, whose count says whether to train an expert."""
+        return self.first.statistics or ("mean",)
 
     @abstractmethod
     def problem(self, scheme: Scheme) -> str | None:

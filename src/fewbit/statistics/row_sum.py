@@ -19,6 +19,15 @@ class RowSum:
     total: Array
     #: Rows seen.
     count: int = 0
+    #: Rows that it takes to tell what the inputs are like, where it may get too few.
+    least: int = 0
+
+    @property
+    def too_few(self) -> str | None:
+        """Why the rows do not stand for the inputs of the layer, or `None`."""
+        if not self.count:
+            return "no calibration input reached it"
+        return f"{self.count} tokens reached it, fewer than {self.least}" if self.count < self.least else None
 
     def merge(self, other: RowSum) -> None:
         """Add what `other` has seen."""

@@ -29,8 +29,6 @@ class SecondMoment(RowSum):
     Only entries on and above the diagonal panels are filled.
     """
 
-    #: Rows that it takes to tell what the inputs are like, where it may get too few.
-    least: int = 0
     #: The result and what was made of it, until more rows come.
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 

@@ -17,7 +17,7 @@ from fewbit.numerics.namespace import to_float32, to_numpy
 from fewbit.schemes.scheme import Scheme
 from fewbit.transforms.link import Factors, Link
 from fewbit.transforms.output_error import OutputError
-from fewbit.transforms.scope import Rescaled, Rounded, Scope, chosen_links
+from fewbit.transforms.scope import Rescaled, Rounded, Scope, chosen_links, starved
 
 #: What the grid starts without: no input or weight is so small a share of the others that its factor overflows.
 _LEAST = 1e-4
@@ -62,6 +62,9 @@ class Awq:
         done = []
         for leader, link in leaders.items():
             if leader not in seen:
+                continue
+            if left := starved(scope, link, leader, seen[leader]):
+                done.append(left)
                 continue
             weights = [(scope.weight(name), scaled[name]) for name in link.consumers if name in scaled]
             found = self._chosen(link, weights, seen[leader])

@@ -34,6 +34,8 @@ class FoldedScope(ABC, Generic[FoldT]):
         """Prepare; `names` are those of the quantizable layers."""
         #: The quantizable layers; norms are not among them.
         self.layers = names
+        #: Those that a router sends a part of the tokens to.
+        self.experts: Collection[str] = ()
         #: What BatchNorms tell of the outputs of layers.
         self.known: Mapping[str, KnownOutput] = {}
 

@@ -63,6 +63,10 @@ class Scope(Protocol):
     def layers(self) -> Collection[str]:
         """The quantizable layers; norms are not among them."""
 
+    @property
+    def experts(self) -> Collection[str]:
+        """Those of them that a router sends a part of the tokens to."""
+
     def output_magnitudes(self, layer: str) -> Factors:
         """Return the largest magnitude of the weights of each output channel, (outputs,)."""
 
@@ -129,3 +133,12 @@ def chosen_links(scope: Scope, schemes: Mapping[str, Rounded]) -> dict[str, Link
             chosen[leader] = link
             taken.update(link.consumers)
     return chosen
+
+
+def starved(scope: Scope, link: Link, leader: str, statistics: Mapping[str, Any]) -> Rescaled | None:
+    """Return a link as it was, and why, where its `leader` is an expert that too few tokens reached to rescale by."""
+    count, width = statistics["channel_magnitude"].count, len(link.channels)
+    if leader not in scope.experts or count >= width:
+        return None
+    why = f"{count} tokens reached {leader}, fewer than its {width} inputs"
+    return Rescaled(link, np.ones(link.outputs), "", left=why)

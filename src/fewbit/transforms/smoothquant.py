@@ -16,7 +16,7 @@ from fewbit.errors import RecipeError
 from fewbit.numerics.namespace import array_namespace, to_float32, to_numpy
 from fewbit.transforms.link import Factors, Link
 from fewbit.transforms.output_error import OutputError
-from fewbit.transforms.scope import Rescaled, Rounded, Scope, chosen_links
+from fewbit.transforms.scope import Rescaled, Rounded, Scope, chosen_links, starved
 
 #: What `alpha = "search"` tries, besides leaving a link alone.
 _GRID = tuple(step / 10 for step in range(11))
@@ -61,6 +61,9 @@ class SmoothQuant:
         done = []
         for leader, link in leaders.items():
             if leader not in seen:
+                continue
+            if left := starved(scope, link, leader, seen[leader]):
+                done.append(left)
                 continue
             found = self._chosen(scope, link, smoothed, seen[leader])
             if found is not None:

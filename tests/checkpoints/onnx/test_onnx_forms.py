@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import onnx
-import openvino
 import pytest
+from openvino_models import compiled
 
 from fewbit.errors import CheckpointError
 from fewbit.runtimes import runtime_named
@@ -86,7 +86,7 @@ def in_openvino(feeds):
     options = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "INFERENCE_NUM_THREADS": "1"}
 
     def read(path):
-        return openvino.Core().compile_model(str(path), "CPU", options)(feeds)[0]
+        return compiled(path, options)(feeds)[0]
 
     return read
 

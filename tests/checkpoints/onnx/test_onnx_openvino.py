@@ -1,7 +1,7 @@
 """Files for OpenVINO in OpenVINO: what it computes is what the codes stand for, and it computes it in eight bits."""
 
-import openvino
 import pytest
+from openvino_models import compiled
 
 from fewbit.runtimes import runtime_named
 from fewbit.runtimes.processor import processor_flags
@@ -13,8 +13,8 @@ EXACT = "int7 narrow" if saturates(processor_flags()) else "int8"
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
 
 
-def compiled(path):
-    return openvino.Core().compile_model(str(path), "CPU", OPTIONS)
+def loaded(path):
+    return compiled(path, OPTIONS)
 
 
 def precisions(model, kind):
@@ -26,14 +26,14 @@ def precisions(model, kind):
 def test_a_cnn_runs_in_eight_bits_in_openvino(cnn, error, tmp_path):
     own = cnn().quantize(RUNTIME, weight=EXACT)
     own.write(RUNTIME, tmp_path / "m.onnx")
-    model = compiled(tmp_path / "m.onnx")
+    model = loaded(tmp_path / "m.onnx")
     assert set(precisions(model, "Convolution")) == {"u8"}
     assert precisions(model, "FullyConnected") == ["u8"]
     expected = own.simulated()
     # Rounded sums of float32 on the edge of two codes may fall to either side.
     assert error(model(own.feeds)[0], expected) < 1e-2
     own.damaged().write(RUNTIME, tmp_path / "wrong.onnx")
-    assert error(compiled(tmp_path / "wrong.onnx")(own.feeds)[0], expected) > 0.1
+    assert error(loaded(tmp_path / "wrong.onnx")(own.feeds)[0], expected) > 0.1
 
 
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "MatMul", "Gemm"])
@@ -50,10 +50,10 @@ def test_single_layers_need_rounded_inputs_only(case, error, tmp_path, kind, giv
     own = case(text, **shapes).quantize(RUNTIME, weight=EXACT, given=given)
     assert not own.model.values
     written = own.write(RUNTIME, tmp_path / "m.onnx")
-    model = compiled(tmp_path / "m.onnx")
+    model = loaded(tmp_path / "m.onnx")
     integers = "float" not in next(iter(written.forms.values()))
     assert integers == (kind != "ConvTranspose")
     assert precisions(model, layer) == ["u8" if integers else "f32"]
     assert error(model(own.feeds)[0], own.simulated()) < 1e-5
     own.damaged().write(RUNTIME, tmp_path / "wrong.onnx")
-    assert error(compiled(tmp_path / "wrong.onnx")(own.feeds)[0], model(own.feeds)[0]) > 0.3
+    assert error(loaded(tmp_path / "wrong.onnx")(own.feeds)[0], model(own.feeds)[0]) > 0.3

@@ -1,8 +1,8 @@
 """Products that saturate at 16 bits: emulated, and held against runtimes on a processor that does so."""
 
 import numpy as np
-import openvino
 import pytest
+from openvino_models import compiled
 
 from fewbit.checkpoints.onnx.saturation import (
     can_saturate,
@@ -168,7 +168,7 @@ def computed(path, runtime, feeds, run):
     if runtime == "ort-cpu":
         return next(iter(run(path, feeds, session__x64quantprecision="0").values()))
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
-    return openvino.Core().compile_model(str(path), "CPU", options)(feeds)[0]
+    return compiled(path, options)(feeds)[0]
 
 
 @pytest.mark.parametrize("given", ["int8 static", "int8 static sym"])

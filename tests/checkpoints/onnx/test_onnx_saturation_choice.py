@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import onnx
-import openvino
+from openvino_models import compiled
 
 import fewbit as fb
 from fewbit.checkpoints.onnx.saturation_choice import choose_weights
@@ -86,7 +86,7 @@ def test_what_openvino_makes_of_it_is_nearer_to_the_float_model_on_the_processor
     for flags in ({"avx2"}, {"avx2", "avx512_vnni"}):
         path = tmp_path / f"{len(flags)}.onnx"
         saved(proto, flags, path, monkeypatch, batches(), runtime="openvino")
-        model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        model = compiled(path, {"INFERENCE_PRECISION_HINT": "f32"})
         far[saturates(frozenset(flags))] = error(model(given)["c"], given["x"] @ weights()["flat.weight"])
     old = saturates(processor_flags())
     assert far[old] < far[not old]

@@ -60,6 +60,11 @@ class LinkScope:
         """The quantizable layers; norms are not among them."""
         return self._layers
 
+    @property
+    def experts(self) -> Collection[str]:
+        """None: which experts a token goes to is not told apart."""
+        return ()
+
     def output_magnitudes(self, layer: str) -> Factors:
         """Return the largest magnitude of the weights of each output channel, (outputs,)."""
         found: Factors = np.abs(self.weight(layer)).max(axis=1).astype(np.float64)

@@ -23,7 +23,7 @@ from fewbit.frontends.torch.token_weights import TokenWeights
 from fewbit.interfaces import Layer
 from fewbit.statistics import GUIDED, PAIRED, STATISTICS
 from fewbit.statistics.partials import Partials, Parts
-from fewbit.statistics.second_moment import SecondMoment
+from fewbit.statistics.row_sum import RowSum
 
 
 @dataclass(slots=True)
@@ -165,7 +165,7 @@ class InputWatch:
         if layer.groups > 1:
             return kind.of_groups(layer.shape[1], layer.groups, rows)
         statistic = kind.init(layer.shape[1], rows)
-        if layer.expert and isinstance(statistic, SecondMoment):
+        if layer.expert and isinstance(statistic, RowSum):
             # With as many rows as inputs GPTQ leaves less error on other tokens than a search without data.
             statistic.least = layer.shape[1]
         return statistic

@@ -38,6 +38,7 @@ class LinkScope(FoldedScope[Fold]):
         self._model, self._part, self._runs, self._repeatable = model, part, runs, repeatable
         self._layers = {layer.name: layer for layer in layers}
         super().__init__(self._layers)
+        self.experts = [layer.name for layer in layers if layer.expert]
         #: What each parameter was at first.
         self._before: dict[tuple[nn.Module, str], nn.Parameter] = {}
         #: What links other parts had.
