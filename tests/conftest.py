@@ -224,9 +224,7 @@ def _gradients_stay_on() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def _signals_can_be_heard() -> Iterator[None]:
     yield
-    assert signal_stack.is_there(), (
-        "the stack for signals is gone: the next one kills the process"
-    )
+    assert signal_stack.is_there(), "the stack for signals is gone: the next one kills the process"
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,8 @@ class Solved:
     damping: float | None = None
     #: The loss of the block that it was trained in, at the start and at the end.
     block_losses: tuple[float, float] | None = None
+    #: Why the inputs that reached it, an expert, are too few to train it on; `None`: they are not.
+    too_few: str | None = None
     #: What the algorithm alone took; of training a share by its weights.
     seconds: float = 0.0
     #: Whether a correction has moved its bias.

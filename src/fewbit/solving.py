@@ -198,6 +198,7 @@ def _finished(row: PlanRow, outcome: Outcome, statistics: Mapping[str, Any], run
     if row.bias == "int32":  # for which codes may have been rounded anew
         weight = run.frontend.weight(run.model, row.layer)
         solved = output_sqnr(weight, found.replacement.qtensor.dequantize(), statistics)
+    found = replace(found, too_few=_too_few(statistics) if row.layer.expert else None)
     return replace(found, seconds=outcome.seconds, nearest_sqnr=outcome.nearest_sqnr, solved_sqnr=solved)
 
 
@@ -225,9 +226,9 @@ def _train(part: CalibratedPart, rows: Mapping[str, PlanRow], solved: dict[str, 
         alike.setdefault(algorithm, []).append(layer.name)
         own = solved[layer.name]
         solved[layer.name] = replace(own, remarks=(*own.remarks, *part.remarks))
-        if layer.expert and (few := _too_few(part.statistics.get(layer.name, {}))):
+        if own.too_few:
             alike[algorithm].remove(layer.name)
-            solved[layer.name] = replace(own, remarks=(*own.remarks, f"{few}: its start is kept, not trained"))
+            solved[layer.name] = replace(own, remarks=(*own.remarks, f"{own.too_few}: its start is kept, not trained"))
     for trainer, names in alike.items() if part.block else ():
         if not names:
             continue

@@ -158,6 +158,55 @@ def test_an_expert_without_tokens_is_rounded_without_data_and_listed(sequential)
         assert "without data" not in str(rows[f"layers.0.experts.0.{part}"].remarks)
 
 
+INT3 = {"weight": "int3 g8"}
+GUESSED = {
+    "nearest, weighted": (INT3 | {"algorithm": fb.Nearest(weighted=True)}, INT3),
+    "learned levels, weighted": (
+        {"weight": "kmeans2 channel", "algorithm": fb.Nearest(weighted=True)}, {"weight": "kmeans2 channel"}),
+    "clipped by the output": ({"weight": "int3 g8 clip"}, INT3),
+    "autoround": (INT3 | {"algorithm": fb.AutoRound(steps=8, reach=1.0)}, INT3 | {"algorithm": fb.Gptq()}),
+    "autoround from nearest": (INT3 | {"algorithm": fb.AutoRound(steps=8, reach=1.0, start="nearest")}, INT3),
+}  # fmt: skip
+
+
+def codes_of(rule, data):
+    recipe = fb.Recipe([fb.Rule(r".*\.experts\..*", **rule)])
+    result = fb.quantize(net(starved=(1,)), recipe, calibration=data)
+    modules = {name: own for name, own in result.model.named_modules() if isinstance(own, QuantizedLayer)}
+    values = {name: own.qtensor.dequantize() for name, own in modules.items()}
+    return values, {layer.name: layer for layer in result.report.layers if ".experts." in layer.name}
+
+
+@pytest.mark.parametrize("case", GUESSED)
+def test_an_expert_with_few_tokens_is_rounded_as_without_data_whatever_rounds_it(case):
+    rule, without = GUESSED[case]
+    data = [batch[:1, :30] for batch in batches(number=1)]
+    found, rows = codes_of(rule, data)
+    expected, plain = codes_of(without, data)
+    few = {name for name, layer in rows.items() if set(layer.remarks) - set(plain[name].remarks)}
+    assert {name for name in rows if ".experts.1." in name} < few < set(rows)
+    for name in rows:
+        assert torch.equal(found[name], expected[name]) == (name in few), name
+    for name in few:
+        remarks = str(rows[name].remarks)
+        assert "no calibration input reached it" in remarks or f"fewer than {rows[name].shape[1]}" in remarks
+
+
+@pytest.mark.parametrize("transform", ["awq", "smoothquant"])
+def test_links_of_an_expert_with_few_tokens_stay_as_they_are_and_are_listed(transform):
+    data = [batch[:1, :30] for batch in batches(number=1)]
+    rounded = {"input": "int8 token"} if transform == "smoothquant" else {}
+    recipe = fb.Recipe([fb.Rule(r".*\.experts\..*", weight="int4 g8", **rounded)], transforms=[transform])
+    report = fb.quantize(net(), recipe, calibration=data).report
+    left = [remark for remark in report.remarks if " left as it was: " in remark]
+    assert left
+    for remark in left:
+        assert remark.startswith(f"{transform}: layers.")
+        assert remark.endswith(", fewer than its 24 inputs")
+    enough = fb.quantize(net(), recipe, calibration=batches()).report
+    assert not any(" left as it was: " in remark for remark in enough.remarks)
+
+
 class Lone(Mixture):
     """The experts that a batch reaches change from one to the next."""
 
