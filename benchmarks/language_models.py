@@ -17,7 +17,7 @@ from typing import Any
 from kept_rows import kept_table, read_kept
 from weight_rows import Row, fewbit_row, table
 
-SCHEMES = ("int4 g64", "int4 g64 asym", "int3 g64", "int3 g64 asym", "int2 g64 asym")
+SCHEMES = ("int4 g64", "int4 g64 asym", "int3 g64", "int3 g64 asym", "int2 g64", "int2 g64 asym")
 STEPS, SAMPLES = 100, 4
 #: What the rows of the documents' table were calibrated on.
 CALIBRATION = "wikitext-2-valid.txt"

@@ -175,6 +175,16 @@ def test_self_is_what_the_model_writes(llama):
     assert all(torch.equal(*pair) for pair in zip(batches, expected, strict=True))
 
 
+def test_self_is_32_texts_of_256_tokens_unless_the_context_is_shorter(llama):
+    assert {tuple(text.shape) for text in Calibration(data="self").batches(llama, Stub(), seed=0)} == {(1, 64)}
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=512, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1,
+    )  # fmt: skip
+    texts = list(Calibration(data="self").batches(LlamaForCausalLM(config).eval(), Stub(), seed=0))
+    assert [tuple(text.shape) for text in texts] == [(1, 256)] * 32
+
+
 def test_a_length_beyond_the_context_is_refused(llama):
     with pytest.raises(CalibrationError, match="calibration sequences of 65 tokens exceed the context of 64; use"):
         written(llama, length=65)

@@ -58,6 +58,10 @@ def test_the_weights_go_farther_while_the_output_comes_nearer():
         assert far > near
 
 
+def test_200_steps_of_4_samples_are_usual():
+    assert (AutoRound().steps, AutoRound().samples) == (200, 4)
+
+
 def test_no_step_is_the_start():
     given = block()
     found = AutoRound(steps=0, precision="float32").solve_block(given, 0)
@@ -147,6 +151,7 @@ def test_a_weight_that_no_gradient_reaches_keeps_its_start_and_says_so():
 def test_products_in_bfloat16_train_about_as_well():
     exact, halved = (trained(precision=precision).losses[1] for precision in ("float32", "bfloat16"))
     assert halved < 1.5 * exact
+    assert halved != exact  # so that they were taken in it
 
 
 # In a model.

@@ -464,6 +464,7 @@ def test_options_that_make_no_sense_are_refused():
         ({"damping": 1.0}, r"damping 1.0 is outside \(0, 1\)"),
         ({"sweeps": -1}, "sweeps -1 is no number of times"),
         ({"sweeps": 1.5}, "sweeps 1.5 is no number of times"),
+        ({"guided": True, "relative": False}, "guided says what a token counts, and relative = false does too"),
     ):
         with pytest.raises(RecipeError, match=f"^gptq: {message}"):
             Gptq(**options)

@@ -144,3 +144,50 @@ def test_options_are_checked():
         Awq(steps=0)
     with pytest.raises(RecipeError, match="weights = 1 is not true or false"):
         Awq(weights=1)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Stack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(2))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("transform", ["awq", "smoothquant"])
+def test_a_block_is_rescaled_on_what_the_quantized_blocks_before_it_give(transform, monkeypatch):
+    torch.manual_seed(0)
+    model, batches = Stack().eval(), [torch.randn(40, 32) for _ in range(2)]
+    float_model, seen, gather = copy.deepcopy(model), {}, LinkScope.statistics
+
+    def spied(scope, wanted):
+        found = gather(scope, dict.fromkeys(wanted, ("channel_magnitude", "row_sample")))
+        seen.update({name: own["row_sample"].result() for name, own in found.items()})
+        return found
+
+    monkeypatch.setattr(LinkScope, "statistics", spied)
+    given = "int8 token" if transform == "smoothquant" else None
+    result = fb.quantize(model, recipe(transform, weight="int2 g32", given=given), calibration=batches)
+    first, second = result.model.blocks[0], float_model.blocks
+    with torch.no_grad():
+        quantized, exact = (
+            torch.cat([second[1].norm(block(batch)) for batch in batches]) for block in (first, second[0])
+        )
+    rows = seen["blocks.1.up"]
+    assert rows.shape == quantized.shape
+    nearest = [(rows[:, None] - own).abs().amax(2).amin(1).max() for own in (quantized, exact)]
+    # The rescaled norm and weight of the first block give its rows but for the last places.
+    assert nearest[0] < 1e-4
+    assert nearest[1] > 0.1

@@ -63,6 +63,8 @@ class Gptq:
         for flag in ("relative", "guided", "search", "fit", *([] if self.asymmetric is None else ["asymmetric"])):
             if not isinstance(getattr(self, flag), bool):
                 raise RecipeError(f"gptq: {flag} = {getattr(self, flag)!r:.80} is not true or false")
+        if self.guided and not self.relative:
+            raise RecipeError("gptq: guided says what a token counts, and relative = false does too; leave that out")
         if self.guided and self.asymmetric:
             raise RecipeError("gptq: guided and asymmetric weigh errors by different outputs; use one of them")
 
