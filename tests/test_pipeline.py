@@ -134,7 +134,7 @@ def test_the_report_says_what_was_adapted_what_fell_back_and_what_stayed_float()
         "int4 g128",
         ("quantized", "adapted", "fell back"),
     )
-    assert table.remarks == ("there is no statistic of its input: rounded to nearest",)
+    assert table.remarks == ("there is no statistic of its input: rounded without data",)
     assert f"0: {table.remarks[0]}" in report.remarks
     assert (adapted.becomes, adapted.asked, adapted.states) == ("int4 g64", "int4 g128", ("quantized", "adapted"))
     assert (stays.asked, stays.histogram, stays.row_sqnr, stays.states) == (None, None, None, ("kept",))

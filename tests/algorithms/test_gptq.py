@@ -380,13 +380,15 @@ def test_damping_that_is_too_little_is_raised_and_remarked():
 
 
 @pytest.mark.parametrize("given", [None, {}])
-def test_without_data_it_rounds_to_nearest_and_says_so(given):
-    weight = weights(24, 64)
-    solution = gptq()(weight, given, parse_scheme("int4 g16"))
-    np.testing.assert_array_equal(solution.qtensor.codes, quantize(weight, parse_scheme("int4 g16")).codes)
-    [remark] = solution.remarks
-    assert remark.endswith(": rounded to nearest")
+def test_without_data_it_searches_scales_and_says_so(given):
+    weight, scheme = weights(24, 64), parse_scheme("int4 g16")
+    solution, plain = (gptq(search=search)(weight, given, scheme) for search in (True, False))
+    np.testing.assert_array_equal(plain.qtensor.codes, quantize(weight, scheme).codes)
+    assert solution.remarks == plain.remarks == ("there is no statistic of its input: rounded without data",)
     assert solution.damping is None
+    assert solution.qtensor.scheme == scheme
+    nearest, searched = (((own.qtensor.dequantize() - weight) ** 2).sum() for own in (plain, solution))
+    assert searched < 0.9 * nearest
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ coordinate descent on the same error (QuantEase, arXiv 2309.01885).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fewbit.algorithms.column_order import ORDERS
@@ -98,8 +98,9 @@ class Gptq:
         moment = (statistics or {}).get(self.statistics[0])
         if moment is None:
             unclipped = output_moment(statistics, scheme)[1]
-            unknown = "there is no statistic of its input: rounded to nearest"
-            return Solution(quantize(weight, scheme), remarks=(unknown, *unclipped))
+            found = quantize(weight, scheme.searched() if self.search else scheme)
+            unknown = "there is no statistic of its input: rounded without data"
+            return Solution(replace(found, scheme=scheme), remarks=(unknown, *unclipped))
         try:
             import torch
 
