@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--algorithm", type=json.loads, default={"name": "gptq"})
     parser.add_argument("--transforms", type=json.loads, default=[], help="JSON, as in a recipe")
     parser.add_argument("--sequential", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--device", default="auto", help="where it runs, such as cuda")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     model = open_source(given.model).load()
@@ -40,13 +41,13 @@ def main() -> None:
     figures = {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - used,
-        "peak_mb": peak_memory() / 1e6,
+        "peak_mb": (torch.cuda.max_memory_allocated() if given.device.startswith("cuda") else peak_memory()) / 1e6,
         "solving_seconds": sum(layer.seconds or 0.0 for layer in result.report.layers),
     }
     rows = [row.layer.name for row in result.plan.rows if row.scheme]
-    weights = {f"{name}.weight": result.model.get_submodule(name).qtensor.dequantize() for name in rows}
+    weights = {f"{name}.weight": result.model.get_submodule(name).qtensor.dequantize().cpu() for name in rows}
     if given.transforms:  # which change what stays float too
-        weights = {name: value.float() for name, value in result.model.named_parameters()} | weights
+        weights = {name: value.float().cpu() for name, value in result.model.named_parameters()} | weights
     save_file({name: weight.contiguous() for name, weight in weights.items()}, given.out)
     line = {"scheme": given.scheme, "layers": len(rows), **figures, "remarks": list(result.report.remarks)}
     print(json.dumps({key: round(value, 1) if isinstance(value, float) else value for key, value in line.items()}))
@@ -58,7 +59,8 @@ def quantize(model: Any, given: argparse.Namespace) -> fb.Result:
     if rule.algorithm.statistics or given.transforms:
         batches = [torch.from_numpy(row)[None] for row in np.load(given.tokens)]
         calibration = fb.Calibration(data=batches, sequential=given.sequential)
-    return fb.quantize(model, fb.Recipe([rule], transforms=given.transforms), calibration=calibration, dtype="float16")
+    recipe, options = fb.Recipe([rule], transforms=given.transforms), fb.Options(device=given.device)
+    return fb.quantize(model, recipe, calibration=calibration, dtype="float16", options=options)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,14 +211,17 @@ def table(description: str | None, rows: Iterable[Row]) -> None:
     """Read the command line, measure those of `rows` that it asks for, print a line for each, and keep it if told."""
     parser = _parser(description)
     parser.add_argument("--keep", action="store_true", help="write the rows to benchmarks/kept too")
+    parser.add_argument("--device", help="where fewbit runs, such as cuda; peak MB are then those of the device")
     given = parser.parse_args()
+    if given.keep and given.device:
+        parser.error("--keep is for rows on the processor; leave out --device")
     if given.keep and len(given.text or []) != 1:
         parser.error("--keep needs one --text, since kept tables have that and pydoc_data.topics")
     bench, chosen = _bench_of(given)
     qualities = [f"{what}, {text}" for text in bench.batches for what in ("KL", "top-1", "perplexity")]
     print(line(["tool", "scheme", "bits", *qualities, *COSTS]))
     print(line(["---", "---", *["---:"] * (1 + len(qualities) + len(COSTS))]), flush=True)
-    for row in rows:
+    for row in (_on(given.device, row) for row in rows):
         if not re.search(chosen, f"{row.tool} {row.scheme} {row.label}"):
             continue
         if not TOOLS[row.tool].python.exists():
@@ -231,6 +234,12 @@ def table(description: str | None, rows: Iterable[Row]) -> None:
         if given.keep:
             keep(_kept(bench, row, {"bits": bits, **found}))
         print(line([f"{row.tool}, {row.label}", row.scheme, f"{bits:.2f}", *quality, *cost]), flush=True)
+
+
+def _on(device: str | None, row: Row) -> Row:
+    """Return a row with its device, if it is of fewbit; peers run where they do."""
+    here = device is None or row.tool != "fewbit"
+    return row if here else replace(row, options=(*row.options, "--device", device))
 
 
 def _kept(bench: Bench, row: Row, found: dict[str, Any]) -> KeptRow:

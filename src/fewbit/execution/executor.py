@@ -20,7 +20,7 @@ from fewbit.evaluation.fidelity import decibels, output_power
 from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, CalibrationRun, Frontend, Layer, Replacement
-from fewbit.numerics.namespace import Array
+from fewbit.numerics.namespace import Array, is_torch
 from fewbit.qtensor import quantize
 from fewbit.schemes.scheme import Scheme
 from fewbit.statistics.grouped_moment import GroupedMoment
@@ -66,11 +66,20 @@ def outcome_of(algorithm: Algorithm, weight: Array, statistics: Mapping[str, Any
     """Return `weight` (out, in) solved, and what its output loses where second moments of its inputs are known."""
     started = time.perf_counter()
     solution = algorithm(weight, statistics, scheme)
+    _wait_for(solution.qtensor.codes)
     seconds = time.perf_counter() - started
     solved = output_sqnr(weight, solution.qtensor.dequantize(), statistics)
     if solved is None:
         return Outcome(solution, seconds)
     return Outcome(solution, seconds, output_sqnr(weight, quantize(weight, scheme).dequantize(), statistics), solved)
+
+
+def _wait_for(array: Array) -> None:
+    """Wait until the GPU that `array` lies on has done its work, which goes on while Python does."""
+    if is_torch(array) and array.device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(array.device)
 
 
 def output_sqnr(weight: Array, values: Array, statistics: Mapping[str, Any]) -> float | None:
