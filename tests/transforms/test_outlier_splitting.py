@@ -299,6 +299,16 @@ def test_options_are_parsed_and_refused_out_of_range():
             OutlierSplitting(**options)
 
 
+@pytest.mark.parametrize("weight", ["int8 channel", "int4 g16", "nf4 channel"])
+def test_halves_apart_by_the_step_of_another_scheme_are_refused(weight):
+    model, batch = outlying()
+    rule, table = fb.Rule(kind="linear", weight=weight), {"name": "outlier-splitting", "bits": 4}
+    with pytest.raises(
+        fb.errors.PlanError, match=f"half a step of 'int4 channel', and no weight is .* to '{weight}'; leave"
+    ):
+        fb.quantize(model, fb.Recipe([rule], transforms=[table]), calibration=[batch])
+
+
 def test_an_interruption_leaves_the_model_as_it_was():
     model, batch = outlying()
     before, calls = copy.deepcopy(model.state_dict()), []

@@ -14,6 +14,9 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from fewbit.errors import RecipeError
+from fewbit.formats.integer import Int
+from fewbit.schemes.granularity import PerChannel
+from fewbit.schemes.scheme import Scheme
 from fewbit.transforms import Applied
 from fewbit.transforms.link import Channels
 from fewbit.transforms.scope import Rounded
@@ -60,10 +63,20 @@ class OutlierSplitting:
         return "outlier-splitting"
 
     def problem(self, schemes: Mapping[str, Rounded]) -> str | None:
-        """Return that no weight is rounded to a scale, if so."""
-        if any(own.weight.scaled for own in schemes.values()):
-            return None
-        return "outlier-splitting halves the columns that set the scales of weights, and none has one; leave it out"
+        """Return that no weight is rounded to a scale, or to none with the step that halves are to differ by, if so."""
+        weights = [own.weight for own in schemes.values()]
+        if not any(weight.scaled for weight in weights):
+            return "outlier-splitting halves the columns that set the scales of weights, and none has one; leave it out"
+        if self.bits and not any(self._has_step(weight) for weight in weights):
+            return (
+                f"outlier-splitting: bits = {self.bits} sets halves apart by half a step of 'int{self.bits} channel', "
+                f"and no weight is rounded so but to '{weights[0]}'; leave bits out"
+            )
+        return None
+
+    def _has_step(self, weight: Scheme) -> bool:
+        form = weight.format
+        return isinstance(form, Int) and form.bits == self.bits and weight.granularity == PerChannel()
 
     def __call__(self, model: Any, frontend: Any, batch: Any) -> Applied:
         """Split, link by link, and keep it only where the output on `batch` stays what it was."""
