@@ -11,13 +11,13 @@ from fewbit.recipe import Recipe
 from fewbit.rule import Rule
 from fewbit.schemes.notation import input_scheme_to_text
 
-#: What the design writes about each: bits of a weight, group size (`None`: a scale for each channel), symmetry.
+#: What is decided about each: bits of a weight, group size (`None`: a scale for each channel), symmetry.
 MEANING = {
     "w8a16": (8, None, True),
     "w4a16": (4, 128, True),
     "w4a16-asym": (4, 128, False),
     "w3a16": (3, 128, True),
-    "w2a16": (2, 128, True),
+    "w2a16": (2, 128, False),
     "fp8a16": (8, None, True),
     "w8a8": (8, None, True),
     "w8a8-static": (8, None, True),
