@@ -17,7 +17,7 @@ MEANING = {
     "w4a16": (4, 128, True),
     "w4a16-asym": (4, 128, False),
     "w3a16": (3, 128, True),
-    "w2a16": (2, 128, False),
+    "w2a16": (2, 128, True),
     "fp8a16": (8, None, True),
     "w8a8": (8, None, True),
     "w8a8-static": (8, None, True),

@@ -26,7 +26,7 @@ PRESETS: dict[str, tuple[str, str | None]] = {
     "w4a16": ("int4 g128", None),
     "w4a16-asym": ("int4 g128 asym", None),
     "w3a16": ("int3 g128", None),
-    "w2a16": ("int2 g128 asym", None),
+    "w2a16": ("int2 g128", None),
     "fp8a16": ("e4m3 channel", None),
     "w8a8": ("int8 channel", "int8 token asym"),
     "w8a8-static": ("int8 channel", "int8 tensor asym static"),
