@@ -11,7 +11,7 @@ from fewbit.recipe import Recipe
 from fewbit.rule import Rule
 from fewbit.schemes.notation import input_scheme_to_text
 
-#: What is decided about each: bits of a weight, group size (`None`: a scale for each channel), symmetry.
+#: What the design writes about each: bits of a weight, group size (`None`: a scale for each channel), symmetry.
 MEANING = {
     "w8a16": (8, None, True),
     "w4a16": (4, 128, True),

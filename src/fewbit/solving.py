@@ -198,8 +198,8 @@ def _finished(row: PlanRow, outcome: Outcome, statistics: Mapping[str, Any], run
     if row.bias == "int32":  # for which codes may have been rounded anew
         weight = run.frontend.weight(run.model, row.layer)
         solved = output_sqnr(weight, found.replacement.qtensor.dequantize(), statistics)
-    found = replace(found, too_few=_too_few(statistics) if row.layer.expert else None)
-    return replace(found, seconds=outcome.seconds, nearest_sqnr=outcome.nearest_sqnr, solved_sqnr=solved)
+    few, nearest = _too_few(statistics) if row.layer.expert else None, outcome.nearest_sqnr
+    return replace(found, seconds=outcome.seconds, nearest_sqnr=nearest, solved_sqnr=solved, too_few=few)
 
 
 def _settled(row: PlanRow, solution: Solution, given: tuple[Activations, Mapping[str, Any]], run: _Run) -> Solved:
@@ -221,17 +221,15 @@ def _train(part: CalibratedPart, rows: Mapping[str, PlanRow], solved: dict[str, 
     """Solve the layers of a part again, those of one algorithm together."""
     alike: dict[BlockAlgorithm, list[str]] = {}
     for layer in part.layers:
-        algorithm = rows[layer.name].algorithm
+        algorithm, own = rows[layer.name].algorithm, solved[layer.name]
         assert isinstance(algorithm, BlockAlgorithm)
-        alike.setdefault(algorithm, []).append(layer.name)
-        own = solved[layer.name]
-        solved[layer.name] = replace(own, remarks=(*own.remarks, *part.remarks))
         if own.too_few:
-            alike[algorithm].remove(layer.name)
-            solved[layer.name] = replace(own, remarks=(*own.remarks, f"{own.too_few}: its start is kept, not trained"))
+            remarks: tuple[str, ...] = (f"{own.too_few}: its start is kept, not trained",)
+        else:
+            remarks = part.remarks
+            alike.setdefault(algorithm, []).append(layer.name)
+        solved[layer.name] = replace(own, remarks=(*own.remarks, *remarks))
     for trainer, names in alike.items() if part.block else ():
-        if not names:
-            continue
         _train_alike(trainer, part, {name: rows[name] for name in names}, solved, run)
 
 

@@ -32,6 +32,7 @@ def test_a_scale_is_chosen_for_the_columns_whose_errors_cost_most(text):
         left_over(group, *chosen(group, torch.diag(costs.rsqrt()).float(), scheme, search=True), scheme)
         for costs in (COSTS, torch.ones_like(COSTS))
     )
+    # Costs lie a thousandfold apart, so either is far from the other's best; 0.8 leaves room to the grid of factors.
     assert (weighted * COSTS).sum() < 0.8 * (plain * COSTS).sum()
     assert plain.sum() < 0.8 * weighted.sum()
 
@@ -39,7 +40,7 @@ def test_a_scale_is_chosen_for_the_columns_whose_errors_cost_most(text):
 def test_what_a_column_costs_is_told_in_the_order_of_the_weight():
     moment = torch.diag(torch.tensor([4.0, 1.0, 9.0]))
     hessian = factor(moment, torch.tensor([2, 0, 1]), 1e-6)
-    # Without correlation U_jj^2 is 1 / H_jj.
+    # Without correlation U_jj^2 is 1 / H_jj, but for a damping of 1e-6 times the mean diagonal.
     torch.testing.assert_close(importances(hessian), torch.tensor([4.0, 1.0, 9.0]).double(), rtol=1e-5, atol=0)
     swapped = Hessian(torch.tensor([2, 0, 1]), moment, torch.diag(torch.tensor([1.0, 0.5, 0.25])), 0.01)
     assert importances(swapped).tolist() == [4.0, 16.0, 1.0]
@@ -49,6 +50,6 @@ def test_scales_that_are_fixed_before_are_weighted_too():
     weight, scheme = draw(64, 16), parse_scheme("int3 g16")
     weighted, plain = (fixed(weight, costs, scheme, search=True) for costs in (COSTS, torch.ones_like(COSTS)))
     errors = [(own.dequantize() - weight).double().square() for own in (weighted, plain)]
-    assert (errors[0] * COSTS).sum() < 0.8 * (errors[1] * COSTS).sum()
+    assert (errors[0] * COSTS).sum() < 0.8 * (errors[1] * COSTS).sum()  # as above
     unsearched = fixed(weight, COSTS, scheme, search=False)
     assert torch.equal(unsearched.scale, quantize(weight, scheme).scale)

@@ -157,6 +157,7 @@ def test_matrices_side_by_side_descend_as_they_do_alone(monkeypatch):
     assert (units != (weights / 0.4).round().clamp(-8, 7)).any()
     # One product of two matrices or two of one: the sums of 16 moves may be rounded otherwise.
     assert (units != alone[0]).double().mean() <= FLIPS
+    # As above: the gradient was moved by about 40 steps, each rounded.
     torch.testing.assert_close(gradient, (weights - units * 0.4) @ moments, rtol=0, atol=1e-4)
 
 

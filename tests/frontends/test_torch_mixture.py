@@ -165,6 +165,7 @@ GUESSED = {
         {"weight": "kmeans2 channel", "algorithm": fb.Nearest(weighted=True)}, {"weight": "kmeans2 channel"}),
     "clipped by the output": ({"weight": "int3 g8 clip"}, INT3),
     "autoround": (INT3 | {"algorithm": fb.AutoRound(steps=8, reach=1.0)}, INT3 | {"algorithm": fb.Gptq()}),
+    "brecq from nearest": (INT3 | {"algorithm": fb.Brecq(steps=200, start="nearest")}, INT3),
     "autoround from nearest": (INT3 | {"algorithm": fb.AutoRound(steps=8, reach=1.0, start="nearest")}, INT3),
 }  # fmt: skip
 

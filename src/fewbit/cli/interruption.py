@@ -77,6 +77,8 @@ class Interruptible:
         if self._signal is None or lost.exc_type is not KeyboardInterrupt:
             self._hook(lost)
             return
+        if self._again is not None:  # two in turn come again as one
+            self._again.cancel()
         self._again = Timer(_AGAIN, _send, (self._signal,))
         self._again.daemon = True
         self._again.start()
