@@ -52,13 +52,12 @@ def main() -> None:
     started = time.perf_counter()
     report = fb.quantize(model, recipe, calibration=data, options=fb.Options(device=given.device)).report
     solved = [layer for layer in report.layers if layer.solved_sqnr is not None]
-    on_device = torch.cuda.max_memory_allocated() if given.device.startswith("cuda") else peak_memory()
     print(
         json.dumps({
-            "device": torch.cuda.get_device_name() if given.device.startswith("cuda") else "cpu",
+            "device": torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else "cpu",
             "layers": len(solved), "seconds": round(time.perf_counter() - started, 1),
             "solving_seconds": round(sum(layer.seconds or 0.0 for layer in solved), 1),
-            "peak_gb": round(on_device / 1e9, 2),
+            "peak_gb": round(peak_memory(given.device) / 1e9, 2),
         })
     )  # fmt: skip
 

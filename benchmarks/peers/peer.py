@@ -113,11 +113,13 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_memory() / 1e6}
 
 
-def peak_memory() -> int:
-    """Return the most bytes that this process has held.
+def peak_memory(device: str = "cpu") -> int:
+    """Return the most bytes that this process has held; where it ran on a GPU, the most that torch held there.
 
     On Linux not ru_maxrss: a process that was spawned begins with the figure of the one that spawned it.
     """
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
