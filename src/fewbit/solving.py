@@ -197,7 +197,7 @@ def _finished(row: PlanRow, outcome: Outcome, statistics: Mapping[str, Any], run
     solved = outcome.solved_sqnr
     if row.bias == "int32":  # for which codes may have been rounded anew
         weight = run.frontend.weight(run.model, row.layer)
-        solved = output_sqnr(weight, found.replacement.qtensor.dequantize(), statistics)
+        (solved,) = output_sqnr(weight, statistics, lambda: found.replacement.qtensor)
     few, nearest = _too_few(statistics) if row.layer.expert else None, outcome.nearest_sqnr
     return replace(found, seconds=outcome.seconds, nearest_sqnr=nearest, solved_sqnr=solved, too_few=few)
 

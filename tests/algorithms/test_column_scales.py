@@ -1,10 +1,10 @@
-"""Scales that GPTQ searches are weighted by what rounding each column costs, 1 / U_jj^2."""
+"""Scales that GPTQ searches are weighted by what rounding each column costs, its pivot."""
 
 import pytest
 import torch
 
 from fewbit.algorithms.column_scales import chosen, fixed, importances
-from fewbit.algorithms.hessian import Hessian, factor
+from fewbit.algorithms.hessian import Corner, Hessian, factor
 from fewbit.qtensor import quantize
 from fewbit.schemes.notation import parse_scheme
 
@@ -29,7 +29,7 @@ def left_over(group, scale, zero, scheme):
 def test_a_scale_is_chosen_for_the_columns_whose_errors_cost_most(text):
     group, scheme = draw(64, 16), parse_scheme(text)
     weighted, plain = (
-        left_over(group, *chosen(group, torch.diag(costs.rsqrt()).float(), scheme, search=True), scheme)
+        left_over(group, *chosen(group, Corner(torch.eye(16), costs.float()), scheme, search=True), scheme)
         for costs in (COSTS, torch.ones_like(COSTS))
     )
     # Costs lie a thousandfold apart, so either is far from the other's best; 0.8 leaves room to the grid of factors.
@@ -40,9 +40,9 @@ def test_a_scale_is_chosen_for_the_columns_whose_errors_cost_most(text):
 def test_what_a_column_costs_is_told_in_the_order_of_the_weight():
     moment = torch.diag(torch.tensor([4.0, 1.0, 9.0]))
     hessian = factor(moment, torch.tensor([2, 0, 1]), 1e-6)
-    # Without correlation U_jj^2 is 1 / H_jj, but for a damping of 1e-6 times the mean diagonal.
+    # Without correlation the pivots are H_jj, but for a damping of 1e-6 times the mean diagonal.
     torch.testing.assert_close(importances(hessian), torch.tensor([4.0, 1.0, 9.0]).double(), rtol=1e-5, atol=0)
-    swapped = Hessian(torch.tensor([2, 0, 1]), moment, torch.diag(torch.tensor([1.0, 0.5, 0.25])), 0.01)
+    swapped = Hessian(torch.tensor([2, 0, 1]), moment, torch.eye(3), torch.tensor([1.0, 4.0, 16.0]), 0.01)
     assert importances(swapped).tolist() == [4.0, 16.0, 1.0]
 
 

@@ -88,11 +88,11 @@ def test_a_search_is_never_worse_than_the_extremes():
 
 
 def system(width=40, rows=30):
-    """Return weight, moment and the factor U of its inverse, all well conditioned."""
+    """Return weight, moment and its factor R, all well conditioned."""
     inputs = draw(400, width, seed=2) @ (torch.eye(width) + 0.3 * draw(width, width, seed=3))
     moment = inputs.T @ inputs / 400 + 0.1 * torch.eye(width)
-    upper = torch.linalg.cholesky(torch.linalg.inv(moment.double())).T.float().contiguous()
-    return draw(rows, width), moment, upper
+    root = torch.linalg.cholesky(moment.double().flip(0, 1)).flip(0, 1)
+    return draw(rows, width), moment, (root / root.diagonal()).float().contiguous()
 
 
 def grid_of(levels):
@@ -101,20 +101,24 @@ def grid_of(levels):
 
 @pytest.mark.parametrize("kind", LEVELS)
 def test_columns_are_rounded_to_the_same_units(kind):
-    weight, _, upper = system()
+    weight, _, root = system()
     # Two groups of columns, which take turns.
     scale = torch.tensor([[0.4, 0.5] if kind == "integer" else [2.5, 3.0]]) * (1 + torch.arange(30.0)[:, None] / 100)
     zero = torch.full_like(scale, 2.0 if kind == "integer" else 0.0)
     scales = scale, zero, torch.arange(40) % 2
-    blank = torch.full_like(weight, 77.0), torch.full_like(weight, 77.0)
-    compiled, batched = both("round_columns", weight, upper, scales, grid_of(LEVELS[kind]), *blank)
-    whole = (compiled[4] == batched[4]).all(1)
-    assert (compiled[4] != batched[4]).double().mean() <= FLIPS
-    # Rows without a flip agree in the errors too; the sum of 40 updates of about 1 each was rounded at each.
-    torch.testing.assert_close(compiled[5][whole], batched[5][whole], rtol=0, atol=40 * 2.0**-22)
+    targets, blank = weight + 0.1 * draw(30, 40, seed=6), torch.full_like(weight, 77.0)
+    compiled, batched = both("round_columns", weight, targets, root, scales, grid_of(LEVELS[kind]), blank)
+    whole = (compiled[5] == batched[5]).all(1)
+    assert (compiled[5] != batched[5]).double().mean() <= FLIPS
+    # Rows without a flip agree in what was left too; the sum of 40 updates of about 1 each was rounded at each.
+    torch.testing.assert_close(compiled[1][whole], batched[1][whole], rtol=0, atol=40 * 2.0**-22)
     for found in (compiled, batched):
         levels = torch.tensor(LEVELS[kind]) if LEVELS[kind] else torch.arange(-10.0, 6.0)
-        assert torch.isin(found[4], levels).all()
+        assert torch.isin(found[5], levels).all()
+        errors = weight - found[5] * scale[:, scales[2]]
+        # One product and one difference: a place of numbers below 8 each.
+        torch.testing.assert_close(found[0], errors, rtol=0, atol=2.0**-20)
+        torch.testing.assert_close(found[1], targets - weight + errors @ root, rtol=0, atol=40 * 2.0**-22)
 
 
 @pytest.mark.parametrize("panel", [128, 16])
@@ -173,9 +177,8 @@ def test_trials_that_are_compared_in_parts_come_to_the_same_scale(monkeypatch):
 
 @pytest.mark.parametrize("kernels", [columns_compiled, columns_batched])
 def test_ties_go_to_the_even_code(kernels):
-    weight, upper = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 99.0, -99.0]]), torch.eye(7)
-    units, errors = torch.empty(1, 7), torch.empty(1, 7)
+    weight, units = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 99.0, -99.0]]), torch.empty(1, 7)
     scales = torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(7, dtype=torch.int64)
-    arguments = weight, upper, scales, grid_of([]), units, errors
+    arguments = weight, weight.clone(), torch.eye(7), scales, grid_of([]), units
     kernels.round_columns(*(to_numpy(part) if kernels is columns_compiled else part for part in arguments))
     assert units.tolist() == [[0.0, 2.0, 2.0, 0.0, -2.0, 7.0, -8.0]]

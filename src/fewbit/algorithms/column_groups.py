@@ -30,7 +30,7 @@ def rounded_groups(weight: Tensor, moment: Tensor, scheme: Scheme, options: Gptq
     order = _orders(moment, order_of(options, scheme))
     hessian = factor_each(moment, order, options.least_damping(moment))
     importance = torch.empty_like(order, dtype=torch.float32)
-    importance.scatter_(1, order, hessian.upper.diagonal(dim1=1, dim2=2).double().pow(-2).float())
+    importance.scatter_(1, order, hessian.pivots)
     spread = importance.repeat_interleave(len(weight) // groups, 0)
     stored = column_scales.fixed(weight, spread, scheme, search=options.search)
     scales = ColumnScales.of(stored)
@@ -44,10 +44,9 @@ def rounded_groups(weight: Tensor, moment: Tensor, scheme: Scheme, options: Gptq
     def ordered(part: Tensor) -> Tensor:
         return part.gather(2, columns_in_order)
 
-    working, every = ordered(grouped(weight)), torch.arange(width, device=weight.device)
-    found, errors = torch.empty_like(working), torch.empty_like(working)
-    upper = hessian.upper[:, None]
-    columns_batched.round_columns(working, upper, (ordered(scale), ordered(zero), every), grid, found, errors)
+    errors, every = ordered(grouped(weight)), torch.arange(width, device=weight.device)
+    found, own = torch.empty_like(errors), (ordered(scale), ordered(zero), every)
+    columns_batched.round_columns(errors, errors.clone(), hessian.root[:, None], own, grid, found)
     units = torch.empty_like(found).scatter_(2, columns_in_order, found)
     gradient = torch.matmul(grouped(weight) - units * scale, hessian.damped)
     own = (scale, zero, every)

@@ -1,7 +1,7 @@
 """The column loop around its inner loops: panels, groups, scales from the updated weights, descent, fit.
 
 A panel of columns is rounded group by group; its errors reach the columns after it in one product at its end:
-W[:, after] -= E U[panel, after]. # weight: (out, in)
+T[:, after] += (W - Q)[:, panel] R[panel, after], T being what columns are rounded as. # weight: (out, in)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fewbit.algorithms import column_scales, columns
 from fewbit.algorithms.column_order import ORDERS, Order
 from fewbit.algorithms.column_scales import ColumnScales, at_levels, groups_of, own_scales, plain_scales, spans_of
 from fewbit.algorithms.column_spans import chosen_span, joined, scale_and_zero, with_fitted_floats
-from fewbit.algorithms.hessian import Hessian, factor
+from fewbit.algorithms.hessian import Corner, Hessian, factor
 from fewbit.algorithms.level_fit import fitted_levels
 from fewbit.algorithms.scale_fit import fitted_scales
 from fewbit.formats.integer import Int
@@ -105,12 +105,12 @@ class _ColumnLoop:
             self.unit = column_scales.units_of_scales(stored) if self.dynamic else None
             scales = scales if self.dynamic else ColumnScales.of(stored)
             self.grid = columns.grid_of(self.scheme.format, self.weight, stored.codebook)
-        units = self._rounded(scales)
+        units, left = self._rounded(scales)
         if stored is not None and stored.codebook is not None:
             return self._with_levels(units, scales, stored)
         if self.chosen:
             stored = joined([self.chosen[first] for first in sorted(self.chosen)])
-        scales = self._improved(units, scales)
+        scales = self._improved(units, left, scales)
         found = assembled(units, scales, stored, self.scheme)
         fits = self.options.fit and self.scheme.span is not None
         return with_fitted_floats(self.weight, found, self.hessian.damped) if fits else found
@@ -130,25 +130,25 @@ class _ColumnLoop:
         codes = torch.searchsorted(tables, units.contiguous()).to(torch.uint8)
         return replace(stored, codes=codes, codebook=tables)
 
-    def _rounded(self, scales: ColumnScales) -> Tensor:
-        """Return the units (out, in) that the loop over the columns finds."""
-        order, upper = self.hessian.order, self.hessian.upper
-        working = self.weight[:, order]
-        units = torch.empty_like(working)
+    def _rounded(self, scales: ColumnScales) -> tuple[Tensor, Tensor]:
+        """Return the units (out, in) that the loop over the columns finds, and what each left in its turn, in order."""
+        order, root = self.hessian.order, self.hessian.root
+        targets = self.weight.index_select(1, order)
+        units = torch.empty_like(targets)
         for panel in self._panels():
             first, last = panel[0].start, panel[-1].stop
-            errors = torch.empty_like(working[:, first:last])
+            errors = self.weight.index_select(1, order[first:last])
             for start, stop, chosen_to in panel:
                 if chosen_to:
-                    self._choose(scales, working, start, chosen_to)
-                own = working[:, start:stop].contiguous()
-                found, error = torch.empty_like(own), torch.empty_like(own)
-                corner = upper[start:stop, start:stop].contiguous()
-                columns.run("round_columns", own, corner, scales.at(order[start:stop]), self.grid, found, error)
-                units[:, start:stop], errors[:, start - first : stop - first] = found, error
-                working[:, stop:last].addmm_(error, upper[start:stop, stop:last], alpha=-1)
-            working[:, last:].addmm_(errors, upper[first:last, last:], alpha=-1)
-        return units[:, order.argsort()]
+                    self._choose(scales, targets, start, chosen_to)
+                own = errors[:, start - first : stop - first].contiguous()
+                left, found = targets[:, start:stop].contiguous(), torch.empty_like(own)
+                corner = root[start:stop, start:stop].contiguous()
+                columns.run("round_columns", own, left, corner, scales.at(order[start:stop]), self.grid, found)
+                units[:, start:stop], targets[:, start:stop], errors[:, start - first : stop - first] = found, left, own
+                targets[:, stop:last].addmm_(own, root[start:stop, stop:last])
+            targets[:, last:].addmm_(errors, root[first:last, last:])
+        return units.index_select(1, order.argsort()), targets
 
     def _panels(self) -> list[list[_Piece]]:
         """Return runs of whole groups, or parts of one, of about `_PANEL` columns, in the order of rounding."""
@@ -168,11 +168,13 @@ class _ColumnLoop:
             begin = end
         return panels
 
-    def _choose(self, scales: ColumnScales, working: Tensor, start: int, stop: int) -> None:
+    def _choose(self, scales: ColumnScales, targets: Tensor, start: int, stop: int) -> None:
         """Choose scale and zero point of the group of columns `start` to `stop` in the order of rounding."""
-        corner = self.hessian.upper[start:stop, start:stop]
+        corner = self.hessian.corner(start, stop)
         group, search = int(scales.index[self.hessian.order[start]]), self.options.search
-        own = working[:, start:stop].contiguous()
+        own = self.weight.index_select(1, self.hessian.order[start:stop])
+        if start:  # weights that hold the errors made before, as if no column of the group were to be rounded
+            own += corner.made_up(targets[:, start:stop] - own)
         if self.scheme.span is not None:
             self._choose_span(scales, own, self.hessian.order[start:stop], corner)
             return
@@ -182,9 +184,9 @@ class _ColumnLoop:
             return
         scales.scale[:, group], scales.zero[:, group] = column_scales.chosen(own, corner, self.scheme, search=search)
 
-    def _choose_span(self, scales: ColumnScales, own: Tensor, which: Tensor, corner: Tensor) -> None:
+    def _choose_span(self, scales: ColumnScales, own: Tensor, which: Tensor, corner: Corner) -> None:
         """Choose all parameters of the span of the columns `which`, that are `own` (out, span) now."""
-        found = chosen_span(own, which, column_scales.weights_of(corner) if self.options.search else None, self.scheme)
+        found = chosen_span(own, which, corner.weights if self.options.search else None, self.scheme)
         first = int(which.min())
         self.chosen[first] = found
         scale, zero = scale_and_zero(found)
@@ -192,14 +194,13 @@ class _ColumnLoop:
         groups = slice(group, group + scale.shape[1])
         scales.scale[:, groups], scales.zero[:, groups] = scale, zero
 
-    def _improved(self, units: Tensor, scales: ColumnScales) -> ColumnScales:
-        """Descend from `units`, in place, and return the scales fitted to them."""
+    def _improved(self, units: Tensor, left: Tensor, scales: ColumnScales) -> ColumnScales:
+        """Descend from `units`, in place, and return the scales fitted to them; `left` is overwritten."""
         size = self.spans[0][1] - self.spans[0][0]
         fits = self.options.fit and plain_scales(self.scheme) and units.shape[1] % size == 0
         if not (self.options.sweeps or fits):
             return scales
-        moment = self.hessian.damped
-        gradient = torch.addcmul(self.weight, units, scales.by_column(scales.scale), value=-1) @ moment
+        moment, gradient = self.hessian.damped, self.hessian.gradient(left)
         if self.options.sweeps:
             columns.run("descend", units, gradient, moment, scales.at(slice(None)), self.grid, self.options.sweeps)
         if not fits:

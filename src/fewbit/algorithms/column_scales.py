@@ -1,6 +1,6 @@
 """Scales and zero points of the columns while GPTQ rounds them: fixed before, or chosen when a group is reached.
 
-A chosen one leaves the least sum over columns of (w_k - q_k)^2 / U_kk^2, which is what rounding column k costs.
+A chosen one leaves the least sum over columns of D_k (w_k - q_k)^2, which is what rounding column k costs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from fewbit.algorithms import columns
 from fewbit.algorithms.column_order import Span
 from fewbit.algorithms.column_spans import scale_and_zero
-from fewbit.algorithms.hessian import Hessian
+from fewbit.algorithms.hessian import Corner, Hessian
 from fewbit.box_bounds import group_scales, searched_levels
 from fewbit.formats.integer import Int
 from fewbit.formats.scale_type import round_scale
@@ -110,17 +110,14 @@ def at_levels(scales: ColumnScales, stored: QTensor) -> QTensor:
     return replace(inner, codes=codes.reshape(inner.shape))
 
 
-def chosen_level(group: Tensor, upper: Tensor, scheme: Scheme, unit: Tensor, *, search: bool) -> Tensor:
-    """Return the scale (out,) for one group of columns (out, k), a level counted in `unit` (out,).
-
-    `upper` is their corner of U, (k, k).
-    """
+def chosen_level(group: Tensor, corner: Corner, scheme: Scheme, unit: Tensor, *, search: bool) -> Tensor:
+    """Return the scale (out,) for one group of columns (out, k), a level counted in `unit` (out,)."""
     scheme = scheme.searched() if search else scheme
     assert scheme.scale_scheme is not None
     boxes, axes, unit = group[:, None, None, :], (1, 3), unit[:, None, None, None]
-    weights, levels = weights_of(upper), searched_levels(scheme)
+    weights, levels = corner.weights, searched_levels(scheme)
     if levels is None:
-        low, high = _bounds(group, upper, weights, scheme)
+        low, high = _bounds(group, corner, weights, scheme)
         plain = ScaleLevels(scheme.scale_scheme.format)
         found: Tensor = plain.format.decode(plain.nearest(group_scales(low, high, scheme), unit)) * unit
         return found.reshape(-1)
@@ -155,20 +152,17 @@ def fixed(weight: Tensor, importance: Tensor, scheme: Scheme, *, search: bool, m
 
 def importances(hessian: Hessian) -> Tensor:
     """Return what rounding a column costs, float64 (in,), the columns as they come."""
-    found = torch.empty_like(hessian.upper[0], dtype=torch.float64)
-    found[hessian.order] = hessian.upper.diagonal().double().pow(-2)
+    found = torch.empty_like(hessian.pivots, dtype=torch.float64)
+    found[hessian.order] = hessian.pivots.double()
     return found
 
 
-def chosen(group: Tensor, upper: Tensor, scheme: Scheme, *, search: bool) -> tuple[Tensor, Tensor]:
-    """Return scale, rounded to its type, and zero point (out,) for one group of columns (out, k).
-
-    `upper` is their corner of U, (k, k).
-    """
-    weights, usual = weights_of(upper), isinstance(scheme.ranging, AbsMax | MinMax)
+def chosen(group: Tensor, corner: Corner, scheme: Scheme, *, search: bool) -> tuple[Tensor, Tensor]:
+    """Return scale, rounded to its type, and zero point (out,) for one group of columns (out, k)."""
+    weights, usual = corner.weights, isinstance(scheme.ranging, AbsMax | MinMax)
     if not (search and usual and isinstance(scheme.format, Int)) or scheme.float_zero:
         ranging = SquaredError(steps=16) if search and usual else scheme.ranging
-        scale, zero = scheme.grid.parameters(*_bounds(group, upper, weights, replace(scheme, range_method=ranging)))
+        scale, zero = scheme.grid.parameters(*_bounds(group, corner, weights, replace(scheme, range_method=ranging)))
         return scale.reshape(-1), torch.zeros_like(scale.reshape(-1)) if zero is None else zero.reshape(-1)
     scale = group.new_ones(len(group))
     zero = torch.zeros_like(scale)
@@ -181,20 +175,9 @@ def chosen(group: Tensor, upper: Tensor, scheme: Scheme, *, search: bool) -> tup
     return round_scale(scale, scheme.scale_type), zero
 
 
-def weights_of(upper: Tensor) -> Tensor:
-    """Return what errors of the columns of a group count, (k,), of mean 1."""
-    importance = upper.diagonal().double().pow(-2)
-    return (importance / importance.mean()).float()
-
-
-def _bounds(group: Tensor, upper: Tensor, weights: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+def _bounds(group: Tensor, corner: Corner, weights: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Return the bounds of each row of a group of columns, as boxes."""
     boxes = group[:, None, None, :]
     if isinstance(scheme.ranging, OutputRange):
-        return scheme.ranging.for_inputs(boxes, scheme.grid, _compensated(upper)[None])
+        return scheme.ranging.for_inputs(boxes, scheme.grid, corner.moment[None])
     return scheme.ranging(boxes, (1, 3), scheme.grid, weights)
-
-
-def _compensated(upper: Tensor) -> Tensor:
-    """Return what errors (k,) of a group cost once the columns after it have made up for what they can: (U^T U)^-1."""
-    return torch.cholesky_inverse(upper, upper=True)

@@ -113,15 +113,15 @@ def _best(values: Tensor, weights: Tensor, trials: Tensor, low: Any, high: Any) 
     return errors.gather(0, best)[0], trials.gather(0, best)[0]
 
 
-def round_columns(weight: Tensor, upper: Tensor, scales: Scales, grid: Grid, units: Tensor, errors: Tensor) -> None:
-    """Round the columns of `weight` (..., out, span) one by one, each error spread over those that follow."""
+def round_columns(weight: Tensor, targets: Tensor, root: Tensor, scales: Scales, grid: Grid, units: Tensor) -> None:
+    """Round the columns of `weight` (..., out, span) one by one, each after the errors of those before it."""
     scale, zero = (part[..., scales[2]] for part in scales[:2])
     for j in range(weight.shape[-1]):
-        value, own = weight[..., j], scale[..., j]
-        unit = _unit(value / own, zero[..., j], grid)
-        error = (value - unit * own) / upper[..., j, j]
-        units[..., j], errors[..., j] = unit, error
-        weight[..., j + 1 :] -= error[..., None] * upper[..., j, j + 1 :]
+        value, own = targets[..., j], scale[..., j]
+        units[..., j] = unit = _unit(value / own, zero[..., j], grid)
+        value -= unit * own
+        weight[..., j] -= unit * own
+        targets[..., j + 1 :] += weight[..., j, None] * root[..., j, j + 1 :]
 
 
 def descend(units: Tensor, gradient: Tensor, moment: Tensor, scales: Scales, grid: Grid, sweeps: int) -> None:

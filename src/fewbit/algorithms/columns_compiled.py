@@ -131,11 +131,12 @@ def search_asymmetric(  # noqa: C901  # numba compiles it as one
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
-def round_columns(weight: Any, upper: Any, scales: Any, grid: Any, units: Any, errors: Any) -> None:
-    """Round the columns of `weight` (out, span) one by one, each error spread over those that follow.
+def round_columns(weight: Any, targets: Any, root: Any, scales: Any, grid: Any, units: Any) -> None:
+    """Round the columns of `weight` (out, span) one by one, each after the errors of those before it.
 
-    `upper` is (span, span), `scales` are scale and zero point (out, n) and which of the n each column has, (span,);
-    `units` and `errors` are filled.
+    `targets` are the weights after the errors of columns before these, `root` (span, span) is the corner of R, `scales`
+    are scale and zero point (out, n) and which of the n each column has, (span,). `units` are filled; `weight` becomes
+    its errors w - q, `targets` what the rounding of each column left of its own.
     """
     scale, zero, index = scales
     rows, span = weight.shape
@@ -146,19 +147,20 @@ def round_columns(weight: Any, upper: Any, scales: Any, grid: Any, units: Any, e
         lanes = np.zeros((span, _LANES), np.float32)
         for row in range(count):
             for k in range(span):
-                lanes[k, row] = weight[first + row, k]
+                lanes[k, row] = targets[first + row, k]
         error = np.zeros(_LANES, np.float32)
         for j in range(span):
             for row in range(count):
                 value, own = lanes[j, row], scale[first + row, index[j]]
                 unit = _unit(value * (_ONE / own), zero[first + row, index[j]], grid, first + row)
-                error[row] = (value - unit * own) / upper[j, j]
                 units[first + row, j] = unit
-                errors[first + row, j] = error[row]
+                error[row] = weight[first + row, j] - unit * own
+                weight[first + row, j] = error[row]
+                targets[first + row, j] = value - unit * own
             for k in range(j + 1, span):
-                factor = upper[j, k]
+                factor = root[j, k]
                 for row in range(_LANES):
-                    lanes[k, row] -= error[row] * factor
+                    lanes[k, row] += error[row] * factor
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]

@@ -1,7 +1,8 @@
 """The second moment as GPTQ uses it: damped, ordered, and factored.
 
-H' = H + d * mean(diag H) * I. U is upper triangular with H'^-1 = U^T U; with J H' J = L L^T (J reverses the order),
-R = J L J is upper, H' = R R^T and U = R^-1: one factorization and one triangular inverse. Source: arXiv 2210.17323.
+H' = H + d * mean(diag H) * I; in the order of rounding H' = R D R^T with R upper triangular of unit diagonal. GPTQ's
+H'^-1 = U^T U has U = (R D^1/2)^-1; no inverse is taken, as column k is rounded as w_k + sum_{j < k} (w_j - q_j) R_jk
+(Babai's nearest plane, arXiv 2507.18553). With J H' J = L L^T (J reverses the order), J L J = R D^1/2.
 """
 
 from __future__ import annotations
@@ -20,8 +21,44 @@ _HOPELESS = (
     f"the second moment of its inputs cannot be factored, even with {_LIMIT:g} times its mean diagonal added; "
     "look for inputs of extreme size, or use nearest rounding"
 )
-#: Columns that are inverted at once: LAPACK's own inverse of a triangle does thrice the work of blocks.
+#: Columns that are multiplied with the triangle at once.
 _BLOCK = 192
+
+
+@dataclass(frozen=True, slots=True)
+class Corner:
+    """The factor of columns that follow one another in the order of rounding, once those before are rounded."""
+
+    #: Their part of R, (k, k).
+    root: Tensor
+    #: Their part of D, (k,).
+    pivots: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """What errors of the columns count, float32 (k,), of mean 1."""
+        pivots = self.pivots.double()
+        return (pivots / pivots.mean()).float()
+
+    @property
+    def moment(self) -> Tensor:
+        """What errors of them cost once the columns after have made up for what they can, (k, k)."""
+        return self.root * self.pivots @ self.root.mT
+
+    def made_up(self, shift: Tensor) -> Tensor:
+        """Return by how much the columns, not rounded yet, make up best together for the errors of those before.
+
+        `shift` (rows, k) is what each would make up for in its turn: sum_j (w_j - q_j) R_jk over the columns before.
+        """
+        import torch
+
+        made_up: Tensor
+        if len(shift) < len(self.root):
+            made_up = torch.linalg.solve_triangular(self.root, shift, upper=True, left=False, unitriangular=True)
+        else:
+            identity = torch.eye(len(self.root), dtype=shift.dtype, device=shift.device)
+            made_up = shift @ torch.linalg.solve_triangular(self.root, identity, upper=True, unitriangular=True)
+        return made_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +69,27 @@ class Hessian:
     order: Tensor
     #: H', float32 (in, in), columns as they came.
     damped: Tensor
-    #: U, float32 (in, in), upper triangular, columns in order.
-    upper: Tensor
+    #: R, float32 (in, in), upper triangular of unit diagonal, columns in order.
+    root: Tensor
+    #: The diagonal of D, float32 (in,), in order: what the square of an error of a column costs.
+    pivots: Tensor
     #: Share of the mean diagonal that was added.
     damping: float
+
+    def corner(self, start: int, stop: int) -> Corner:
+        """Return the factor of the columns `start` to `stop` in the order of rounding."""
+        return Corner(self.root[start:stop, start:stop], self.pivots[start:stop])
+
+    def gradient(self, left: Tensor) -> Tensor:
+        """Return (w - q) H' (out, in), columns as they came, from what each column `left` in its turn, (w - q) R.
+
+        `left` (out, in), in order, is overwritten.
+        """
+        left *= self.pivots
+        for start in range(0, left.shape[1], _BLOCK):  # the columns before are nowhere needed any more
+            stop = start + _BLOCK
+            left[:, start:stop] = left[:, start:] @ self.root[start:stop, start:].mT
+        return left.index_select(1, self.order.argsort())
 
 
 def factor(moment: Tensor, order: Tensor, damping: float) -> Hessian:
@@ -56,10 +110,8 @@ def factor(moment: Tensor, order: Tensor, damping: float) -> Hessian:
     while damping <= _LIMIT:
         damped.diagonal().copy_(diagonal + damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped.index_select(0, backwards).index_select(1, backwards))
-        if int(failed) == 0:
-            _invert(lower)
-            if bool(torch.isfinite(torch.stack(torch.aminmax(lower))).all()):
-                return Hessian(order, damped, lower.flip(0, 1), damping)
+        if int(failed) == 0 and bool(torch.isfinite(torch.stack(torch.aminmax(lower))).all()):
+            return Hessian(order, damped, *_parts(lower), damping)
         damping *= _GROWTH
     raise NonFiniteError(_HOPELESS)
 
@@ -85,22 +137,16 @@ def factor_each(moment: Tensor, order: Tensor, damping: float) -> Hessian:
     while damping <= _LIMIT:
         damped = moment + own * mean * identity
         lower, failed = torch.linalg.cholesky_ex(damped.gather(1, rows).gather(2, columns))
-        inverse = torch.linalg.solve_triangular(lower, identity.expand(moment.shape), upper=False)
-        failed = (failed > 0) | ~torch.isfinite(inverse).all(2).all(1)
+        failed = (failed > 0) | ~torch.isfinite(lower).all(2).all(1)
         if not bool(failed.any()):
-            return Hessian(order, damped, inverse.flip(1, 2), damping)
+            return Hessian(order, damped, *_parts(lower), damping)
         damping *= _GROWTH
         own = torch.where(failed[:, None, None], torch.full_like(own, damping), own)
     raise NonFiniteError(_HOPELESS)
 
 
-def _invert(lower: Tensor) -> None:
-    """Invert a lower triangular matrix in place, from its last block of columns to its first."""
-    import torch
-
-    for start in reversed(range(0, lower.shape[0], _BLOCK)):
-        stop = min(start + _BLOCK, lower.shape[0])
-        identity = torch.eye(stop - start, dtype=lower.dtype, device=lower.device)
-        corner = torch.linalg.solve_triangular(lower[start:stop, start:stop], identity, upper=False)
-        lower[stop:, start:stop] = -(lower[stop:, stop:] @ (lower[stop:, start:stop] @ corner))
-        lower[start:stop, start:stop] = corner
+def _parts(lower: Tensor) -> tuple[Tensor, Tensor]:
+    """Return R and the diagonal of D for the factor of the reversed order, (..., in, in)."""
+    diagonal = lower.diagonal(dim1=-2, dim2=-1)
+    pivots = diagonal.square().flip(-1)
+    return (lower / diagonal[..., None, :]).flip(-2, -1), pivots

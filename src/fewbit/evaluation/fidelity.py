@@ -10,6 +10,9 @@ import numpy as np
 
 from fewbit.numerics.namespace import Array, array_namespace, numbers_at_once, to_numpy
 
+#: Columns of a moment that are multiplied at once.
+_PANEL = 256
+
 
 def decibels(signal: float, noise: float) -> float:
     """Return the ratio of two powers in dB.
@@ -82,4 +85,10 @@ def output_power(weight: Array, moment: Array) -> float:
     weight = xp.astype(weight, xp.float32, copy=False)
     if moment.ndim == 3:
         weight = xp.reshape(weight, (moment.shape[0], -1, moment.shape[1]))
-    return float(xp.sum(xp.vecdot(xp.matmul(weight, moment), weight), dtype=xp.float64))
+    total = 0.0
+    for start in range(0, moment.shape[-1], _PANEL):  # a moment is symmetric: its half is enough
+        own = weight[..., start : start + _PANEL]
+        near = xp.matmul(own, moment[..., start : start + _PANEL, start:])
+        twice = xp.sum(xp.vecdot(near, weight[..., start:]), dtype=xp.float64)
+        total += 2.0 * float(twice) - float(xp.sum(xp.vecdot(near[..., : own.shape[-1]], own), dtype=xp.float64))
+    return total

@@ -21,7 +21,7 @@ from fewbit.float_bias import FloatBias
 from fewbit.integer_bias import IntegerBias
 from fewbit.interfaces import Activations, CalibrationRun, Frontend, Layer, Replacement
 from fewbit.numerics.namespace import Array, is_torch
-from fewbit.qtensor import quantize
+from fewbit.qtensor import QTensor, quantize
 from fewbit.schemes.scheme import Scheme
 from fewbit.statistics.grouped_moment import GroupedMoment
 from fewbit.statistics.partials import PART, Parts
@@ -68,10 +68,8 @@ def outcome_of(algorithm: Algorithm, weight: Array, statistics: Mapping[str, Any
     solution = algorithm(weight, statistics, scheme)
     _wait_for(solution.qtensor.codes)
     seconds = time.perf_counter() - started
-    solved = output_sqnr(weight, solution.qtensor.dequantize(), statistics)
-    if solved is None:
-        return Outcome(solution, seconds)
-    return Outcome(solution, seconds, output_sqnr(weight, quantize(weight, scheme).dequantize(), statistics), solved)
+    forms: list[Callable[[], QTensor]] = [lambda: quantize(weight, scheme), lambda: solution.qtensor]
+    return Outcome(solution, seconds, *output_sqnr(weight, statistics, *forms))
 
 
 def _wait_for(array: Array) -> None:
@@ -82,13 +80,16 @@ def _wait_for(array: Array) -> None:
         torch.cuda.synchronize(array.device)
 
 
-def output_sqnr(weight: Array, values: Array, statistics: Mapping[str, Any]) -> float | None:
-    """Return the SQNR in dB of the output with `values` for `weight`; `None` where no second moment is known."""
+def output_sqnr(
+    weight: Array, statistics: Mapping[str, Any], *forms: Callable[[], QTensor]
+) -> tuple[float | None, ...]:
+    """Return the SQNR in dB of the output with each of `forms` for `weight`; `None`: no second moment is known."""
     seen = next((own for own in statistics.values() if isinstance(own, SecondMoment | GroupedMoment)), None)
     if seen is None or not seen.count:
-        return None
+        return (None,) * len(forms)
     moment = seen.result()
-    return decibels(output_power(weight, moment), output_power(values - weight, moment))
+    signal = output_power(weight, moment)
+    return tuple(decibels(signal, output_power(make().dequantize() - weight, moment)) for make in forms)
 
 
 class SettledLayer(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +17,15 @@ _LARGEST = 2.0**120
 def finite_weight(model: nn.Module, name: str) -> Tensor:
     """Return the weight of the layer called `name` as (out, in); raises `NonFiniteError` for NaN and infinity in it."""
     weight = canonical_weight(model.get_submodule(name))
-    if not bool(torch.isfinite(weight).all()):
+    if not weight.numel():
+        return weight
+    largest = float(torch.stack(torch.aminmax(weight)).abs().max())  # NaN where one is among them
+    if not math.isfinite(largest):
         bad = int((~torch.isfinite(weight)).sum())
         raise NonFiniteError(f"{name}: {bad} of {weight.numel()} weights are NaN or infinite; repair or keep it")
-    if weight.numel() and float(weight.abs().max()) > _LARGEST:
+    if largest > _LARGEST:
         raise NonFiniteError(
-            f"{name}: a weight of magnitude {float(weight.abs().max()):.3g} would overflow "
-            "float32 arithmetic; repair or keep it"
+            f"{name}: a weight of magnitude {largest:.3g} would overflow float32 arithmetic; repair or keep it"
         )
     return weight
 
