@@ -255,8 +255,8 @@ def _train_alike(
     starts = {name: solved[name].replacement.qtensor for name in rows}
     started = time.perf_counter()
     block = Block(
-        forward=part.block.forward, targets=part.block.targets, weights=weights, starts=starts,
-        row_weights=part.block.row_weights, curvature=part.block.curvature,
+        forward=part.block.forward, together=part.block.together, targets=part.block.targets, weights=weights,
+        starts=starts, row_weights=part.block.row_weights, curvature=part.block.curvature,
     )  # fmt: skip
     found = algorithm.solve_block(block, run.seed)
     seconds = time.perf_counter() - started

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fewbit.errors import CalibrationError
+from fewbit.frontends.torch import reconstruction
 from fewbit.frontends.torch.calls import hidden
 from fewbit.frontends.torch.frontend import TorchFrontend
 from fewbit.qtensor import quantize
@@ -186,3 +187,76 @@ class Counting(nn.Module):
 def test_an_output_without_float_numbers_cannot_be_trained_for():
     with pytest.raises(CalibrationError, match=r"^an output of type Tensor begins with no float tensor to train for"):
         stages(Counting(), batches())
+
+
+def weights_of(model, part):
+    return {layer.name: model.get_submodule(layer.name).qtensor.dequantize() for layer in part.layers}
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "GPT2", "Bert"])
+def test_samples_of_a_block_run_at_once_with_the_outputs_and_gradients_of_runs_one_by_one(tiny, architecture):
+    model, batches = tiny(architecture)
+    seen = []
+
+    def each(part):
+        if not part.block.name:
+            return
+        weights = {name: own.requires_grad_() for name, own in weights_of(model, part).items()}
+        together = part.block.together(weights, [1, 0])
+        alone = [part.block.forward(weights, sample) for sample in (1, 0)]
+        gradients = []
+        for found in (together, alone):
+            loss = sum(own.square().mean() for own in found)
+            gradients.append(torch.autograd.grad(loss, list(weights.values())))
+        for own, expected in zip([*together, *gradients[0]], [*alone, *gradients[1]], strict=True):
+            # Products of twice as many rows add in another order.
+            torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max()))
+        seen.append(part.block.name)
+
+    stages(model, batches, each=each)
+    assert len(seen) >= 3
+
+
+class Mixing(Part):
+    """What a sample becomes depends on those beside it."""
+
+    def forward(self, rows):
+        return super().forward(rows) - rows.mean(0)
+
+
+def test_samples_of_a_block_that_mixes_them_run_one_by_one():
+    model, found = Parts(Mixing), []
+
+    def each(part):
+        if part.block.name:
+            found.append(part.block.together(weights_of(model, part), [0, 1]))
+
+    stages(model, batches(), each=each)
+    assert found == [None] * 3
+
+
+def test_samples_of_other_shapes_and_one_alone_are_not_joined():
+    model, found = Parts(), []
+    given = [torch.randn(8, 32), torch.randn(8, 32), torch.randn(2, 8, 32)]
+
+    def each(part):
+        if part.block.name == "parts.1":
+            weights = weights_of(model, part)
+            found.extend(part.block.together(weights, samples) for samples in ([0, 2], [0], [0, 1]))
+
+    stages(model, given, each=each)
+    assert found[:2] == [None, None]
+    assert [tuple(own.shape) for own in found[2]] == [(8, 32)] * 2
+
+
+def test_more_numbers_than_memory_should_hold_are_not_joined(monkeypatch):
+    model, found = Parts(), []
+    monkeypatch.setattr(reconstruction, "_AT_ONCE", {"cpu": 3 * 8 * 32 - 1})
+
+    def each(part):
+        if part.block.name:
+            found.append([part.block.together(weights_of(model, part), samples) for samples in ([0, 1, 2], [0, 1])])
+
+    stages(model, batches(), each=each)
+    assert [three for three, _ in found] == [None] * 3
+    assert all(len(two) == 2 for _, two in found)

@@ -23,6 +23,8 @@ class Block:
 
     #: The output for the sample of a number, with these weights (out, in) by layer; differentiable in them.
     forward: Callable[[Mapping[str, Tensor], int], Tensor]
+    #: The outputs for several samples from one run; `None`: they are run one by one.
+    together: Callable[[Mapping[str, Tensor], Sequence[int]], Sequence[Tensor] | None] = lambda *_: None
     #: What the float part puts out for each sample.
     targets: Sequence[Tensor]
     #: Float weights (out, in) by layer.

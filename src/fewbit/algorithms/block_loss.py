@@ -54,20 +54,33 @@ class BlockLoss:
         """Return the gradients by layer, summed over some samples, of the layers that they reach."""
         weights = {name: value.requires_grad_() for name, value in values.items()}
         total: dict[str, Tensor] = {}
-        for sample in samples:
-            with torch.enable_grad():
-                loss = self._of(weights, sample)
+        with torch.enable_grad():
+            for loss in self._losses(weights, samples):
                 gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            for name, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None:
-                    total[name] = total[name] + gradient if name in total else gradient
+                for name, gradient in zip(weights, gradients, strict=True):
+                    if gradient is not None:
+                        total[name] = total[name] + gradient if name in total else gradient
         self.unreached = weights.keys() - total.keys()
         return total
 
+    def _losses(self, weights: Mapping[str, Tensor], samples: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the loss of all samples where they run at once, else of each: its graph is gone before the next."""
+        with self._precision():
+            outputs = self._block.together(weights, samples)
+        if outputs is None:
+            yield from (self._of(weights, sample) for sample in samples)
+        else:
+            yield torch.stack([self._error(*own) for own in zip(outputs, samples, strict=True)]).sum()
+
     def _of(self, weights: Mapping[str, Tensor], sample: int) -> Tensor:
+        with self._precision():
+            output = self._block.forward(weights, sample)
+        return self._error(output, sample)
+
+    def _error(self, output: Tensor, sample: int) -> Tensor:
+        """Return how far the output for a sample is from its target."""
         target = features_last(self._block.targets[sample].to(torch.float32))
-        with self._precision(target.device.type):
-            output = features_last(self._block.forward(weights, sample).to(torch.float32))
+        output = features_last(output.to(torch.float32))
         squares = (output - target).square()
         error = (squares if self._curvature is None else squares * features_last(self._curvature[sample])).mean(-1)
         guide = None if self._guides is None else self._guides[sample].reshape(error.shape)
@@ -79,8 +92,8 @@ class BlockLoss:
             error = error * guide
         return error.mean()
 
-    def _precision(self, device: str) -> AbstractContextManager[object]:
-        return torch.autocast(device, torch.bfloat16, enabled=self._halved)
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self._block.targets[0].device.type, torch.bfloat16, enabled=self._halved)
 
 
 def samples_of(block: Block, steps: int, number: int, seed: int) -> Iterator[list[int]]:

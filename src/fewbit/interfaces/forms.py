@@ -88,5 +88,8 @@ class Trainable(Protocol):
     def forward(self, weights: Mapping[str, Array], sample: int) -> Array:
         """Return the output for a sample with these weights (out, in) by layer, differentiable in them."""
 
+    def together(self, weights: Mapping[str, Array], samples: Sequence[int]) -> Sequence[Array] | None:
+        """Return the outputs for several samples from one run; `None` where they have to run one by one."""
+
     def curvature(self) -> Sequence[Array] | None:
         """Return how much an error of each number of each target counts for the whole model; `None`: not known."""

@@ -7,7 +7,7 @@ outputs are rounded as they will be. Samples are calls of the block, targets wha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,13 +15,28 @@ from torch import Tensor, nn
 
 from fewbit.errors import CalibrationError
 from fewbit.frontends.torch.block_inputs import BlockInputs
-from fewbit.frontends.torch.calls import Call, configured_without_cache, evaluating, hidden
+from fewbit.frontends.torch.calls import Call, configured_without_cache, evaluating, hidden, same, size
+from fewbit.frontends.torch.joined_calls import joined, samples_of
 from fewbit.frontends.torch.loss_gradient import LossGradient
 from fewbit.frontends.torch.module_chain import chained, modules_in
 from fewbit.frontends.torch.output_curvature import output_curvature
 from fewbit.frontends.torch.quantized import QuantizedLayer
 from fewbit.interfaces import CalibratedPart, Layer
 from fewbit.samples.batches import Mapped
+
+#: Numbers in the arguments of calls that are run as one, by kind of device; for gradients there are many times as many.
+_AT_ONCE, _ELSEWHERE = {"cpu": 1 << 22}, 1 << 26
+#: Roundings by which outputs may differ: products of more rows add in another order.
+_ROUNDINGS = 2.0**8
+
+
+@dataclass(slots=True)
+class SideBySide:
+    """What is known of runs of several samples at once."""
+
+    #: Not yet refuted, and seen to put out the same.
+    possible: bool = True
+    proven: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +54,45 @@ class Reconstruction:
     batches: Sequence[Any]
     #: How much an error of each row of each target counts, (rows,); `None`: not known.
     row_weights: Sequence[Tensor] | None = None
+    #: Whether samples may be run at once.
+    side_by_side: SideBySide = field(default_factory=SideBySide)
 
     def forward(self, weights: Mapping[str, Tensor], sample: int) -> Tensor:
         """Return the output for the call number `sample` under these weights (out, in), differentiable in them."""
+        self._hold(weights)
+        return self._run(self.calls[sample].copy())  # a module may write into what it is given
+
+    def together(self, weights: Mapping[str, Tensor], samples: Sequence[int]) -> list[Tensor] | None:
+        """Return the outputs for some samples from one run, if that has been seen to put out the same; else `None`.
+
+        So many numbers that memory would count are not joined: their products are large enough one by one.
+        """
+        calls = [self.calls[sample].copy() for sample in samples] if self.side_by_side.possible else []
+        numbers = sum(size([call.args, dict(call.kwargs)]) for call in calls)
+        counts, call = samples_of(calls), joined(calls) if len(calls) > 1 else None
+        if call is None or counts is None or numbers > _AT_ONCE.get(self.targets[0].device.type, _ELSEWHERE):
+            return None
+        self._hold(weights)
+        if not self.side_by_side.proven:
+            self.side_by_side.proven = self.side_by_side.possible = self._alike(call, counts, samples)
+        return list(torch.split(self._run(call), counts)) if self.side_by_side.proven else None
+
+    @torch.no_grad()
+    def _alike(self, call: Call, counts: Sequence[int], samples: Sequence[int]) -> bool:
+        """Whether one run puts out what a run of each sample does, in the precision of the block itself."""
+        with torch.autocast(self.targets[0].device.type, enabled=False):
+            alone = [self._run(self.calls[sample].copy()) for sample in samples]
+            output = self._run(call.copy())
+        return len(output) == sum(counts) and same(torch.cat(alone), output, _ROUNDINGS)
+
+    def _hold(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
             layer = self.model.get_submodule(name)
             assert isinstance(layer, QuantizedLayer)
             layer.hold(weight)
+
+    def _run(self, call: Call) -> Tensor:
         module = chained(self.model, self.name) if self.name else self.model
-        call = self.calls[sample].copy()  # a module may write into what it is given
         with evaluating(module), configured_without_cache(module):
             return _first_tensor(module(*call.args, **call.kwargs))
 
