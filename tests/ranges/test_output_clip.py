@@ -9,6 +9,7 @@ from torch import nn
 
 import fewbit as fb
 from fewbit.algorithms.gptq import Gptq
+from fewbit.algorithms.hessian import Corner
 from fewbit.algorithms.nearest import Nearest
 from fewbit.errors import PlanError, RecipeError, SchemeError
 from fewbit.frontends.torch.key_value_cache import key_value_cache
@@ -165,7 +166,7 @@ def test_gptq_counts_what_later_columns_make_up_for(monkeypatch):
 
     found = error()
     blocks = iter([torch.from_numpy(moment[at : at + 32, at : at + 32].copy()) for at in range(0, 128, 32)])
-    monkeypatch.setattr("fewbit.algorithms.column_scales._compensated", lambda _: next(blocks))
+    monkeypatch.setattr(Corner, "moment", property(lambda _: next(blocks)))
     assert found < error()
 
 

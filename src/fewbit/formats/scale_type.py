@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fewbit.formats.minifloat import BFLOAT16, FLOAT16
-from fewbit.numerics.namespace import Array, array_namespace, is_torch
+from fewbit.numerics.namespace import Array, array_namespace, compiling, is_torch
 
 #: Types in which a scale can be stored.
 ScaleType = Literal["float16", "bfloat16", "float32"]
@@ -24,7 +24,8 @@ def round_scale(scale: Array, scale_type: ScaleType | None) -> Array:
     xp = array_namespace(scale)
     target = _ROUNDED[scale_type]
     outside = (scale < target.smallest_normal) | (scale > target.maximum)
-    if is_torch(scale) and scale.dtype == xp.float32:  # GPTQ calls it for each group: the cast is a tenth of the work
+    # A cast is a tenth of the work, and GPTQ has one for each group; inductor would leave it and its way back out.
+    if is_torch(scale) and scale.dtype == xp.float32 and not compiling(scale):
         import torch
 
         return xp.where(outside, scale, scale.to(getattr(torch, scale_type)).to(torch.float32))
