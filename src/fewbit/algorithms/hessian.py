@@ -146,7 +146,7 @@ def factor_each(moment: Tensor, order: Tensor, damping: float) -> Hessian:
 
 
 def _parts(lower: Tensor) -> tuple[Tensor, Tensor]:
-    """Return R and the diagonal of D for the factor of the reversed order, (..., in, in)."""
-    diagonal = lower.diagonal(dim1=-2, dim2=-1)
-    pivots = diagonal.square().flip(-1)
-    return (lower / diagonal[..., None, :]).flip(-2, -1), pivots
+    """Return R and the diagonal of D for the factor of the reversed order, (..., in, in), which is overwritten."""
+    diagonal = lower.diagonal(dim1=-2, dim2=-1).clone()
+    lower /= diagonal[..., None, :]
+    return lower.flip(-2, -1), diagonal.square().flip(-1)
