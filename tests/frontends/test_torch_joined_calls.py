@@ -14,7 +14,8 @@ def call(samples, *, length=5, mask=None, **kwargs):
 
 
 def test_samples_are_joined_and_what_all_share_stays():
-    both = joined([call(1), call(1)])
+    both, samples = joined([call(1), call(1)])
+    assert samples == [1, 1]
     assert torch.equal(both.args[0], torch.cat([call(1).args[0]] * 2))
     assert both.kwargs["angles"][0].shape == (2, 5, 2)
     assert torch.equal(both.kwargs["places"], torch.arange(5))
@@ -22,14 +23,15 @@ def test_samples_are_joined_and_what_all_share_stays():
 
 
 def test_calls_of_several_samples_share_what_has_an_axis_of_one():
-    both = joined([call(2), call(3)])
+    both, samples = joined([call(2), call(3)])
+    assert samples == [2, 3]
     assert both.args[0].shape == (5, 5, 2)
     assert both.kwargs["angles"][0].shape == (1, 5, 2)
 
 
 def test_masks_of_samples_are_joined():
     masks = [torch.tensor([[True, False]]), torch.tensor([[False, False]])]
-    both = joined([call(1, mask=mask) for mask in masks])
+    both, _ = joined([call(1, mask=mask) for mask in masks])
     assert torch.equal(both.kwargs["mask"], torch.cat(masks))
 
 

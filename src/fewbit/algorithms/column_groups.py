@@ -45,8 +45,8 @@ def rounded_groups(weight: Tensor, moment: Tensor, scheme: Scheme, options: Gptq
         return part.gather(2, columns_in_order)
 
     errors, every = ordered(grouped(weight)), torch.arange(width, device=weight.device)
-    found, own = torch.empty_like(errors), (ordered(scale), ordered(zero), every)
-    columns_batched.round_columns(errors, errors.clone(), hessian.root[:, None], own, grid, found)
+    found, in_order = torch.empty_like(errors), (ordered(scale), ordered(zero), every)
+    columns_batched.round_columns(errors, errors.clone(), hessian.root[:, None], in_order, grid, found)
     units = torch.empty_like(found).scatter_(2, columns_in_order, found)
     gradient = torch.matmul(grouped(weight) - units * scale, hessian.damped)
     own = (scale, zero, every)

@@ -24,7 +24,7 @@ def round_scale(scale: Array, scale_type: ScaleType | None) -> Array:
     xp = array_namespace(scale)
     target = _ROUNDED[scale_type]
     outside = (scale < target.smallest_normal) | (scale > target.maximum)
-    # A cast is a tenth of the work, and GPTQ has one for each group; inductor would leave it and its way back out.
+    # A cast is faster, and GPTQ rounds the scales of each group; inductor would leave it and its way back out.
     if is_torch(scale) and scale.dtype == xp.float32 and not compiling(scale):
         import torch
 

@@ -18,24 +18,20 @@ class _ApartError(Exception):
     """An argument is another one in each call, and does not count samples."""
 
 
-def joined(calls: Sequence[Call]) -> Call | None:
-    """Return one call for all samples of `calls`; `None` where they do not stand side by side."""
-    samples = samples_of(calls)
-    if samples is None:
+def joined(calls: Sequence[Call]) -> tuple[Call, list[int]] | None:
+    """Return one call for all samples of `calls`, and how many each has; `None` where they do not stand side by side.
+
+    Samples are counted by the first tensor of a call.
+    """
+    counted = [next(tensors_in([call.args, dict(call.kwargs)]), None) for call in calls]
+    samples = [len(tensor) for tensor in counted if tensor is not None and tensor.ndim]
+    if len(samples) < len(calls):
         return None
     try:
         args = _joined([call.args for call in calls], samples)
-        return Call(args, _joined([dict(call.kwargs) for call in calls], samples))
+        return Call(args, _joined([dict(call.kwargs) for call in calls], samples)), samples
     except _ApartError:
         return None
-
-
-def samples_of(calls: Sequence[Call]) -> list[int] | None:
-    """Return how many samples each call has, by its first tensor; `None` where one has no tensor with axes."""
-    first = [next(tensors_in([call.args, dict(call.kwargs)]), None) for call in calls]
-    return (
-        [len(own) for own in first if own is not None] if all(own is not None and own.ndim for own in first) else None
-    )
 
 
 def _joined(values: Sequence[Any], samples: Sequence[int]) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewbit.errors import CalibrationError
 from fewbit.frontends.torch.block_inputs import BlockInputs
 from fewbit.frontends.torch.calls import Call, configured_without_cache, evaluating, hidden, same, size
-from fewbit.frontends.torch.joined_calls import joined, samples_of
+from fewbit.frontends.torch.joined_calls import joined
 from fewbit.frontends.torch.loss_gradient import LossGradient
 from fewbit.frontends.torch.module_chain import chained, modules_in
 from fewbit.frontends.torch.output_curvature import output_curvature
@@ -34,9 +34,8 @@ _ROUNDINGS = 2.0**8
 class SideBySide:
     """What is known of runs of several samples at once."""
 
-    #: Not yet refuted, and seen to put out the same.
-    possible: bool = True
-    proven: bool = False
+    #: Whether one put out what runs one by one do; `None`: it has not been tried.
+    alike: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +64,19 @@ class Reconstruction:
     def together(self, weights: Mapping[str, Tensor], samples: Sequence[int]) -> list[Tensor] | None:
         """Return the outputs for some samples from one run, if that has been seen to put out the same; else `None`.
 
-        So many numbers that memory would count are not joined: their products are large enough one by one.
+        Nor are calls joined whose gradients would take much memory.
         """
-        calls = [self.calls[sample].copy() for sample in samples] if self.side_by_side.possible else []
-        numbers = sum(size([call.args, dict(call.kwargs)]) for call in calls)
-        counts, call = samples_of(calls), joined(calls) if len(calls) > 1 else None
-        if call is None or counts is None or numbers > _AT_ONCE.get(self.targets[0].device.type, _ELSEWHERE):
+        if len(samples) < 2 or self.side_by_side.alike is False:
             return None
+        calls = [self.calls[sample].copy() for sample in samples]
+        numbers = sum(size([call.args, dict(call.kwargs)]) for call in calls)
+        if numbers > _AT_ONCE.get(self.targets[0].device.type, _ELSEWHERE) or (found := joined(calls)) is None:
+            return None
+        call, counts = found
         self._hold(weights)
-        if not self.side_by_side.proven:
-            self.side_by_side.proven = self.side_by_side.possible = self._alike(call, counts, samples)
-        return list(torch.split(self._run(call), counts)) if self.side_by_side.proven else None
+        if self.side_by_side.alike is None:
+            self.side_by_side.alike = self._alike(call, counts, samples)
+        return list(torch.split(self._run(call), counts)) if self.side_by_side.alike else None
 
     @torch.no_grad()
     def _alike(self, call: Call, counts: Sequence[int], samples: Sequence[int]) -> bool:
