@@ -175,7 +175,7 @@ def test_compiled_and_batched_loops_round_to_the_same_levels():
         own = [change(part.clone()) for part in (weight, weight, root)]
         units = change(torch.empty(20, 16))
         grid = (np.float32(0), np.float32(7), change(tables))
-        kernel.round_columns(*own, tuple(change(part) for part in scales), grid, units)
+        kernel.round_columns(*own, tuple(change(part) for part in scales), grid, units, 0)
         found.append(torch.as_tensor(units))
     assert torch.equal(*found)
     assert all((tables[row] == found[0][row, :, None]).any(1).all() for row in range(20))

@@ -212,12 +212,13 @@ def test_without_steps_a_model_is_that_of_the_start(start):
 def test_a_model_comes_nearer_than_with_its_start(start, reach):
     found = run({"name": "autoround", "steps": 60, "start": start, "reach": reach})
     assert left_over(found) < left_over(run(start))
-    for layer in found.report.layers:
-        if not layer.kept:
-            assert layer.algorithm == "autoround"
-            assert layer.block_losses[1] < layer.block_losses[0]
-            assert layer.solved_sqnr is None  # its own output is not what is trained for
-            assert layer.seconds > 0
+    trained = [layer for layer in found.report.layers if not layer.kept]
+    for layer in trained:
+        assert layer.algorithm == "autoround"
+        assert layer.block_losses[1] <= layer.block_losses[0]  # a block may be best where it starts
+        assert layer.solved_sqnr is None  # its own output is not what is trained for
+        assert layer.seconds > 0
+    assert any(layer.block_losses[1] < layer.block_losses[0] for layer in trained)
     losses = [layer.block_losses for layer in found.report.layers if layer.name.endswith("up")]
     assert len(set(losses)) == 3  # one for each block
     assert "trained by block       6 layers, mean loss " in str(found.report)

@@ -107,7 +107,7 @@ def test_columns_are_rounded_to_the_same_units(kind):
     zero = torch.full_like(scale, 2.0 if kind == "integer" else 0.0)
     scales = scale, zero, torch.arange(40) % 2
     targets, blank = weight + 0.1 * draw(30, 40, seed=6), torch.full_like(weight, 77.0)
-    compiled, batched = both("round_columns", weight, targets, root, scales, grid_of(LEVELS[kind]), blank)
+    compiled, batched = both("round_columns", weight, targets, root, scales, grid_of(LEVELS[kind]), blank, 0)
     whole = (compiled[5] == batched[5]).all(1)
     assert (compiled[5] != batched[5]).double().mean() <= FLIPS
     # Rows without a flip agree in what was left too; the sum of 40 updates of about 1 each was rounded at each.
@@ -119,6 +119,34 @@ def test_columns_are_rounded_to_the_same_units(kind):
         # One product and one difference: a place of numbers below 8 each.
         torch.testing.assert_close(found[0], errors, rtol=0, atol=2.0**-20)
         torch.testing.assert_close(found[1], targets - weight + errors @ root, rtol=0, atol=40 * 2.0**-22)
+
+
+@pytest.mark.parametrize("kernel", [0, 1])
+def test_columns_from_the_middle_are_rounded_as_if_they_were_alone(kernel):
+    weight, _, root = system(rows=70)
+    scales = torch.full((70, 1), 0.4), torch.zeros(70, 1), torch.zeros(12, dtype=torch.int64)
+    targets, units, part = weight + 0.1 * draw(70, 40, seed=6), torch.full_like(weight, 77.0), slice(9, 21)
+    # R as a factorization leaves it: columns one after the other in memory.
+    whole = both("round_columns", weight, targets, root.T.contiguous().T, scales, grid_of([]), units, 9)[kernel]
+    own = (weight[:, part].contiguous(), targets[:, part].contiguous(), root[part, part].contiguous())
+    alone = both("round_columns", *own, scales, grid_of([]), units[:, part].contiguous(), 0)[kernel]
+    for place, before in ((0, weight), (1, targets), (5, units)):
+        assert torch.equal(whole[place][:, part], alone[place])
+        beside = torch.ones(40, dtype=torch.bool).index_fill(0, torch.arange(40)[part], False)
+        assert torch.equal(whole[place][:, beside], before[:, beside])
+
+
+def test_a_descent_ends_where_no_column_has_a_better_unit():
+    weight, moment, _ = system(width=100)
+    scales = torch.full((30, 1), 0.4), torch.zeros(30, 1), torch.zeros(100, dtype=torch.int64)
+    units = (weight / 0.4).round().clamp(-8, 7)
+    gradient = (weight - units * 0.4) @ moment
+    compiled, _ = both("descend", units, gradient, moment, scales, grid_of([]), 1000)
+    # In float64 from the units alone; a column that stays may be half a unit away, and what the gradient sums up.
+    left = (weight - compiled[0] * 0.4).double() @ moment.double()
+    ideal = compiled[0].double() + left / (moment.diagonal().double() * 0.4)
+    assert ((ideal - compiled[0]).abs()[(ideal > -8) & (ideal < 7)] <= 0.5 + 1e-4).all()
+    assert (compiled[0] != units).any()
 
 
 @pytest.mark.parametrize("panel", [128, 16])
@@ -179,6 +207,6 @@ def test_trials_that_are_compared_in_parts_come_to_the_same_scale(monkeypatch):
 def test_ties_go_to_the_even_code(kernels):
     weight, units = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 99.0, -99.0]]), torch.empty(1, 7)
     scales = torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(7, dtype=torch.int64)
-    arguments = weight, weight.clone(), torch.eye(7), scales, grid_of([]), units
+    arguments = weight, weight.clone(), torch.eye(7), scales, grid_of([]), units, 0
     kernels.round_columns(*(to_numpy(part) if kernels is columns_compiled else part for part in arguments))
     assert units.tolist() == [[0.0, 2.0, 2.0, 0.0, -2.0, 7.0, -8.0]]

@@ -42,7 +42,7 @@ def test_a_pivot_is_what_an_error_costs_that_the_columns_after_make_up_for():
     upper = np.linalg.cholesky(inverse).T  # the U of the paper
     # Condition number of the moment, about 1e3, times a place of float32.
     np.testing.assert_allclose(found.pivots, upper.diagonal() ** -2.0, rtol=1e-3)
-    corner = found.corner(100, 164)
+    corner = found.corner(slice(100, 164))
     part = upper[100:164, 100:164]
     close(corner.moment, np.linalg.inv(part.T @ part))
     close(corner.weights, corner.pivots / corner.pivots.double().mean())
@@ -52,7 +52,8 @@ def test_a_pivot_is_what_an_error_costs_that_the_columns_after_make_up_for():
 def test_columns_of_a_group_make_up_together_for_the_errors_before(rows):
     found = factor(moment_of(), torch.arange(WIDTH), 0.01)
     errors = torch.randn(rows, 100, generator=torch.Generator().manual_seed(2))
-    made_up = found.corner(100, 164).made_up(errors @ found.root[:100, 100:164])
+    made_up = torch.zeros(rows, 64)
+    found.corner(slice(100, 164)).make_up(made_up, errors @ found.root[:100, 100:164])
     # What the paper's updates come to: the minimum of (w - q) H (w - q)^T over all columns after the 100.
     damped = found.damped.double().numpy()
     best = -np.linalg.solve(damped[100:, 100:], damped[100:, :100] @ errors.double().numpy().T).T

@@ -46,7 +46,7 @@ def rounded_groups(weight: Tensor, moment: Tensor, scheme: Scheme, options: Gptq
 
     errors, every = ordered(grouped(weight)), torch.arange(width, device=weight.device)
     found, in_order = torch.empty_like(errors), (ordered(scale), ordered(zero), every)
-    columns_batched.round_columns(errors, errors.clone(), hessian.root[:, None], in_order, grid, found)
+    columns_batched.round_columns(errors, errors.clone(), hessian.root[:, None], in_order, grid, found, 0)
     units = torch.empty_like(found).scatter_(2, columns_in_order, found)
     gradient = torch.matmul(grouped(weight) - units * scale, hessian.damped)
     own = (scale, zero, every)

@@ -133,21 +133,17 @@ class _ColumnLoop:
     def _rounded(self, scales: ColumnScales) -> tuple[Tensor, Tensor]:
         """Return the units (out, in) that the loop over the columns finds, and what each left in its turn, in order."""
         order, root = self.hessian.order, self.hessian.root
-        targets = self.weight.index_select(1, order)
-        units = torch.empty_like(targets)
+        errors = self.weight.index_select(1, order)  # weights, until they are rounded
+        targets, units = errors.clone(), torch.empty_like(errors)
         for panel in self._panels():
             first, last = panel[0].start, panel[-1].stop
-            errors = self.weight.index_select(1, order[first:last])
             for start, stop, chosen_to in panel:
                 if chosen_to:
-                    self._choose(scales, targets, start, chosen_to)
-                own = errors[:, start - first : stop - first].contiguous()
-                left, found = targets[:, start:stop].contiguous(), torch.empty_like(own)
-                corner = root[start:stop, start:stop].contiguous()
-                columns.run("round_columns", own, left, corner, scales.at(order[start:stop]), self.grid, found)
-                units[:, start:stop], targets[:, start:stop], errors[:, start - first : stop - first] = found, left, own
-                targets[:, stop:last].addmm_(own, root[start:stop, stop:last])
-            targets[:, last:].addmm_(errors, root[first:last, last:])
+                    self._choose(scales, errors, targets, slice(start, chosen_to))
+                own = scales.at(order[start:stop])
+                columns.run("round_columns", errors, targets, root, own, self.grid, units, start)
+                targets[:, stop:last].addmm_(errors[:, start:stop], root[start:stop, stop:last])
+            targets[:, last:].addmm_(errors[:, first:last], root[first:last, last:])
         return units.index_select(1, order.argsort()), targets
 
     def _panels(self) -> list[list[_Piece]]:
@@ -168,15 +164,15 @@ class _ColumnLoop:
             begin = end
         return panels
 
-    def _choose(self, scales: ColumnScales, targets: Tensor, start: int, stop: int) -> None:
-        """Choose scale and zero point of the group of columns `start` to `stop` in the order of rounding."""
-        corner = self.hessian.corner(start, stop)
-        group, search = int(scales.index[self.hessian.order[start]]), self.options.search
-        own = self.weight.index_select(1, self.hessian.order[start:stop])
-        if start:  # weights that hold the errors made before, as if no column of the group were to be rounded
-            own += corner.made_up(targets[:, start:stop] - own)
+    def _choose(self, scales: ColumnScales, weight: Tensor, targets: Tensor, span: slice) -> None:
+        """Choose scale and zero point of the group of columns `span`, in the order of rounding as all that is given."""
+        corner, which = self.hessian.corner(span), self.hessian.order[span]
+        group, search = int(scales.index[which[0]]), self.options.search
+        own = weight[:, span].contiguous()
+        if span.start:  # weights that hold the errors made before, as if no column of the group were to be rounded
+            corner.make_up(own, targets[:, span] - own)
         if self.scheme.span is not None:
-            self._choose_span(scales, own, self.hessian.order[start:stop], corner)
+            self._choose_span(scales, own, which, corner)
             return
         if self.unit is not None:
             unit = self.unit[:, group]

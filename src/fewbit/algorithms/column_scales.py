@@ -27,8 +27,8 @@ from fewbit.ranges.squared_error import SquaredError
 from fewbit.schemes.granularity import PerChannel, PerGroup
 from fewbit.schemes.scheme import Scheme
 
-#: Shares of the scale that clips nothing that a search tries.
-_FACTORS = tuple(1.07 - 0.03 * step for step in range(20))
+#: Shares of the scale that clips nothing that a search tries, before those between.
+_FACTORS = tuple(1.07 - 0.06 * step for step in range(10))
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,11 +61,15 @@ def _settle(values: Tensor, weights: Tensor, best: tuple[Tensor, Tensor], low: A
 def search_symmetric(
     weight: Tensor, weights: Tensor, limits: tuple[float, float, float], factors: Tensor, scale: Tensor
 ) -> None:
-    """Set `scale` (out,) to that of least weighted squared error for each row of `weight` (out, group)."""
+    """Set `scale` (out,) to that of least weighted squared error for each row of `weight` (out, group).
+
+    Tried are `factors` of the scale of the extremes, evenly spaced, and midway to those on either side of the best.
+    """
     low, high, reach = limits
     amax = weight.abs().amax(1)
     plain = torch.where(amax > 1e-37, amax / reach, torch.ones_like(amax))
     best = _best(weight, weights, factors[:, None] * plain, low, high)
+    best = _nearby(weight, weights, best, _between(factors) * plain, low, high)
     scale.copy_(torch.where(amax > 1e-37, _settle(weight, weights, best, low, high), torch.ones_like(amax)))
 
 
@@ -84,7 +88,7 @@ def search_asymmetric(
     there = most - least > 1e-37
     plain = torch.where(there, (most - least) / steps, torch.ones_like(most))
     centre = (-least / plain).round()
-    error, chosen, place = torch.full_like(plain, float("inf")), plain.clone(), centre.clone()
+    error, chosen, place, largest = torch.full_like(plain, float("inf")), plain, centre, plain
     for shift in range(-2, 3):
         below = (centre + shift).clamp(0, steps)
         none = torch.zeros_like(plain)
@@ -100,7 +104,10 @@ def search_asymmetric(
         better = usable & (found < error)
         error = torch.where(better, found, error)
         chosen, place = torch.where(better, trial, chosen), torch.where(better, below, place)
-    settled = _settle(weight, weights, (error, chosen), -place[:, None], (steps - place)[:, None])
+        largest = torch.where(better, whole, largest)
+    low, high = -place[:, None], (steps - place)[:, None]
+    near = _nearby(weight, weights, (error, chosen), _between(factors) * largest, low, high)
+    settled = _settle(weight, weights, near, low, high)
     scale.copy_(torch.where(there, settled, torch.ones_like(settled)))
     zero.copy_(torch.where(there, first + place, torch.full_like(place, first)))
 
@@ -113,15 +120,33 @@ def _best(values: Tensor, weights: Tensor, trials: Tensor, low: Any, high: Any) 
     return errors.gather(0, best)[0], trials.gather(0, best)[0]
 
 
-def round_columns(weight: Tensor, targets: Tensor, root: Tensor, scales: Scales, grid: Grid, units: Tensor) -> None:
-    """Round the columns of `weight` (..., out, span) one by one, each after the errors of those before it."""
+def _nearby(
+    values: Tensor, weights: Tensor, best: tuple[Tensor, Tensor], step: Tensor, low: Any, high: Any
+) -> tuple[Tensor, Tensor]:
+    """Return error and scale of the best of `best` and the scales a `step` to either side of it."""
+    error, scale = best
+    for trial in (best[1] - step, best[1] + step):
+        found = _error(values, weights, trial, low, high)
+        scale, error = torch.where(found < error, trial, scale), torch.minimum(found, error)
+    return error, scale
+
+
+def _between(factors: Tensor) -> Tensor:
+    return (factors[0] - factors[1]) / 2
+
+
+def round_columns(
+    weight: Tensor, targets: Tensor, root: Tensor, scales: Scales, grid: Grid, units: Tensor, start: int
+) -> None:
+    """Round columns of `weight` (..., out, in) from `start` on one by one, each after the errors of those before it."""
     scale, zero = (part[..., scales[2]] for part in scales[:2])
-    for j in range(weight.shape[-1]):
-        value, own = targets[..., j], scale[..., j]
-        units[..., j] = unit = _unit(value / own, zero[..., j], grid)
+    stop = start + scale.shape[-1]
+    for place, j in enumerate(range(start, stop)):
+        value, own = targets[..., j], scale[..., place]
+        units[..., j] = unit = _unit(value / own, zero[..., place], grid)
         value -= unit * own
         weight[..., j] -= unit * own
-        targets[..., j + 1 :] += weight[..., j, None] * root[..., j, j + 1 :]
+        targets[..., j + 1 : stop] += weight[..., j, None] * root[..., j, j + 1 : stop]
 
 
 def descend(units: Tensor, gradient: Tensor, moment: Tensor, scales: Scales, grid: Grid, sweeps: int) -> None:

@@ -113,7 +113,7 @@ class Gptq:
             qtensor, _ = rounded(values, SecondMoment.identity(weight.shape[1], values), scheme, self)
             return Solution(in_framework_of(weight, qtensor), remarks=(f"{few}: rounded without data",))
         seen = moment.result()
-        if not bool((seen != 0.0).any()):
+        if float(seen.max()) == 0.0:  # as that of a second moment is on its diagonal
             return Solution(quantize(weight, scheme), remarks=("its calibration inputs are all 0: rounded to nearest",))
         if isinstance(moment, GroupedMoment) and scheme.learned:
             found = quantize(weight, scheme, importance_of(seen, weight))

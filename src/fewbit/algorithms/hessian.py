@@ -22,7 +22,7 @@ _HOPELESS = (
     "look for inputs of extreme size, or use nearest rounding"
 )
 #: Columns that are multiplied with the triangle at once.
-_BLOCK = 192
+_BLOCK = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +45,19 @@ class Corner:
         """What errors of them cost once the columns after have made up for what they can, (k, k)."""
         return self.root * self.pivots @ self.root.mT
 
-    def made_up(self, shift: Tensor) -> Tensor:
-        """Return by how much the columns, not rounded yet, make up best together for the errors of those before.
+    def make_up(self, weight: Tensor, shift: Tensor) -> None:
+        """Have the columns of `weight` (rows, k), not rounded yet, make up best together for the errors before them.
 
         `shift` (rows, k) is what each would make up for in its turn: sum_j (w_j - q_j) R_jk over the columns before.
         """
         import torch
 
-        made_up: Tensor
         if len(shift) < len(self.root):
-            made_up = torch.linalg.solve_triangular(self.root, shift, upper=True, left=False, unitriangular=True)
+            weight += torch.linalg.solve_triangular(self.root, shift, upper=True, left=False, unitriangular=True)
         else:
             identity = torch.eye(len(self.root), dtype=shift.dtype, device=shift.device)
-            made_up = shift @ torch.linalg.solve_triangular(self.root, identity, upper=True, unitriangular=True)
-        return made_up
+            inverse = torch.linalg.solve_triangular(self.root, identity, upper=True, unitriangular=True)
+            weight.addmm_(shift, inverse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +75,9 @@ class Hessian:
     #: Share of the mean diagonal that was added.
     damping: float
 
-    def corner(self, start: int, stop: int) -> Corner:
-        """Return the factor of the columns `start` to `stop` in the order of rounding."""
-        return Corner(self.root[start:stop, start:stop], self.pivots[start:stop])
+    def corner(self, span: slice) -> Corner:
+        """Return the factor of the columns `span` in the order of rounding."""
+        return Corner(self.root[span, span], self.pivots[span])
 
     def gradient(self, left: Tensor) -> Tensor:
         """Return (w - q) H' (out, in), columns as they came, from what each column `left` in its turn, (w - q) R.
