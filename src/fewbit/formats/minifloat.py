@@ -6,8 +6,9 @@ Subnormals are k = 0; r = 2^(m+1) carries into the next binade by itself. Source
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from fewbit.errors import SchemeError
@@ -37,8 +38,6 @@ class Float:
     bias: int | None = None
     #: Which codes are not numbers.
     specials: Specials = "fn"
-    #: The finite magnitudes by code, ascending from 0.
-    magnitudes: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (2 <= self.exponent <= 8 and 1 <= self.mantissa <= 10):
@@ -47,7 +46,6 @@ class Float:
             raise SchemeError(f"specials {self.specials!r} is none of fn, fnuz, ieee, none")
         usual = (1 << (self.exponent - 1)) - (self.specials != "fnuz")
         object.__setattr__(self, "bias", usual if self.bias is None else self.bias)
-        object.__setattr__(self, "magnitudes", _magnitudes(self))
         if not (self.smallest_normal >= SMALLEST_NORMAL and self.maximum < float("inf")):
             raise SchemeError(
                 f"{self.name} with bias {self.bias} leaves the range of float32; use a bias nearer {usual}"
@@ -74,9 +72,14 @@ class Float:
         return 2.0 ** (1 - self._bias)
 
     @property
+    def magnitudes(self) -> tuple[float, ...]:
+        """The finite magnitudes by code, ascending from 0."""
+        return _magnitudes(self)
+
+    @property
     def maximum(self) -> float:
         """The largest finite value."""
-        return self.magnitudes[-1]
+        return _magnitude(self, _finite(self) - 1)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -170,16 +173,23 @@ class Float:
         return math.frexp(self.maximum)[1] + self._bias - 1
 
 
+def _finite(form: Float) -> int:
+    """Return how many codes of one sign are numbers."""
+    left_out = {"fn": 1, "ieee": 2**form.mantissa, "fnuz": 0, "none": 0}[form.specials]
+    return int(2 ** (form.exponent + form.mantissa) - left_out)
+
+
+def _magnitude(form: Float, code: int) -> float:
+    """Return what the code of a positive number means; overflow to infinity is for the caller to refuse."""
+    exponent, unit = divmod(code, 2**form.mantissa)
+    whole = 2**form.mantissa * (exponent > 0) + unit
+    return float(whole * 2.0 ** (max(exponent, 1) - form._bias - form.mantissa))
+
+
+@functools.cache  # 32,640 of bfloat16, which few programs ask for
 def _magnitudes(form: Float) -> tuple[float, ...]:
-    """Return the finite magnitudes by code; overflow to infinity is for the caller to refuse."""
-    per_binade = 2**form.mantissa
-    values = [
-        (per_binade * (exponent > 0) + unit) * 2.0 ** (max(exponent, 1) - form._bias - form.mantissa)
-        for exponent in range(2**form.exponent)
-        for unit in range(per_binade)
-    ]
-    left_out = {"fn": 1, "ieee": per_binade, "fnuz": 0, "none": 0}[form.specials]
-    return tuple(values[: len(values) - left_out])
+    """Return what the codes of the positive numbers mean, from 0."""
+    return tuple(_magnitude(form, code) for code in range(_finite(form)))
 
 
 #: OCP FP8: E4M3 has no infinity and reaches 448, E5M2 is IEEE-like and reaches 57344.
