@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -46,13 +47,27 @@ def own(scheme: str) -> Iterator[Row]:
     yield fewbit_row(scheme, "gptq, guided, damping 0.01", guided=True, damping=0.01)
     yield fewbit_row(scheme, "awq, nearest", ["awq"], name="nearest")
     yield fewbit_row(scheme, "awq, gptq", ["awq"])
+    yield fewbit_row(f"{scheme} clip", "awq, clip, gptq", ["awq"])
+    yield salient(fewbit_row(scheme, "1 % of the channels in 16 bits, nearest", name="nearest"))
     yield fewbit_row(scheme, "rotation, gptq", ["rotation"])
     yield fewbit_row(scheme, "rotation, gptq, guided", ["rotation"], guided=True)
+    yield written(fewbit_row(scheme, "gptq, 32 sequences written besides"))
+    yield written(fewbit_row(scheme, "gptq, guided, 32 sequences written besides", guided=True))
     trained: dict[str, Any] = {"name": "autoround", "steps": STEPS}
     yield fewbit_row(scheme, f"rotation, autoround, {STEPS} steps", ["rotation"], **trained)
     trained["start"] = {"name": "gptq", "guided": True}
     yield fewbit_row(scheme, f"guided, autoround, {STEPS} steps", **trained)
     yield fewbit_row(scheme, f"guided, guided autoround, {STEPS} steps", **trained, guided=True)
+
+
+def written(row: Row) -> Row:
+    """Return a row with as many sequences that the model writes as it is given."""
+    return replace(row, options=(*row.options, "--written", "32"))
+
+
+def salient(row: Row) -> Row:
+    """Return a row with a hundredth of the channels, of the largest inputs, in floats: what AWQ is compared with."""
+    return replace(row, options=(*row.options, "--salient", "0.01"))
 
 
 def peers(scheme: str) -> Iterator[Row]:

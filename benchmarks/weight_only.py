@@ -24,8 +24,10 @@ def rows() -> list[Row]:
         found.append(fewbit_row(scheme, "gptq"))
     found += [fewbit_row(scheme, "gptq, asymmetric", asymmetric=True) for scheme in schemes]
     found.append(fewbit_row("int2 g64 asym", "autoround, 100 steps", name="autoround", steps=100))
-    found.append(fewbit_row("int4 g64", "gptq, order none", order="none"))
-    found.append(fewbit_row("int4 g64", "gptq, order activation", order="activation"))
+    for scheme in schemes:
+        for order in ("none", "activation"):
+            found.append(fewbit_row(scheme, f"gptq, order {order}", order=order))
+            found.append(fewbit_row(scheme, f"gptq, guided, order {order}", order=order, guided=True))
     found.append(fewbit_row("int4 g64", "gptq, no descent, no fit", sweeps=0, fit=False))
     together = fewbit_row("int4 g64", "gptq, not true-sequential")
     found.append(Row("fewbit", "int4 g64", (*together.options, "--no-sequential"), together.label))

@@ -185,6 +185,34 @@ def test_self_is_32_texts_of_256_tokens_unless_the_context_is_shorter(llama):
     assert [tuple(text.shape) for text in texts] == [(1, 256)] * 32
 
 
+def test_what_the_model_writes_besides_follows_the_data_and_is_as_long(llama):
+    given = [torch.arange(12)[None] + step for step in range(2)]
+    calibration = Calibration(data=given, written=3)
+    batches = calibration.batches(llama, Stub(), seed=7)
+    expected = [*given, *written(llama, sequences=3, length=12, seed=7)]
+    assert all(torch.equal(*pair) for pair in zip(batches, expected, strict=True))
+    assert calibration.described(batches) == "the given batches: 2 batches, and 3 x 12 that the model wrote"
+    masked = [{"attention_mask": torch.ones(1, 9, dtype=torch.int64), "input_ids": torch.arange(9)[None]}]
+    assert [tuple(text.shape) for text in Calibration(data=masked, written=1).batches(llama, Stub())[1:]] == [(1, 9)]
+
+
+def test_a_text_and_what_the_model_writes_besides_are_counted_apart(tmp_path, llama):
+    (tmp_path / "own.txt").write_text("a few words " * 40)
+    calibration = Calibration(data=tmp_path / "own.txt", samples=4, length=16, written=2)
+    batches = calibration.batches(llama, Stub(Words()))
+    assert [tuple(text.shape) for text in batches] == [(1, 16)] * 6
+    assert calibration.described(batches) == "own.txt: 4 x 16 tokens, and 2 x 16 that the model wrote"
+
+
+def test_writing_besides_needs_data_and_a_model_that_writes():
+    with pytest.raises(CalibrationError, match="the model writes all sequences, not 2 besides; give samples instead"):
+        Calibration(data="self", written=2)
+    with pytest.raises(CalibrationError, match="-1 sequences that the model writes besides; give 0 or more"):
+        Calibration(data="a.txt", written=-1)
+    with pytest.raises(CalibrationError, match="Linear writes no text of its own besides the calibration data; leave"):
+        Calibration(data=[torch.ones(1, 4)], written=2).batches(nn.Linear(4, 4), Stub())
+
+
 def test_a_length_beyond_the_context_is_refused(llama):
     with pytest.raises(CalibrationError, match="calibration sequences of 65 tokens exceed the context of 64; use"):
         written(llama, length=65)

@@ -155,6 +155,7 @@ def test_the_report_says_what_was_predicted_and_that_nothing_was_measured(models
     ("recipe", "options", "error", "why"),
     [
         ("w4a16", {}, PlanError, "needs calibration data, and a model that is read block by block writes no text"),
+        ("w4a16", {"data": True, "written": 3}, PlanError, "3 sequences are to be written besides the calibration"),
         ("w8a16", {"to": "gguf"}, NotYetError, "gguf is not written block by block"),
         (fb.Recipe([fb.Rule(kind="linear", weight="int8")], transforms=["rotation"]), {}, NotYetError,
          "transform rotation, which is not streamed; leave that out"),
@@ -168,6 +169,7 @@ def test_what_cannot_be_streamed_is_refused_before_anything_is_written(
     models, batches, tmp_path, recipe, options, error, why
 ):
     data = batches if options.pop("data", False) else None
+    data = fb.Calibration(data=data, written=written) if (written := options.pop("written", 0)) else data
     with pytest.raises(error, match=why):
         fb.quantize_folder(models["llama"], tmp_path / "out", recipe, calibration=data, **options)
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ from fewbit.adoption import adopted, batches_given, opened
 from fewbit.errors import CalibrationError, PlanError
 from fewbit.evaluation.token_ids import context_of, require_known, writes_text
 from fewbit.interfaces import Frontend, Progress, Silent, Source
+from fewbit.samples.batches import arrays_in
 from fewbit.samples.files import Samples, are_samples
 from fewbit.statistics.partials import PART
 from fewbit.synthetic.images import SyntheticImages
@@ -41,6 +42,9 @@ class Calibration:
     samples: int | None = None
     #: Tokens of each; left out: 256 when the model writes, 512 of a text, or the context where it is shorter.
     length: int | None = None
+    #: Sequences that a language model writes besides, as long as those of the data: what is known of its layers' inputs
+    #: then holds better on text unlike the data.
+    written: int = 0
     #: Measure the layers of a block one after the other, each behind the quantized ones before it. It is also faster:
     #: the runs of a block wait at each layer instead of running twice, for which they hold what is between.
     sequential: bool = True
@@ -55,6 +59,10 @@ class Calibration:
                 f"calibration with {self.samples} samples of {self.length} tokens; "
                 "give at least one sample of two tokens"
             )
+        if self.written < 0:
+            raise CalibrationError(f"{self.written} sequences that the model writes besides; give 0 or more")
+        if self.written and isinstance(self.data, str) and self.data == "self":
+            raise CalibrationError(f"the model writes all sequences, not {self.written} besides; give samples instead")
         if self.part < 1:
             raise CalibrationError(f"parts of {self.part} batches hold nothing; give 1 at least")
         if isinstance(self.data, str) and self.data == "synthetic":
@@ -82,13 +90,14 @@ class Calibration:
         """What the report says that it was calibrated with."""
         if isinstance(batches, SyntheticImages):
             return str(batches)
+        own = f", and {self.written} x {batches[-1].shape[-1]} that the model wrote" if self.written else ""
         if isinstance(self.data, str | Path) and self.data != "self":
             what = Path(self.data).name
         elif isinstance(self.data, str | Path | Synthetic):
             what = "text that the model wrote"
         else:
-            return f"{self.name}: {len(batches)} batches"
-        return f"{what}: {len(batches)} x {batches[0].shape[-1]} tokens"
+            return f"{self.name}: {len(batches) - self.written} batches{own}"
+        return f"{what}: {len(batches) - self.written} x {batches[0].shape[-1]} tokens{own}"
 
     def batches(self, model: Any, source: Source, *, seed: int = 0, progress: Progress | None = None) -> Sequence[Any]:
         """Return the batches, one at least; `model` is the live one, for which files must be opened.
@@ -102,7 +111,19 @@ class Calibration:
         if not found:
             raise CalibrationError("calibration holds no batch; give some, or leave it out")
         require_known(found, model, what="calibration")
-        return found
+        return [*found, *self._besides(found, model, seed, progress or Silent())] if self.written else found
+
+    def _besides(self, found: Sequence[Any], model: Any, seed: int, progress: Progress) -> Sequence[Any]:
+        """Return what the model writes besides, as long as the first of the batches that were `found`."""
+        if not writes_text(model):
+            raise CalibrationError(
+                f"{type(model).__name__} writes no text of its own besides the calibration data; leave out written"
+            )
+        from fewbit.synthetic.self_text import written_by
+
+        (_, tokens), *_ = arrays_in(found[0])
+        length = self._length(tokens.shape[-1], model)
+        return written_by(model, sequences=self.written, length=length, seed=seed, progress=progress)
 
     def _gathered(self, model: Any, source: Source, seed: int, progress: Progress) -> Sequence[Any]:
         writes = self.data == "self"

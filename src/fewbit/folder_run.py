@@ -118,6 +118,11 @@ class Preparation:
 
         if self.given is None or self.given.data == "self" or isinstance(self.given.data, Synthetic):
             return ()
+        if self.given.written:
+            raise PlanError(
+                f"{self.given.written} sequences are to be written besides the calibration data, and a model that is "
+                "read block by block writes no text; leave out written"
+            )
         stand_in = nn.Linear(1, 1)  # the model is nowhere; its parts will be on the CPU, in float32
         opened = self.given.opened(stand_in, self.frontend)
         self.given = opened

@@ -120,6 +120,15 @@ def test_input_rounds_the_inputs_too_and_the_folder_says_so(run, made, tmp_path,
         )
 
 
+def test_the_model_writes_besides_a_text_and_the_folder_says_so(run, made, tmp_path):
+    text = ("--text", "none", "--calibration", made / "text.txt", "--calibration-length", "16", "--samples", "2")
+    command = ("quantize", made / "model", "-o", tmp_path / "out", "--weight", "int4 g16", "--algorithm", "gptq", *text)
+    code, _, err = run(*command, "--written", "2")
+    assert code == 0, err
+    said = "text.txt: 2 x 16 tokens, and 2 x 16 that the model wrote"
+    assert json.loads((tmp_path / "out/report.json").read_text())["calibration"] == said
+
+
 def test_schemes_that_run_faster_here_are_hinted_at_before_the_run(run, made, monkeypatch):
     monkeypatch.setattr("fewbit.kernels.fbgemm.vnni", lambda: False)
     code, printed, _ = run("quantize", made / "model", "--weight", "int8", "--input", "int8", "--dry-run")

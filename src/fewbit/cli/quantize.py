@@ -33,6 +33,7 @@ from fewbit.cli.quantize_options import (
     TargetLatency,
     TargetSize,
     Weight,
+    Written,
 )
 from fewbit.cli.run import Run, is_onnx
 from fewbit.cli.samples import calibrating, made_of, measuring, require_used
@@ -96,6 +97,7 @@ def quantize(  # a command's options are its arguments
     batch_size: BatchSize = None,
     preprocess: Preprocess = None,
     calibration_length: CalibrationLength = None,
+    written: Written = 0,
     imatrix: Imatrix = None,
     sequential: Sequential = True,
     target_bits: TargetBits = None,
@@ -128,7 +130,10 @@ def quantize(  # a command's options are its arguments
         raise RecipeError("--imatrix and --calibration exclude each other: an importance matrix is gathered already")
     data_made = made_of(calibration, shape, preprocess, iterations)
     calibrated = calibrating(
-        Calibration(data=data_made, samples=samples, length=calibration_length, sequential=sequential, part=part),
+        Calibration(
+            data=data_made, samples=samples, length=calibration_length, written=written, sequential=sequential,
+            part=part,
+        ),
         batch_size, preprocess,
     )  # fmt: skip
     streaming = Streaming(memory, resume)

@@ -23,6 +23,9 @@ SampleCount = Annotated[
     int | None,
     typer.Option(help="What to calibrate with: 32 sequences, 512 samples of files, 64 made images.", min=1),
 ]
+Written = Annotated[
+    int, typer.Option(help="Sequences that a language model writes besides what it is calibrated with.", min=0)
+]
 Imatrix = Annotated[
     Path | None,
     typer.Option(
