@@ -15,6 +15,7 @@ from torch import Tensor
 from fewbit.errors import CalibrationError, NonFiniteError
 from fewbit.evaluation.token_ids import context_of, vocabulary_of, writes_text
 from fewbit.interfaces import Progress
+from fewbit.synthetic.cache_room import take_room
 
 #: Tokens after the first that are the most likely ones.
 _GREEDY = 4
@@ -49,18 +50,22 @@ def written_by(model: Any, *, sequences: int, length: int, seed: int, progress: 
         for first in range(0, sequences, _ABREAST):
             own = starts[first : first + _ABREAST]
             steps = progress.track(range(length - 1), f"write text {first // _ABREAST + 1}")
-            tokens = torch.cat([own, *_continued(model, own, steps, generator)], 1)
+            tokens = torch.cat([own, *_continued(model, own, steps, generator, length)], 1)
             written += [tokens[row : row + 1] for row in range(len(tokens))]
         return written
     finally:
         model.train(training)
 
 
-def _continued(model: Any, tokens: Tensor, steps: Iterator[int], generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the next token of each row, (rows, 1), for every step."""
+def _continued(
+    model: Any, tokens: Tensor, steps: Iterator[int], generator: torch.Generator, length: int
+) -> Iterator[Tensor]:
+    """Yield the next token of each row, (rows, 1), for every step; there are `length` tokens in the end."""
     cache = None
     for step in steps:
         output = model(tokens, past_key_values=cache, use_cache=True)
+        if cache is None:
+            take_room(output.past_key_values, length)
         cache = output.past_key_values
         scores = output.logits[:, -1].float()
         # Minus infinity is how a model rules a token out.
