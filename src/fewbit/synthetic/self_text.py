@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewbit.errors import CalibrationError, NonFiniteError
 from fewbit.evaluation.token_ids import context_of, vocabulary_of, writes_text
+from fewbit.frontends.torch.resident_memory import trim
 from fewbit.interfaces import Progress
 from fewbit.synthetic.cache_room import take_room
 
@@ -21,6 +22,9 @@ from fewbit.synthetic.cache_room import take_room
 _GREEDY = 4
 #: Sequences that are written side by side.
 _ABREAST = 32
+#: Tokens after which free memory is given back: what attention takes for a moment grows with each token, and fits no hole
+#: that the token before has left in the heap.
+_TRIM = 32
 
 
 @torch.no_grad()
@@ -66,6 +70,8 @@ def _continued(
         output = model(tokens, past_key_values=cache, use_cache=True)
         if cache is None:
             take_room(output.past_key_values, length)
+        if step % _TRIM == 0:
+            trim()
         cache = output.past_key_values
         scores = output.logits[:, -1].float()
         # Minus infinity is how a model rules a token out.
