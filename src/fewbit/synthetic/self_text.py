@@ -22,8 +22,8 @@ from fewbit.synthetic.cache_room import take_room
 _GREEDY = 4
 #: Sequences that are written side by side.
 _ABREAST = 32
-#: Tokens after which free memory is given back: what attention takes for a moment grows with each token, and fits no hole
-#: that the token before has left in the heap.
+#: Tokens after which free memory is given back: what attention takes for a moment grows with each token, and fits no
+#: hole that the token before has left in the heap.
 _TRIM = 32
 
 
